@@ -73,7 +73,7 @@ class Rung:
         self.lm = solm.load(file.path, file.policy, backend="cpu", kv_cache_dtype=kv_cache)
         self.settings: dict[str, Setting] = {"dense": DENSE}
         if file.policy is not None:
-            offer, seen = self.lm.offer(), context // 4
+            offer, seen = self.lm.budgets(), context // 4
             floor = offer.time_floor(seen) if offer.measured else offer.bytes(offer.lowest(seen), seen)
             for share in reversed(spaced_budgets(floor, budgets)):
                 self.settings[f"budget {share:g}"] = self.lm.budget(share, seen)

@@ -21,8 +21,8 @@ from common import finish, held_out, numbers, parser, tuning_text
 from dial import dial
 from solm.core.actions import AXES, FULL_BITS, ActionSpace
 from solm.core.budget import Ledger
+from solm.core.cost import axis_levels
 from solm.core.files import resumable, write_text
-from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.baselines import BASELINES, BaselineRequest
 from solm.evaluation.perplexity import EvaluationSettings, evaluate

@@ -2,11 +2,9 @@
 
 import torch
 
-from solm.core.cost import ModelShapes
+from solm.core.cost import LEVELS, ModelShapes, StepTimings, axis_levels
 from solm.core.curve import BudgetCurve, CurvePoint, TextFacts
-from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
-from solm.core.timings import LEVELS, StepTimings
 
 SHAPES = ModelShapes(
     layers=4, hidden=64, intermediate=128, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True

@@ -14,8 +14,8 @@ from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.allocation import KNOTS, Allocation
+from solm.core.cost import realised_mlp
 from solm.core.errors import DataError
-from solm.core.shares import realised_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 

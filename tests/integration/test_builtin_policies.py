@@ -8,8 +8,8 @@ import torch
 import solm
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
+from solm.core.cost import axis_levels
 from solm.core.errors import SolmError
-from solm.core.shares import axis_levels
 from solm.data.windows import token_stream
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static

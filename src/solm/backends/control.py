@@ -14,9 +14,8 @@ from solm.backends.session import AnyPolicy
 from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.budget import Ledger
-from solm.core.cost import ModelShapes
+from solm.core.cost import ModelShapes, axis_levels
 from solm.core.errors import SolmError
-from solm.core.shares import axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.protocol import Observation

@@ -18,12 +18,12 @@ from solm.cli.options import (
     RevisionOption,
     TrustOption,
 )
-from solm.core.words import counted
+from solm.core.errors import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from solm.core.timings import StepTimings
+    from solm.core.cost import StepTimings
 
 _STEPS = 16
 """Positions that the timed steps need after a context."""

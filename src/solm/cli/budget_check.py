@@ -10,11 +10,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from solm.core.actions import ActionSpace
-    from solm.core.budget import BudgetRequest
-    from solm.core.timings import StepTimings
+    from solm.core.budget import BudgetRequest, Budgets
+    from solm.core.cost import StepTimings
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.facts import ModelFacts
-    from solm.runtime.offer import Offer
 
 
 def checked_budget(
@@ -32,9 +31,8 @@ def checked_budget(
 
     timings: for budgets in time; by default the policy's own. clamp: what is below the least there is stands for it.
     """
-    from solm.core.budget import BudgetRequest
+    from solm.core.budget import BudgetRequest, Budgets
     from solm.runtime.load import engine_sparsity
-    from solm.runtime.offer import Offer
 
     with checks.option(typed):
         request = BudgetRequest.parse(text)
@@ -51,7 +49,7 @@ def checked_budget(
         grid = trained.config.space if trained else space or _widest()
         # Nor are the bits of weights known yet: they are as many as those of the KV cache, or down to a quarter.
         offers = [
-            Offer(grid, engine_sparsity(trained), shapes, trained, timings=known)
+            Budgets(grid, engine_sparsity(trained), shapes, trained, timings=known)
             for shapes in (config.shapes, config.shapes.model_copy(update={"weight_bits": 4, "head_bits": 4}))
         ]
         longest = config.context or 1 << 20
@@ -60,7 +58,7 @@ def checked_budget(
     return request
 
 
-def _check_reach(offers: "Sequence[Offer]", request: "BudgetRequest", contexts: tuple[int, ...], clamp: bool) -> None:
+def _check_reach(offers: "Sequence[Budgets]", request: "BudgetRequest", contexts: tuple[int, ...], clamp: bool) -> None:
     """Raises `BudgetError` where a budget is in none of `offers` after any of `contexts`, of which the longest saves
     most."""
     refused = None

@@ -8,10 +8,9 @@ from solm.cli.checks import option, step_times
 from solm.core.errors import BudgetError
 
 if TYPE_CHECKING:
-    from solm.core.budget import Kind
-    from solm.core.timings import StepTimings
+    from solm.core.budget import Budgets, Kind
+    from solm.core.cost import StepTimings
     from solm.policies.artifact import TrainedPolicy
-    from solm.runtime.offer import Offer
 
 _PARTS = 10_000
 """Of a share, to which speeds, milliseconds and losses are rounded up."""
@@ -67,13 +66,13 @@ def budget_list(text: str) -> BudgetList:
     return BudgetList(kinds.pop(), tuple(found))
 
 
-def reachable(asked: BudgetList, offer: "Offer", context: int) -> tuple[float, ...]:
+def reachable(asked: BudgetList, offer: "Budgets", context: int) -> tuple[float, ...]:
     """The budgets as shares of the dense step's milliseconds, where steps see `context` tokens, or as net keeps; for
     ``auto`` five between the lowest and 1. Raises `BudgetError` for one that cannot be met."""
     return _time_shares(asked, offer, context) if asked.in_time else _net_keeps(asked, offer)
 
 
-def _net_keeps(asked: BudgetList, offer: "Offer") -> tuple[float, ...]:
+def _net_keeps(asked: BudgetList, offer: "Budgets") -> tuple[float, ...]:
     from solm.core.curve import spaced_budgets
 
     with option("--budgets"):
@@ -82,7 +81,7 @@ def _net_keeps(asked: BudgetList, offer: "Offer") -> tuple[float, ...]:
     return asked.values or spaced_budgets(offer.lowest_net)
 
 
-def _time_shares(asked: BudgetList, offer: "Offer", context: int) -> tuple[float, ...]:
+def _time_shares(asked: BudgetList, offer: "Budgets", context: int) -> tuple[float, ...]:
     from solm.core.budget import BudgetRequest
     from solm.core.curve import spaced_budgets
 

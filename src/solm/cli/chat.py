@@ -81,7 +81,7 @@ def chat(
     from solm.cli.output import complain, repacking, say
     from solm.cli.talk import Talk
     from solm.core.budget import Budget, BudgetRequest
-    from solm.core.unicode import check_unicode
+    from solm.core.errors import check_unicode
     from solm.runtime.load import load
 
     options = sampling(

@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from solm.cli.options import DECIDERS
-from solm.core.errors import ContextLengthError, SolmError
+from solm.core.errors import ContextLengthError, SolmError, check_unicode
 from solm.core.files import is_stream, place_of
-from solm.core.unicode import check_unicode
 from solm.runtime.facts import AUTO, ModelFacts, model_facts, policy_called, shipped_policy
 
 if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
+    from solm.core.cost import StepTimings
     from solm.core.sparsity import SparsityConfig
-    from solm.core.timings import StepTimings
     from solm.policies.artifact import TrainedPolicy
 
 Settings = TypeVar("Settings", bound=BaseModel)
@@ -107,7 +106,7 @@ def sparsity_of(name: str | None) -> "SparsityConfig | None":
 
 def step_times(path: Path | None, model: str, backend: str = "auto") -> "StepTimings | None":
     """The step times in the file of --timings; refuses those of another model or backend than --model and --backend."""
-    from solm.core.timings import read_timings
+    from solm.core.cost import read_timings
 
     if path is None:
         return None

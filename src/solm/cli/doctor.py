@@ -10,7 +10,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
-from solm.core.words import counted
+from solm.core.errors import counted
 
 if TYPE_CHECKING:
     from solm.backends.machine import UsableCores

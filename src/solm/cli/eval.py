@@ -33,13 +33,13 @@ from solm.core.errors import SolmError
 if TYPE_CHECKING:
     from solm.cli.budget_lists import BudgetList
     from solm.core.actions import ActionSpace
+    from solm.core.budget import Budgets
     from solm.evaluation.arms import Arm
     from solm.evaluation.baselines import Baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.facts import ModelFacts
     from solm.runtime.language_model import LanguageModel
-    from solm.runtime.offer import Offer
 
 _ARMS = ("dense", "policy", "uniform", "allocated", "tuned", "random", "oracle")
 """Arms that are no baselines to ask for."""
@@ -113,6 +113,7 @@ def evaluate(
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
     from solm.cli.output import output, print_json, progress_bar, say
+    from solm.core.budget import Budgets
     from solm.core.files import resumable, write_bytes, write_text
     from solm.evaluation import show
     from solm.evaluation.baselines import BaselineRequest
@@ -121,7 +122,6 @@ def evaluate(
     from solm.evaluation.pictures import kind_of
     from solm.evaluation.sources import unlike
     from solm.runtime.load import engine_sparsity, load
-    from solm.runtime.offer import Offer
 
     if policy is not None and sparsity is not None:
         raise SolmError("--sparsity: a policy brings its own; drop one of the two")
@@ -155,7 +155,7 @@ def evaluate(
         trials=trials, seed=seed, oracle=oracle, currency="time" if asked.in_time else "keep",
     )  # fmt: skip
     # A first check: the exact lowest budget is known once the model is loaded.
-    _with_budgets(Offer(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
+    _with_budgets(Budgets(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
     checks.room(config, context + length, "--context and --length")
     trained_rivals = _rivals(rival or [], config, offered, (*known_baselines, *_ARMS))
     sources = read_sources(data)
@@ -167,7 +167,7 @@ def evaluate(
         model, trained, tokenizer=tokenizer, sparsity=how, dtype=dtype, backend=backend, precision=precision,
         kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
     )  # fmt: skip
-    chosen = _with_budgets(lm.offer(lm.policy("static", offered)), chosen, asked)
+    chosen = _with_budgets(lm.budgets(lm.policy("static", offered)), chosen, asked)
     tokens = streams(sources, lm.tokenizer)
     calibration = one_stream(tuning_sources, lm.tokenizer)
     rivals = {name: _rival_arm(name, other, lm) for name, other in trained_rivals.items()}
@@ -203,7 +203,7 @@ def all_baselines() -> "dict[str, Baseline]":
     return BASELINES | {"per-request": per_request}
 
 
-def _with_budgets(offer: "Offer", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":
+def _with_budgets(offer: "Budgets", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":
     """The settings with the budgets that were asked for."""
     middle = chosen.context + chosen.length // 2
     values = reachable(asked, offer, middle)

@@ -85,9 +85,9 @@ def generate(
     from solm.cli import spent
     from solm.cli.output import print_json, repacking, say
     from solm.core.budget import Budget, BudgetRequest
+    from solm.core.errors import check_unicode
     from solm.core.files import write_json
-    from solm.core.unicode import check_unicode
-    from solm.runtime.generate import asked_for, check_length, seen_on_average, summarise
+    from solm.runtime.generate import check_length, seen_on_average, summarise
     from solm.runtime.load import load
     from solm.runtime.prompts import encode
 
@@ -132,11 +132,13 @@ def generate(
         )  # fmt: skip
     chosen = lm.policy(decider, grid)
     with checks.option("--budget"):
-        asked = lm.budget(request, seen, chosen)
+        resolved = lm.budgets(chosen).resolve(request, seen)
     tokens, moments = [], []
     coloured, special = sys.stdout.isatty() and not json, set(lm.tokenizer.all_special_ids)
     try:
-        for token in lm.stream(ids, budget=asked, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options):
+        for token in lm.stream(
+            ids, budget=resolved.budget, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options
+        ):
             tokens.append(token)
             moments.append(time.perf_counter())
             if not json and token.id not in special:  # not the end's
@@ -146,7 +148,7 @@ def generate(
             print(flush=True)
         raise
     finally:
-        reply = summarise(lm, tokens, asked_for(lm, asked, seen, chosen, request), ids.shape[1])
+        reply = summarise(lm, tokens, resolved.terms, ids.shape[1])
         if out is not None and tokens:
             write_json(out, _told(lm, budget, reply))
     if json:

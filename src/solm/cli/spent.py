@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.reply import Reply
-    from solm.runtime.terms import Terms
 
 
 def speed(moments: list[float]) -> str:
@@ -21,6 +20,8 @@ def lines(lm: "LanguageModel", budget: str | None, reply: "Reply", context: int)
 
     context: tokens that steps saw on average.
     """
+    from solm.core.budget import in_words
+
     asked, met = reply.compute.requested, reply.compute.realised
     found = [f"requested: {'' if budget is None else f'{budget}: '}{in_words(asked)}", f"realised:  {in_words(met)}"]
     if lm.timings is not None:
@@ -29,22 +30,6 @@ def lines(lm: "LanguageModel", budget: str | None, reply: "Reply", context: int)
             told += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
         found.append(f"           {told}")
     return found
-
-
-def in_words(terms: "Terms") -> str:
-    """A budget, or what steps spent, in all units that are known."""
-    axes = ", ".join(f"{axis} {terms[axis]:.3f}" for axis in ("attention", "mlp", "bits"))
-    told = f"{terms['bytes']:.3f} of the dense step's bytes ({axes}; net keep {terms['net']:.3f})"
-    if "loss" in terms:
-        told = f"loss {terms['loss']:.3f} nats per token (perplexity {terms['perplexity'] - 1:+.1%}), {told}"
-    elif "loss_above" in terms:
-        told = f"loss above {terms['loss_above']:.3f} nats per token, {told}"
-    return f"{in_time(terms)}, {told}" if "time" in terms else told
-
-
-def in_time(terms: "Terms") -> str:
-    """The units of time."""
-    return f"{terms['time']:.3f} of the dense step's time (speed {terms['speed']:.2f}, {terms['ms']:.2f} ms per step)"
 
 
 def saved(lm: "LanguageModel", reply: "Reply", moments: list[float], prompt: int) -> str | None:

@@ -6,16 +6,15 @@ from typing import Any
 import numpy as np
 
 from solm.cli.options import DECIDERS
-from solm.cli.spent import in_time
+from solm.core.budget import Terms, in_time
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import asked_for, check_length, chosen_policy, stream
+from solm.runtime.generate import check_length, chosen_policy, stream
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import noted
 from solm.runtime.prefixes import PrefixCache
 from solm.runtime.prompts import chat_tokens
 from solm.runtime.reply import Token
-from solm.runtime.terms import Terms
 
 _MEMORY = 512e6
 """Bytes of the conversation's keys and values that are kept."""
@@ -117,7 +116,7 @@ class Talk:
         return set(self.lm.tokenizer.all_special_ids)
 
     def requested(self) -> Terms:
-        """The budget of the last reply in all words (`solm.runtime.terms`)."""
+        """The budget of the last reply in all units that are measured."""
         return self._check(self.policy, self.budget)
 
     def _check(self, policy: str | None, budget: str | None) -> Terms:
@@ -125,7 +124,7 @@ class Talk:
             budget = None  # which spends everything
         chosen = chosen_policy(self.lm, policy, budget)
         seen = self.read + self.sampling["max_new_tokens"] // 2
-        return asked_for(self.lm, self.lm.budget(budget, seen, chosen), seen, chosen, budget)
+        return self.lm.budgets(chosen).resolve(budget, seen).terms
 
     def _forget(self) -> None:
         self._prefixes = PrefixCache(_MEMORY, self.lm.sparsity.page_size)

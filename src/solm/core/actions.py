@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 AXES = ("attention", "mlp", "bits")
 FULL_BITS = 16
+WHOLE = (1, 1, FULL_BITS)
+"""Per axis what the whole of it is in the axis's own unit; shares are parts of it."""
 
 
 class Action(NamedTuple):
@@ -137,13 +139,14 @@ class ActionSpace(Frozen):
         return np.asarray((attention * len(self.mlp) + mlp) * len(self.bits) + bits)
 
     @cached_property
+    def shares(self) -> tuple[np.ndarray, ...]:
+        """Per axis the nominal shares of its levels: [levels] float64 (bits as a share of 16)."""
+        return tuple(np.array(levels) / whole for levels, whole in zip(self._levels, WHOLE, strict=True))
+
+    @cached_property
     def ranges(self) -> tuple[tuple[float, float], ...]:
-        """Lowest and highest nominal share per axis (bits as a share of 16)."""
-        return (
-            (self.attention[0], self.attention[-1]),
-            (self.mlp[0], self.mlp[-1]),
-            (self.bits[0] / FULL_BITS, self.bits[-1] / FULL_BITS),
-        )
+        """Lowest and highest nominal share per axis."""
+        return tuple((float(shares[0]), float(shares[-1])) for shares in self.shares)
 
 
 def _steps(first: int, last: int, step: int) -> tuple[float, ...]:

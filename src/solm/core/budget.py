@@ -1,25 +1,39 @@
-"""Budgets: how one is asked for (`BudgetRequest`), averages per axis (`Budget`), and what rows spent (`Ledger`)."""
+"""Budgets: what is requested (`BudgetRequest`), what it comes to on a model (`Budgets`), what steps spent (`Spent`).
+
+In all units that are measured, a budget or what steps spent is a dictionary (`Terms`). Keys: ``attention``, ``mlp``
+and ``bits``, shares per axis; ``net``, their mean; ``bytes``, a share of what dense steps read. Where step times are
+measured also ``time``, a share of the dense step's milliseconds, ``speed``, its inverse, and ``ms`` per step. Where a
+policy with a measured curve splits the budget also ``loss``, nats per token above the dense model, and ``perplexity``,
+the factor that this is worth; below the lowest budget measured ``loss_above`` instead.
+"""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from solm.core.actions import AXES, FULL_BITS, ActionSpace
+from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import Array
+from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares, relative_cost
+from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
+from solm.core.sparsity import SparsityConfig
 
 if TYPE_CHECKING:
     import torch
 
 Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
-"""What a budget is told in; see `BudgetRequest`."""
+"""The unit of a budget; see `BudgetRequest`."""
 BudgetLike = Union[float, str, Mapping[str, float], "Budget", "BudgetRequest", None]
+Terms = dict[str, float]
 _TOLERANCE = 1e-9
+_HALVINGS = 14
+"""Of the range of net keeps: a share of bytes is met to less than a thousandth."""
 _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
     "speed": (1.0, "a speed must be at least 1, the dense step's, and finite"),
     "ms": (0.0, "milliseconds must be above 0 and finite"),
@@ -53,14 +67,19 @@ class Budget(BaseModel):
         return value
 
     @property
-    def shares(self) -> tuple[float, float, float]:
-        """Attention, MLP and bits / 16."""
-        return self.attention, self.mlp, self.bits / FULL_BITS
+    def shares(self) -> tuple[float, ...]:
+        """Per axis the share of the whole: attention, MLP and bits / 16."""
+        return tuple(getattr(self, axis) / whole for axis, whole in zip(AXES, WHOLE, strict=True))
+
+    @classmethod
+    def of(cls, shares: Sequence[float]) -> "Budget":
+        """The budget of shares [axes]; those that exceed 1 by rounding, as averages may, are 1."""
+        return cls(**{axis: min(share, 1.0) * whole for axis, share, whole in zip(AXES, shares, WHOLE, strict=True)})
 
     @property
     def net(self) -> float:
-        """Net keep: the mean of the three shares."""
-        return sum(self.shares) / 3
+        """Net keep: the mean of the shares."""
+        return sum(self.shares) / len(AXES)
 
     @classmethod
     def from_net(cls, net: float, space: ActionSpace) -> "Budget":
@@ -68,28 +87,26 @@ class Budget(BaseModel):
 
         Raises `BudgetError` where the space cannot spend so little (or so much).
         """
-        lows, highs = zip(*space.ranges, strict=True)
-        low, high = sum(lows) / 3, sum(highs) / 3
+        low, high = (sum(ends) / len(AXES) for ends in zip(*space.ranges, strict=True))
         if not low - _TOLERANCE <= net <= high + _TOLERANCE:
             raise BudgetError(f"budget {net} is unreachable: net keeps of this space are {low:.4g} to {high:.4g}")
         fraction = 1.0 if high == low else min(1.0, max(0.0, (net - low) / (high - low)))
-        attention, mlp, bits = (a + fraction * (b - a) for a, b in space.ranges)
-        return cls(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
+        return cls.of([least + fraction * (most - least) for least, most in space.ranges])
 
     def array(self, rows: int) -> np.ndarray:
-        """The shares for `rows` rows: [rows, 3] float64."""
+        """The shares for `rows` rows: [rows, axes] float64."""
         return np.tile(np.array(self.shares, dtype=np.float64), (rows, 1))
 
     def tensor(self, rows: int) -> "torch.Tensor":
         """The same as a tensor."""
         import torch
 
-        return torch.tensor(self.shares, dtype=torch.float64).expand(rows, 3)
+        return torch.from_numpy(self.array(rows))
 
 
 @dataclass(frozen=True)
 class BudgetRequest:
-    """A budget as it was asked for. What it is per axis depends on the model: see `LanguageModel.budget`.
+    """A budget as it is requested. What it comes to per axis depends on the model: see `LanguageModel.budget`.
 
     kind: ``compute``, the share of the dense step's milliseconds, or of its bytes where none were measured; ``speed``,
     the dense step's milliseconds over those of the average step; ``ms``, milliseconds per step; ``loss``, nats per
@@ -109,7 +126,7 @@ class BudgetRequest:
     @classmethod
     def parse(cls, asked: BudgetLike) -> "BudgetRequest":
         """The request in ``0.7``, ``speed=1.5``, ``ms=4.5``, ``loss=0.05``, ``keep=0.6`` or
-        ``attention=0.5,mlp=0.7,bits=8``; None asks for all.
+        ``attention=0.5,mlp=0.7,bits=8``; None is the dense one.
 
         Raises `BudgetError` for anything else and for values out of range. What a model can meet is not checked.
         """
@@ -161,8 +178,8 @@ def _share(value: float, asked: object) -> float:
 class Ledger:
     """What N rows have spent, in realised shares. Every axis counts the steps that could be controlled on it.
 
-    spent: [N, 3] float64 sums of realised shares per axis; steps: [N, 3] int64 number of steps counted. Both are
-    tensors, or both are arrays, and so is what methods return.
+    spent: [N, axes] float64 sums of realised shares; steps: [N, axes] int64 number of steps counted. Both are tensors,
+    or both are arrays, and so is what methods return.
     """
 
     spent: Any
@@ -173,25 +190,363 @@ class Ledger:
         """Tensors of rows that have spent nothing."""
         import torch
 
-        return cls(
-            torch.zeros(rows, 3, dtype=torch.float64, device=device),
-            torch.zeros(rows, 3, dtype=torch.int64, device=device),
-        )
+        return cls(*(torch.zeros(rows, len(AXES), dtype=kind, device=device) for kind in (torch.float64, torch.int64)))
 
     def add(self, realised: Array, controllable: Array) -> "Ledger":
-        """The ledger after one step of realised [N, 3] shares; only what is controllable [N, 3] bool counts."""
+        """The ledger after one step of realised [N, axes] shares; only what is controllable [N, axes] bool counts."""
         return Ledger(self.spent + realised * controllable, self.steps + controllable)
 
     @property
     def average(self) -> Any:
-        """Mean realised share per axis [N, 3]; 1 where no step was counted."""
+        """Mean realised share per axis [N, axes]; 1 where no step was counted."""
         counted = self.steps > 0
         return self.spent / self.steps.clip(min=1) * counted + ~counted
 
     def deviation(self, target: Any) -> Any:
-        """Average minus target [N, 3]; 0 where no step was counted."""
+        """Average minus target [N, axes]; 0 where no step was counted."""
         return (self.average - target) * (self.steps > 0)
 
     def rows(self, index: Array) -> "Ledger":
         """The ledger of rows index [n] int64, of which some may occur several times."""
         return Ledger(self.spent[index], self.steps[index])
+
+
+class Split(Protocol):
+    """How a trained policy splits a budget over the axes."""
+
+    curve: BudgetCurve | None
+    """What its budgets lose, where that was measured."""
+
+    def budget(self, net: float) -> Budget:
+        """The budget of net keep `net`. Raises `BudgetError` for one that the action space cannot meet."""
+
+    def budget_of_cost(
+        self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int
+    ) -> Budget | None:
+        """The budget after `context` tokens of this share of the dense step's cost, at one price for that cost on every
+        axis; None where the policy has no prices.
+
+        levels: per axis [levels] float64, the shares that the levels of the space realise. rates: [axes], what the
+        whole of every axis costs, as a share of the dense step's cost.
+        """
+
+
+@dataclass(frozen=True)
+class ResolvedBudget:
+    """What a request comes to in some context.
+
+    budget: averages per axis. terms: the same in all units that are measured. floor: below which a governor may not
+    lower it; the budget itself until `above` gives another.
+    """
+
+    request: BudgetRequest
+    budget: Budget
+    terms: Terms
+    floor: Budget
+
+    def above(self, floor: Budget) -> "ResolvedBudget":
+        """The same with a floor, as far as it is below the budget."""
+        return replace(self, floor=Budget.of(list(map(min, floor.shares, self.budget.shares))))
+
+    @cached_property
+    def lowerable(self) -> bool:
+        """Whether a governor has anything to lower."""
+        return self.floor != self.budget
+
+    def target(self, dial: float, bits: float | None = None) -> tuple[float, ...]:
+        """Target shares [axes] at `dial`: 0 is the floor, 1 the budget. bits: a dial of their own; None: the same."""
+        dials = {} if bits is None else {"bits": bits}
+        return tuple(low + dials.get(axis, dial) * (high - low) for axis, low, high in self._ends)
+
+    @cached_property
+    def _ends(self) -> tuple[tuple[str, float, float], ...]:
+        return tuple(zip(AXES, self.floor.shares, self.budget.shares, strict=True))
+
+
+@dataclass(frozen=True)
+class Budgets:
+    """The budgets of one model under one policy: the one place that turns a request into shares per axis.
+
+    space: the actions to choose among. trained: what splits a budget over the axes; None: the same fraction of every
+    axis's range. overhead: weights that the policy reads at every step. timings: of this model on this backend; with
+    them a share is one of the dense step's milliseconds, without them one of its bytes. priced: `trained` also decides
+    the steps, so that its curve says what they lose.
+    """
+
+    space: ActionSpace
+    sparsity: SparsityConfig
+    shapes: ModelShapes
+    trained: Split | None = None
+    overhead: int = 0
+    timings: StepTimings | None = None
+    priced: bool = False
+
+    def resolve(self, asked: BudgetLike, context: int) -> ResolvedBudget:
+        """A request for steps that see `context` keys on average. Raises `BudgetError` where it cannot be read or
+        met."""
+        request = BudgetRequest.parse(asked)
+        budget = self.budget(request, context)
+        return ResolvedBudget(request, budget, self.terms(budget, context, request), budget)
+
+    def budget(self, asked: BudgetLike, context: int, clamp: bool = False) -> Budget:
+        """The averages per axis that a request comes to, for steps that see `context` keys.
+
+        Raises `BudgetError` where it cannot be met. clamp: the least there is instead where it is below that, axis by
+        axis where it is given per axis.
+        """
+        request = BudgetRequest.parse(asked)
+        if isinstance(request.value, Budget):
+            return self._checked(request.value, clamp)
+        if request.kind == "keep":
+            return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
+        if request.kind == "compute" and self.measured is None:
+            return self._of_bytes(request.value, context, clamp)
+        return self._of_time(request, context, clamp)
+
+    def terms(self, budget: Budget, context: int, asked: BudgetLike = None) -> Terms:
+        """A budget in all units that are measured, for steps that see `context` tokens. asked: what was requested,
+        which says whether the policy split it."""
+        shares = np.array(budget.shares)
+        read = float(self.bytes(shares, self._controllable(context)))
+        terms = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net, "bytes": read}
+        if self.measured is not None:
+            seen = self._controllable(context)
+            terms |= _timed(self.measured.share(budget.shares, seen), self.measured.dense(seen))
+            if self.priced and BudgetRequest.parse(asked).kind not in ("keep", "shares"):
+                terms |= self.loss(terms["time"], context)
+        return terms
+
+    def loss(self, share: float, context: int) -> Terms:
+        """What a share of the dense step's milliseconds loses, where that was measured."""
+        if self.curve is None:
+            return {}
+        loss, exact = self.curve.loss(share, context)
+        return {"loss": loss, "perplexity": math.exp(loss)} if exact else {"loss_above": loss}
+
+    @cached_property
+    def measured(self) -> MeasuredCost | None:
+        """The milliseconds of steps, where there are timings."""
+        return None if self.timings is None else MeasuredCost(self.timings, self.sparsity, self.shapes)
+
+    @property
+    def curve(self) -> BudgetCurve | None:
+        """What the policy's budgets lose, where it was measured."""
+        return None if self.trained is None else self.trained.curve
+
+    def bytes(self, realised: np.ndarray, kv_length: np.ndarray | int) -> np.ndarray:
+        """What steps of realised shares [..., axes] that see kv_length [...] keys read, as a share of the dense step's
+        bytes: [...] float64."""
+        return relative_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", self.overhead)
+
+    def time_floor(self, context: int) -> float:
+        """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""
+        return self._timed_cost().share(self.lowest(context).shares, self._controllable(context))
+
+    def time_share(self, request: BudgetRequest, context: int) -> float:
+        """The share of the dense step's milliseconds that a budget as a share, speed, milliseconds or loss comes down
+        to, at most 1; it may be below what can be met. Raises `BudgetError` where nothing tells it."""
+        measured, seen, value = self._timed_cost(), self._controllable(context), request.value
+        assert not isinstance(value, Budget)
+        share = value
+        if request.kind == "speed":
+            share = 1 / value
+        elif request.kind == "ms":
+            share = value / measured.dense(seen)
+        elif request.kind == "loss":
+            if self.curve is None:
+                raise BudgetError("a budget as a loss needs a policy with a measured curve: solm fit makes one")
+            share = self.curve.share_for_loss(value, seen)
+        return min(share, 1.0)
+
+    def _timed_cost(self) -> MeasuredCost:
+        if self.measured is None:
+            raise BudgetError(
+                "a budget in time needs step timings of this machine: a policy of solm fit brings them, and solm bench "
+                "--out FILE measures them for --timings FILE"
+            )
+        return self.measured
+
+    def _of_time(self, request: BudgetRequest, context: int, clamp: bool) -> Budget:
+        """The budget of a share of the dense step's milliseconds, or of what comes down to one, at one price for a
+        millisecond on every axis."""
+        measured, seen, share = self._timed_cost(), self._controllable(context), self.time_share(request, context)
+        if share == 1:
+            return Budget()
+        dense, lowest = measured.dense(seen), self.lowest(context)
+        floor = measured.share(lowest.shares, seen)
+        if share <= floor + _TOLERANCE:
+            if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
+                return lowest
+            least = _up(floor, 1000)
+            reach = {
+                "compute": f"steps take {least:g} to 1 of the dense step's milliseconds",
+                "speed": f"speeds are 1 to {math.floor(100 / floor) / 100:g}",
+                "ms": f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms",
+            }
+            raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {reach[request.kind]}")
+        if self.trained is not None:
+            split = self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
+            if split is not None:
+                return split
+        return self._densest(lambda budget: measured.share(budget.shares, seen) <= share, context)
+
+    def _of_bytes(self, share: float, context: int, clamp: bool) -> Budget:
+        if share == 1:
+            return Budget()
+
+        def read(budget: Budget) -> float:
+            return float(self.bytes(np.array(budget.shares), self._controllable(context)))
+
+        lowest = self.lowest(context)
+        least = read(lowest)
+        if share < least - _TOLERANCE:
+            if clamp:
+                return lowest
+            raise BudgetError(
+                f"budget {share:g} is unreachable: at {self._controllable(context)} tokens this model reads "
+                f"{_up(least, 100):g} to 1 of the dense step's bytes"
+            )
+        return self._densest(lambda budget: read(budget) <= share, context)
+
+    def lowest(self, context: int) -> Budget:
+        """What the lowest levels realise after `context` tokens."""
+        return self._realised(self.lowest_net, context)
+
+    @property
+    def lowest_net(self) -> float:
+        """The lowest net keep of the action space."""
+        return sum(low for low, _ in self.space.ranges) / len(AXES)
+
+    def of_net(self, net: float) -> Budget:
+        """The budget of net keep `net`."""
+        return Budget.from_net(net, self.space) if self.trained is None else self.trained.budget(net)
+
+    def _densest(self, fits: Callable[[Budget], bool], context: int) -> Budget:
+        """The budget of the highest net keep that `fits`, which the lowest one does."""
+        low, high = self.lowest_net, 1.0
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            low, high = (middle, high) if fits(self._realised(middle, context)) else (low, middle)
+        return self._realised(low, context)
+
+    def _realised(self, net: float, context: int) -> Budget:
+        """What net keep `net` realises after `context` tokens. Bits that save no bytes are left alone."""
+        levels = self._levels(self._controllable(context))
+        axes = zip(self.of_net(net).shares, self.space.shares, levels, strict=True)
+        found = Budget.of([float(np.interp(share, nominal, realised)) for share, nominal, realised in axes])
+        return found if self.sparsity.bits_site == "weights" else found.model_copy(update={"bits": float(FULL_BITS)})
+
+    def _levels(self, context: int) -> tuple[np.ndarray, ...]:
+        """Per axis the shares [levels] that a step which sees `context` keys realises."""
+        return _levels(self.space, context, self.sparsity, self.shapes)
+
+    def _controllable(self, context: int) -> int:
+        """`context`, or where attention cannot be saved so early, the first in which it can."""
+        return max(context, self.sparsity.always_read + 1)
+
+    def _checked(self, budget: Budget, clamp: bool) -> Budget:
+        """`budget`, if averages over actions of the space can meet it after a context that is long enough."""
+        # A level of 0.5 computes 0.375 of the channels where hidden ones keep its square.
+        least = (1.0, *(float(levels[0]) for levels in self._levels(self._controllable(1))[1:]))
+        met: list[float] = []
+        for axis, whole, share, (low, high), realised in zip(
+            AXES, WHOLE, budget.shares, self.space.ranges, least, strict=True
+        ):
+            lowest = min(low, realised)
+            met.append(max(share, lowest) if clamp else share)
+            if not lowest - _TOLERANCE <= met[-1] <= high + _TOLERANCE:
+                raise BudgetError(
+                    f"budget {axis}={share * whole:g} is unreachable: this action space offers "
+                    f"{lowest * whole:g} to {high * whole:g}"
+                )
+        return Budget.of(met)
+
+
+class Spent:
+    """What steps spent: sums over them, in the units of `budgets`.
+
+    shares: [axes] float64, realised shares of the steps that could be controlled on the axis; counted: [axes] int64,
+    their number. steps: number of all; keys: that they saw. bytes: as shares of the dense step's. milliseconds: by the
+    model's timings, with those of dense steps in their place; 0 without timings.
+    """
+
+    def __init__(self, budgets: Budgets):
+        self.budgets = budgets
+        self.shares, self.counted = np.zeros(len(AXES)), np.zeros(len(AXES), np.int64)
+        self.steps = self.keys = 0
+        self.bytes = self.milliseconds = self.dense_milliseconds = 0.0
+
+    def add(self, realised: np.ndarray, controllable: np.ndarray, kv_length: np.ndarray) -> None:
+        """Add steps of realised shares [T, axes], controllable [T, axes] bool, that saw kv_length [T] keys."""
+        shares = np.where(controllable, realised, 1.0)
+        self.shares += (realised * controllable).sum(0)
+        self.counted += controllable.sum(0)
+        self.steps += len(kv_length)
+        self.keys += int(kv_length.sum())
+        self.bytes += float(self.budgets.bytes(shares, kv_length).sum())
+        if self.budgets.measured is not None:
+            self.milliseconds += float(self.budgets.measured.milliseconds(shares, kv_length).sum())
+            self.dense_milliseconds += float(self.budgets.measured.milliseconds(np.ones_like(shares), kv_length).sum())
+
+    @property
+    def average(self) -> np.ndarray:
+        """Mean share per axis [axes]; 1 where no step could be controlled."""
+        return np.where(self.counted > 0, self.shares / self.counted.clip(min=1), 1.0)
+
+    def terms(self, context: int, priced: bool) -> Terms:
+        """The averages over all steps. context: keys that a step would have seen, where there was none. priced: with
+        what the policy's curve says that they lost."""
+        average: list[float] = self.average.tolist()
+        terms = dict(zip(AXES, average, strict=True)) | {"net": sum(average) / len(AXES)}
+        terms["bytes"] = self.bytes / self.steps if self.steps else 1.0
+        if self.budgets.measured is not None:
+            if self.steps:
+                share, dense = self.milliseconds / self.dense_milliseconds, self.dense_milliseconds / self.steps
+            else:
+                share, dense = 1.0, self.budgets.measured.dense(context)
+            terms |= _timed(share, dense)
+            if priced:
+                terms |= self.budgets.loss(share, self.keys // self.steps if self.steps else context)
+        return terms
+
+
+@lru_cache(maxsize=256)
+def _levels(space: ActionSpace, context: int, sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[np.ndarray, ...]:
+    attention, *others = level_shares(space, np.array([context]), sparsity, shapes)
+    return attention[0], *others
+
+
+def mean_terms(terms: Sequence[Terms], weights: Sequence[int]) -> Terms:
+    """The mean of several, by what all of them have."""
+    names = [name for name in terms[0] if all(name in each for each in terms)]
+    means = {name: float(np.average([each[name] for each in terms], weights=weights)) for name in names}
+    if "speed" in means:
+        means["speed"] = 1 / means["time"]
+    if "perplexity" in means:
+        means["perplexity"] = math.exp(means["loss"])
+    return means
+
+
+def in_words(terms: Terms) -> str:
+    """A budget, or what steps spent, for people."""
+    axes = ", ".join(f"{axis} {terms[axis]:.3f}" for axis in AXES)
+    words = f"{terms['bytes']:.3f} of the dense step's bytes ({axes}; net keep {terms['net']:.3f})"
+    if "loss" in terms:
+        words = f"loss {terms['loss']:.3f} nats per token (perplexity {terms['perplexity'] - 1:+.1%}), {words}"
+    elif "loss_above" in terms:
+        words = f"loss above {terms['loss_above']:.3f} nats per token, {words}"
+    return f"{in_time(terms)}, {words}" if "time" in terms else words
+
+
+def in_time(terms: Terms) -> str:
+    """The units of time."""
+    return f"{terms['time']:.3f} of the dense step's time (speed {terms['speed']:.2f}, {terms['ms']:.2f} ms per step)"
+
+
+def _timed(share: float, dense: float) -> Terms:
+    return {"time": share, "speed": 1 / share, "ms": share * dense}
+
+
+def _up(value: float, parts: int) -> float:
+    """`value` rounded up to the next of `parts` parts of 1."""
+    return math.ceil(parts * value) / parts

@@ -1,19 +1,35 @@
-"""What an action costs, as a share of the dense step: `nominal`, `bytes` and `flops`."""
+"""What a decode step costs: the shares that it realises, the bytes that it reads, the milliseconds that it takes.
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeVar
+Shares depend on the action and on the number of keys that the step sees, never on activations. A ledger can therefore
+be counted, and a schedule computed, without running the model. All is computed in NumPy; tensors give tensors.
+"""
 
-from pydantic import BaseModel, ConfigDict, Field
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
-from solm.core.errors import SolmError
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.arrays import AnyArray, Array, as_numpy, in_kind, is_tensor
+from solm.core.errors import PolicyMismatchError, SolmError, counted
+from solm.core.files import read_model
+from solm.core.nested import HIGH_BITS
+from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
-
-if TYPE_CHECKING:
-    import torch
+from solm.core.thresholds import SITES
 
 CostModel = Literal["nominal", "bytes", "flops"]
+LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
+"""What `StepTimings` are measured at: one axis at a time, the others dense. Bits of activations change no step's
+time."""
+_HIDDEN_SITE = SITES.index("hidden")
 _LOW_PART = 2 / 3  # of nested weights' bytes, for a share of 1 left out: at a share of 4 / 16 half of them are left
-Number = TypeVar("Number", float, "torch.Tensor")
+_ROUNDING = 1e-9
+_PART = 4096
+"""KV lengths whose level shares are computed at once, to bound the memory of layers x heads x lengths."""
 
 
 class ModelShapes(BaseModel):
@@ -60,9 +76,221 @@ class ModelShapes(BaseModel):
     def head_weights(self) -> int:
         return self.hidden * self.vocabulary
 
+    @property
+    def projection_part(self) -> float:
+        """`SparsityConfig.projection_part` by weights, which holds without measurements."""
+        return round(self.attention_weights / self.layer_weights, 3)
 
-def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Number:
-    """Share of the MLP's weights read at a realised share of channels `keep` (any shape).
+
+def ceil_share(share: AnyArray, total: Array | int) -> AnyArray:
+    """ceil(share * total) as int64; a product that exceeds an integer by less than 1e-9, such as 0.1 * 30, is that
+    integer."""
+    if is_tensor(share):  # which may be on an accelerator
+        on_device: Any = share
+        return (on_device.double() * total - _ROUNDING).ceil().long()
+    return _ceil_share(as_numpy(share), total if isinstance(total, int) else as_numpy(total))  # type: ignore[return-value]
+
+
+def _ceil_share(share: np.ndarray, total: np.ndarray | int) -> np.ndarray:
+    return np.asarray(np.ceil(share.astype(np.float64) * total - _ROUNDING).astype(np.int64))
+
+
+class KVBudget(NamedTuple):
+    """How much of the KV cache steps [N, Q] read.
+
+    window_start: [N, Q] int64, first position of the recent window. pages: [N, Q] int64, number of pages that are
+    chosen besides those always read; under an allocation [layers, heads, N, Q], with heads 1 where all KV heads of a
+    layer read alike.
+    """
+
+    window_start: Any
+    pages: Any
+
+
+def kv_budget(keep: AnyArray, kv_length: AnyArray, sparsity: SparsityConfig) -> tuple[KVBudget, AnyArray]:
+    """The KV budget of steps that see kv_length [N, Q] keys at keep rate keep [N, Q], and the share of keys that layers
+    read: float64 [N, Q], or under an allocation [layers, N, Q].
+
+    Sinks and window are rounded to whole pages and always read. They count against ceil(keep * kv_length) tokens; the
+    rest is the number of whole pages chosen between them, which an allocation splits over layers and heads. Without a
+    window (`paper`) the page of the current token is chosen like any other.
+    """
+    start, pages, share = _kv_budget(as_numpy(keep), as_numpy(kv_length), sparsity)
+    return KVBudget(in_kind(start, kv_length), in_kind(pages, kv_length)), in_kind(share, kv_length)
+
+
+def _kv_budget(
+    keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The first position of the window, the pages that are chosen, and the share of keys that are read."""
+    page = sparsity.page_size
+    budget = _ceil_share(keep, kv_length)
+    if sparsity.window == 0:
+        candidates = -(-kv_length // page)
+        pages = np.minimum(-(-budget // page), candidates)
+        return kv_length, pages, np.minimum(pages * page, kv_length) / kv_length
+    sinks = -(-sparsity.sinks // page)
+    start = ((kv_length - sparsity.window - 1).clip(min=0) // page) * page
+    between = (start // page - sinks).clip(min=0)
+    always = start.clip(max=sinks * page) + kv_length - start
+    if sparsity.allocation is None:
+        pages = np.minimum(((budget - always).clip(min=0) + page - 1) // page, between)
+        return start, pages, (always + pages * page) / kv_length
+    share = (keep.astype(np.float64) * kv_length - always) / (between * page).clip(min=1)
+    pages = _ceil_share(sparsity.allocation.pages(share.clip(0, 1)), between)
+    return start, pages, (always + pages * page).mean(1) / kv_length
+
+
+def site_parts(sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[float, ...]:
+    """What each site that drops channels counts of a layer's realised share: they add up to 1."""
+    if sparsity.sites == 1:
+        return (1.0,)
+    mlp = 1 - sparsity.projection_part
+    parts = (mlp * sparsity.input_part, mlp * (1 - sparsity.input_part))
+    if not sparsity.projection_part:
+        return parts
+    qkv = (shapes.heads + 2 * shapes.kv_heads) / (2 * (shapes.heads + shapes.kv_heads))
+    return (*parts, sparsity.projection_part * qkv, sparsity.projection_part * (1 - qkv))
+
+
+def site_shares(keep: AnyArray, sparsity: SparsityConfig) -> list[AnyArray]:
+    """The share of channels that each site keeps at keep rates keep [...]: float64 [...], or under an allocation
+    [layers, ...]."""
+    allocation = sparsity.allocation
+    first: AnyArray = keep if allocation is None else allocation.channels(keep)  # type: ignore[assignment]
+    shares = []
+    for site in range(sparsity.sites):
+        own = None if allocation is None else allocation.channels(keep, site)
+        power = sparsity.hidden_power if site == _HIDDEN_SITE else 1
+        shares.append(first**power if own is None else own)
+    return shares
+
+
+def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) -> AnyArray:
+    """The share of channels that layers compute at keep rates keep [...], sites weighted by `site_parts`: float64
+    [...], or under an allocation [layers, ...]. Channels whose upper bits alone are read count less."""
+    sizes = (shapes.hidden, shapes.intermediate, shapes.hidden, shapes.heads * shapes.head_dim)
+    rates, allocation, kept = as_numpy(keep), sparsity.allocation, []
+    for site, share in enumerate(site_shares(rates, sparsity)):
+        whole = None if allocation is None else allocation.reads_all_bits(rates, site)
+        cost = 1.0 if whole is None else np.where(whole, 1.0, sparsity.upper_bits_part)
+        kept.append(_ceil_share(share, sizes[site]) / sizes[site] * cost)
+    return in_kind(np.tensordot(site_parts(sparsity, shapes), np.stack(kept), 1), keep)
+
+
+def equal_mlp(keep: float, sparsity: SparsityConfig, other: SparsityConfig, shapes: ModelShapes) -> float:
+    """The keep rate at which steps under `other` realise the share of MLP channels that steps under `sparsity` realise
+    at `keep`, to a hundredth."""
+
+    def mean(rates: np.ndarray, under: SparsityConfig) -> np.ndarray:
+        return np.asarray(realised_mlp(rates, under, shapes)).reshape(-1, len(rates)).mean(0)
+
+    rates = np.arange(1, 101) / 100
+    return float(rates[abs(mean(rates, other) - mean(np.array([keep]), sparsity)).argmin()])
+
+
+def bits_share(bits: AnyArray, sparsity: SparsityConfig) -> AnyArray:
+    """The share of 16 bits that `bits` [...] realise. Of weights a step reads the high halves or everything."""
+    if sparsity.bits_site != "weights":
+        return bits / FULL_BITS
+    return in_kind(np.where(as_numpy(bits) <= HIGH_BITS, HIGH_BITS, FULL_BITS) / FULL_BITS, bits)
+
+
+def level_shares(
+    space: ActionSpace,
+    kv_length: np.ndarray,
+    sparsity: SparsityConfig,
+    shapes: ModelShapes,
+    before: int | None = None,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per axis the shares that levels of `space` realise in steps that see kv_length [T] keys: float64, of attention
+    [T, levels], of the others, which do not depend on it, [levels].
+
+    before: only the contribution of the layers before this one.
+    """
+    part = 1.0 if before is None else before / shapes.layers
+
+    def contributed(shares: np.ndarray) -> np.ndarray:
+        return np.asarray(shares * part if sparsity.allocation is None else shares[:before].sum(0) / shapes.layers)
+
+    attention, mlp, bits = (np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits))
+    keep, seen = np.broadcast_arrays(attention, kv_length[:, None])
+    read = contributed(_kv_budget(keep, seen, sparsity)[2])
+    return read, contributed(realised_mlp(mlp, sparsity, shapes)), bits_share(bits, sparsity) * part
+
+
+def axis_levels(
+    space: ActionSpace,
+    kv_length: AnyArray,
+    sparsity: SparsityConfig,
+    shapes: ModelShapes,
+    before: int | None = None,
+) -> tuple[AnyArray, AnyArray, AnyArray]:
+    """The same for kv_length [...], all [..., levels]. Every decoded token needs them: they are computed once, for all
+    contexts up to the next power of two."""
+    lengths: np.ndarray = as_numpy(kv_length)
+    longest = 1 << int(lengths.max()).bit_length()
+    attention, *others = _level_tables(space, sparsity, shapes, longest, before)
+    mlp, bits = (np.broadcast_to(axis, (*lengths.shape, len(axis))) for axis in others)
+    return in_kind(attention[lengths], kv_length), in_kind(mlp, kv_length), in_kind(bits, kv_length)
+
+
+@lru_cache(maxsize=64)
+def _level_tables(
+    space: ActionSpace, sparsity: SparsityConfig, shapes: ModelShapes, longest: int, before: int | None
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`level_shares` of the KV lengths 0 to `longest`."""
+    counts = (np.arange(first, min(first + _PART, longest + 1)).clip(min=1) for first in range(0, longest + 1, _PART))
+    tables = [level_shares(space, count, sparsity, shapes, before) for count in counts]
+    return np.concatenate([table[0] for table in tables]), tables[0][1], tables[0][2]
+
+
+def relative_cost(
+    realised: AnyArray,
+    kv_length: Array | int,
+    shapes: ModelShapes,
+    sparsity: SparsityConfig,
+    model: CostModel = "nominal",
+    policy_parameters: int = 0,
+) -> AnyArray:
+    """Cost of decode steps of one row as a share of the dense step: float64 [...], above 1 where the policy costs more
+    than it saves.
+
+    Args:
+        realised: [..., axes] shares.
+        kv_length: keys visible to the step, broadcastable to [...].
+        model: ``nominal`` is the mean of the shares; ``bytes`` what is read from memory at batch 1 (weights, KV,
+            bounds of pages), in the bits of `shapes`; ``flops`` the multiply-adds. Activation bits change neither bytes
+            nor flops, as they change nothing that is stored: only `nominal` counts them. Weight bits change bytes: the
+            high halves alone are half of a nested weight.
+        policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step, with
+            the bits of the layers' weights.
+    """
+    shares, length = as_numpy(realised).astype(np.float64), as_numpy(kv_length).astype(np.float64)
+    if model == "nominal":
+        return in_kind(shares.mean(-1), realised)
+    if model not in ("bytes", "flops"):
+        raise SolmError(f"unknown cost model {model!r}; choose nominal, bytes or flops")
+    attention, mlp, bits = np.moveaxis(shares, -1, 0)
+    # A weight and a cached number are a multiply-add each; a key is read once for all of its queries.
+    heads = shapes.kv_heads if model == "bytes" else shapes.heads
+    projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
+    weights = projections + (shapes.up_weights + shapes.down_weights) * _mlp_weights(mlp, shapes, sparsity)
+    cached = heads * 2 * length * shapes.head_dim
+    if sparsity.bits_site == "weights" and model == "bytes":
+        weights = weights - (weights - projections) * (1 - bits) * _LOW_PART
+    weight, head, number, bound = 1.0, 1.0, 1.0, 1.0
+    if model == "bytes":
+        weight, head, number, bound = shapes.weight_bits, shapes.head_bits, shapes.cache_bits, shapes.bound_bits
+    bounds = cached / sparsity.page_size * (attention < 1)
+    step = shapes.layers * (weights * weight + cached * attention * number + bounds * bound)
+    dense = shapes.layers * (shapes.layer_weights * weight + cached * number)
+    always = shapes.head_weights * head
+    return in_kind(np.asarray((step + always + policy_parameters * weight) / (dense + always)), realised)
+
+
+def _mlp_weights(keep: np.ndarray, shapes: ModelShapes, sparsity: SparsityConfig) -> np.ndarray:
+    """Share of the MLP's weights read at a realised share of channels keep [...].
 
     Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Of an allocation only
     the mean is known here. It is a few thousandths off where hidden channels keep the square of a share. Where they
@@ -75,79 +303,199 @@ def mlp_share(keep: Number, shapes: ModelShapes, sparsity: SparsityConfig) -> Nu
     if sparsity.hidden_power == 2:
         # Of keep = part * inputs + (1 - part) * inputs².
         inputs = ((part**2 + 4 * (1 - part) * keep) ** 0.5 - part) / (2 * (1 - part))
-        return (up * inputs + down * inputs**2) / (up + down)
-    return (up * keep + down * (keep if sparsity.mlp_site == "input+hidden" else 1)) / (up + down)
+        return np.asarray((up * inputs + down * inputs**2) / (up + down))
+    return np.asarray((up * keep + down * (keep if sparsity.mlp_site == "input+hidden" else 1)) / (up + down))
 
 
-def relative_cost(
-    realised: "torch.Tensor",
-    kv_length: "torch.Tensor | int",
-    shapes: ModelShapes,
-    sparsity: SparsityConfig,
-    model: CostModel = "nominal",
-    policy_parameters: int = 0,
-) -> "torch.Tensor":
-    """Cost of a decode step of one row as a share of the dense step.
+class StepTimings(BaseModel):
+    """Milliseconds of a step at batch 1, [contexts][levels] per axis; the last level is dense.
 
-    Args:
-        realised: [..., 3] shares (κ, ρ, b/16).
-        kv_length: keys visible to the step, broadcastable to [...].
-        model: ``nominal`` is the mean of the shares; ``bytes`` what is read from memory at batch 1 (weights, KV,
-            bounds of pages), in the bits of `shapes`; ``flops`` the multiply-adds. Activation bits change neither bytes
-            nor flops, as they change nothing that is stored: only `nominal` counts them. Weight bits change bytes: the
-            high halves alone are half of a nested weight.
-        policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step, with
-            the bits of the layers' weights.
-
-    Returns:
-        [...] float64; above 1 is possible where the policy costs more than it saves.
+    Savings of the two axes are taken to add up; `joint_ms`, both at their lowest levels, tells how far that is so.
     """
-    import torch
 
-    attention, mlp, bits = realised.to(torch.float64).unbind(-1)
-    length = torch.as_tensor(kv_length, dtype=torch.float64)
-    return _relative(attention, mlp, bits, length, shapes, sparsity, model, policy_parameters)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: int = Field(1, ge=1, le=1)
+    model: str
+    backend: str
+    threads: int = Field(ge=1)
+    contexts: tuple[int, ...] = Field(min_length=1)
+    attention: tuple[float, ...] = LEVELS.attention
+    mlp: tuple[float, ...] = LEVELS.mlp
+    attention_ms: tuple[tuple[float, ...], ...]
+    mlp_ms: tuple[tuple[float, ...], ...]
+    joint_ms: tuple[float, ...]
+    hidden: tuple[float, ...] = ()
+    hidden_ms: tuple[tuple[float, ...], ...] = ()
+    """Where it was measured: steps that keep these shares of the MLP's hidden channels and all else, [contexts]
+    [levels]."""
+    projected: tuple[float, ...] = ()
+    projected_ms: tuple[tuple[float, ...], ...] = ()
+    """The same for the inputs of attention's projections."""
+    halved_ms: tuple[float, ...] = ()
+    """Where bits are those of nested weights: steps that read the high halves alone, [contexts]."""
+    gigabytes_per_second: float = Field(gt=0)
+    """Plain reading, on the threads that were measured."""
+    command: str = ""
+    environment: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check(self) -> "StepTimings":
+        rows = len(self.contexts)
+        if list(self.contexts) != sorted(set(self.contexts)) or self.contexts[0] < 1:
+            raise ValueError(f"contexts must rise, got {self.contexts}")
+        for name in ("attention", "mlp", "hidden", "projected"):
+            levels, table = getattr(self, name), getattr(self, f"{name}_ms")
+            if levels and (len(table) != rows or any(len(row) != len(levels) for row in table)):
+                raise ValueError(f"{name}_ms must have {rows} rows of {len(levels)}")
+            if any(value <= 0 for row in table for value in row):
+                raise ValueError(f"{name}_ms holds a time that is not positive")
+        if len(self.joint_ms) != rows or len(self.halved_ms) not in (0, rows):
+            raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
+        return self
+
+    def dense(self, context: float) -> float:
+        """Milliseconds of a dense step with `context` tokens seen; between measured contexts interpolated, beyond them
+        the nearest holds."""
+        return float(np.interp(context, self.contexts, self.dense_ms))
+
+    @property
+    def processor(self) -> str:
+        """The processor that was measured; empty where the file does not say."""
+        return str(self.environment.get("machine", {}).get("processor", ""))
+
+    @property
+    def measured_on(self) -> str:
+        """Backend, threads and processor, in words."""
+        return machine(self.backend, self.threads, self.processor)
+
+    def elsewhere(self, backend: str, threads: int, processor: str) -> str | None:
+        """What to say where steps were timed on another backend, another processor or with other threads; else None."""
+        same = self.processor in ("", processor) and (self.backend, self.threads) == (backend, threads)
+        if same:
+            return None
+        here = machine(backend, threads, processor if self.processor else "")
+        return (
+            f"step times were measured on {self.measured_on}, and this is {here}: budgets in time may be missed; "
+            "measure with solm bench --policy POLICY --out FILE, and give --timings FILE"
+        )
+
+    @property
+    def dense_ms(self) -> tuple[float, ...]:
+        """Milliseconds of the dense step [contexts], the mean of two measurements: it is measured for both axes."""
+        pairs = zip(self.attention_ms, self.mlp_ms, strict=True)
+        return tuple((pages[-1] + channels[-1]) / 2 for pages, channels in pairs)
+
+    @property
+    def disturbances(self) -> tuple[float, ...]:
+        """By context the relative difference of two measurements of one step: the dense one is measured for both axes.
+        A quiet machine stays below 0.05."""
+        pairs = ((pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True))
+        return tuple(abs(one - other) / min(one, other) for one, other in pairs)
+
+    def lowest(self, other: "StepTimings") -> "StepTimings":
+        """Of every step the lower of its times in two measurements: what other processes add only makes it longer.
+        other: of all contexts of this one or some."""
+        again = {context: number for number, context in enumerate(other.contexts)}
+
+        def lower(name: str, least: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
+            theirs = getattr(other, name)
+            return tuple(
+                least(mine, theirs[again[context]]) if context in again else mine
+                for context, mine in zip(self.contexts, getattr(self, name), strict=False)
+            )
+
+        tables = ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
+        found = {name: lower(name, lambda mine, theirs: tuple(map(min, mine, theirs))) for name in tables}
+        return self.model_copy(update={**found, **{name: lower(name, min) for name in ("joint_ms", "halved_ms")}})
+
+    def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
+        """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
+        if sparsity.bits_site == "weights" and not self.halved_ms:
+            raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
+        self.check_model(model)
+        if self.backend != backend:
+            raise PolicyMismatchError(f"these timings are of {self.backend}, not of {backend}; run solm bench")
+        return self
+
+    def check_model(self, model: str, backend: str = "auto") -> None:
+        """Raises `PolicyMismatchError` where it was measured for another model than `model`, or not on `backend`
+        (``cpu``, ``torch``, or ``auto`` for either)."""
+        if plain_name(self.model) != plain_name(model):
+            raise PolicyMismatchError(
+                f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
+            )
+        if backend not in ("auto", self.backend.partition(" ")[0]):
+            raise PolicyMismatchError(
+                f"these timings are of {self.backend}, not of {backend}; choose their backend, or run solm bench"
+            )
 
 
-def step_cost(
-    realised: Sequence[float],
-    kv_length: int,
-    shapes: ModelShapes,
-    sparsity: SparsityConfig,
-    model: CostModel = "nominal",
-    policy_parameters: int = 0,
-) -> float:
-    """The same of a single step, realised [3]: in plain numbers, a thirtieth of the time where every token wants it."""
-    attention, mlp, bits = realised
-    return _relative(attention, mlp, bits, float(kv_length), shapes, sparsity, model, policy_parameters)
+def machine(backend: str, threads: int, processor: str = "") -> str:
+    """Such as ``cpu int8, 2 threads of AMD EPYC``."""
+    return f"{backend}, {counted(threads, 'thread')}" + (f" of {processor}" if processor else "")
 
 
-def _relative(
-    attention: Number,
-    mlp: Number,
-    bits: Number,
-    length: Number,
-    shapes: ModelShapes,
-    sparsity: SparsityConfig,
-    model: CostModel,
-    policy_parameters: int,
-) -> Number:
-    if model == "nominal":
-        return (attention + mlp + bits) / 3
-    if model not in ("bytes", "flops"):
-        raise SolmError(f"unknown cost model {model!r}; choose nominal, bytes or flops")
-    # A weight and a cached number are a multiply-add each; a key is read once for all of its queries.
-    heads = shapes.kv_heads if model == "bytes" else shapes.heads
-    projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
-    weights = projections + (shapes.up_weights + shapes.down_weights) * mlp_share(mlp, shapes, sparsity)
-    cached = heads * 2 * length * shapes.head_dim
-    if sparsity.bits_site == "weights" and model == "bytes":
-        weights -= (weights - projections) * (1 - bits) * _LOW_PART
-    weight, head, number, bound = 1.0, 1.0, 1.0, 1.0
-    if model == "bytes":
-        weight, head, number, bound = shapes.weight_bits, shapes.head_bits, shapes.cache_bits, shapes.bound_bits
-    bounds = cached / sparsity.page_size * (attention < 1)
-    step = shapes.layers * (weights * weight + cached * attention * number + bounds * bound)
-    dense = shapes.layers * (shapes.layer_weights * weight + cached * number)
-    always = shapes.head_weights * head
-    return (step + always + policy_parameters * weight) / (dense + always)
+def read_timings(path: Path) -> StepTimings:
+    """The timings in a file; raises `DamagedFileError` for anything that is not one."""
+    return read_model(path, StepTimings)
+
+
+class MeasuredCost:
+    """Milliseconds of a step: those of the dense step less, per axis, a rate times the share that is left out.
+
+    A rate is fitted to the measured levels of all contexts by least squares, at the shares that these levels realise,
+    and is at least 0. That of attention is proportional to the context: what its keys save after 512 tokens is less
+    than the noise of a timing, and after 4,096 it is not. That of the MLP, which does the same work in every context,
+    is one for all of them. Being linear, the cost of an average is the average cost: arms of equal average shares take
+    equal time. Between measured contexts dense steps and rates are interpolated; beyond them the nearest holds.
+    """
+
+    def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
+        contexts, dense = np.array(timings.contexts), np.array(timings.dense_ms)
+        timed = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
+        rules, of_channels = _timed_rules(timings, sparsity, shapes)
+        attention, mlp, _ = level_shares(timed, contexts, rules, shapes)
+        of_key = _rate(contexts[:, None] * (1 - attention), dense[:, None] - timings.attention_ms)
+        of_mlp = _rate(
+            of_channels * np.broadcast_to(1 - mlp, np.shape(timings.mlp_ms)), dense[:, None] - timings.mlp_ms
+        )
+        halved = np.array(timings.halved_ms) if timings.halved_ms else dense
+        of_bits = np.maximum((dense - halved) / (1 - HIGH_BITS / FULL_BITS), 0)
+        self._contexts, self._dense = contexts, dense
+        self._rates = of_key * contexts, np.full(dense.shape, of_mlp), of_bits
+
+    def dense(self, context: float) -> float:
+        """Milliseconds of the dense step that sees `context` keys."""
+        return float(np.interp(context, self._contexts, self._dense))
+
+    def rates(self, context: np.ndarray | float) -> np.ndarray:
+        """Per axis the milliseconds of all of it, after context [...] keys: [..., axes] float64."""
+        return np.stack([np.interp(context, self._contexts, axis) for axis in self._rates], -1)
+
+    def milliseconds(self, realised: np.ndarray, kv_length: np.ndarray | float) -> np.ndarray:
+        """Of steps of realised shares [..., axes] that see kv_length [...] keys: [...] float64."""
+        dense = np.interp(kv_length, self._contexts, self._dense)
+        return np.asarray(dense - ((1 - realised) * self.rates(kv_length)).sum(-1))
+
+    def share(self, realised: tuple[float, ...], context: float) -> float:
+        """Of the dense step's milliseconds, for realised shares [axes]."""
+        return float(self.milliseconds(np.array(realised), context)) / self.dense(context)
+
+
+def _timed_rules(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[SparsityConfig, float]:
+    """The rules under which the levels of `timings` realise their shares, and what of `sparsity`'s share of channels
+    these are: 1, unless either of them drops inputs of attention's projections and the other does not. Those of the
+    projections are then taken to be as fast as the MLP's."""
+    rules, part = sparsity.exact.under(None), sparsity.projection_part
+    if part and not timings.projected:
+        return rules.with_projections(0), 1 - part
+    if timings.projected and not part and sparsity.mlp_site == "input+hidden":
+        return rules.with_projections(shapes.projection_part), 1 / (1 - shapes.projection_part)
+    return rules, 1.0
+
+
+def _rate(left_out: np.ndarray, saved: np.ndarray) -> float:
+    """Milliseconds per unit left out, from what measured levels leave out [...] and the milliseconds that they save
+    [...]. 0 where no level leaves anything out."""
+    return max(float((left_out * saved).sum() / max((left_out**2).sum(), 1e-12)), 0.0)

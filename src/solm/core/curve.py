@@ -6,9 +6,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solm.core.errors import BudgetError
-from solm.core.timings import StepTimings
-from solm.core.words import counted
+from solm.core.cost import StepTimings
+from solm.core.errors import BudgetError, counted
 
 CURVE = "curve.json"
 _TOLERANCE = 5e-3

@@ -41,6 +41,21 @@ class RunMismatchError(SolmError):
     """A run folder that holds another configuration, or that another process is using."""
 
 
+def check_unicode(text: str, what: str) -> None:
+    """Raises `DataError` for `text`, called `what`, with lone surrogates, which bytes that are not UTF-8 become and
+    tokenizers refuse with errors of their own."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{what} is not valid Unicode text (UTF-8) at character {error.start}") from error
+
+
+def counted(count: float, noun: str) -> str:
+    """Such as ``1 text`` and ``2 texts``."""
+    number = f"{count:g}" if isinstance(count, float) else f"{count}"
+    return f"{number} {noun}{'' if count == 1 else 's'}"
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an error says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

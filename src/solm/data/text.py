@@ -5,8 +5,7 @@ import re
 import zlib
 from pathlib import Path
 
-from solm.core.errors import DataError, first_line
-from solm.core.unicode import check_unicode
+from solm.core.errors import DataError, check_unicode, first_line
 
 _SUFFIXES = (".txt", ".raw", ".jsonl")
 _HELD_OUT_FRACTION = 4  # every fourth pydoc topic, by hash

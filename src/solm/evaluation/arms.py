@@ -8,7 +8,7 @@ import torch
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
-from solm.core.shares import equal_mlp
+from solm.core.cost import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.levels import take, two_levels

@@ -252,7 +252,7 @@ class ControlledLM(TemplateLM):
             shares = torch.tensor([list(step.realised.values()) for step in steps], dtype=torch.float64).view(-1, 3)
             could = torch.tensor([list(step.controllable.values()) for step in steps], dtype=torch.bool).view(-1, 3)
             cost = sum(step.cost for step in steps)
-            known, ms, dense_ms = self.controlled.offer(self.policy).measured, 0.0, 0.0
+            known, ms, dense_ms = self.controlled.budgets(self.policy).measured, 0.0, 0.0
             if known is not None and steps:
                 took, seen = torch.where(could, shares, 1.0).numpy(), len(ids) + 1 + np.arange(len(steps))
                 ms, dense_ms = (float(known.milliseconds(each, seen).sum()) for each in (took, np.ones_like(took)))
@@ -270,9 +270,9 @@ class ControlledLM(TemplateLM):
         asked, spent = (dict(zip(AXES, shares, strict=True)) for shares in (self.target.shares, realised))
         asked["net"], spent["net"] = self.target.net, sum(realised) / 3
         spent["bytes"] = total.bytes / total.steps if total.steps else 1.0
-        wanted = self.controlled.offer(self.policy).time(self.target, self.context_tokens)
-        if wanted is not None and total.dense_milliseconds:
-            asked["time"], spent["time"] = wanted[0], total.milliseconds / total.dense_milliseconds
+        wanted = self.controlled.budgets(self.policy).terms(self.target, self.context_tokens)
+        if "time" in wanted and total.dense_milliseconds:
+            asked["time"], spent["time"] = wanted["time"], total.milliseconds / total.dense_milliseconds
             spent["ms"] = total.milliseconds / total.steps
         return Compute(asked, spent)
 

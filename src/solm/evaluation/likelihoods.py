@@ -10,7 +10,7 @@ import torch
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
 from solm.core.budget import Ledger
-from solm.core.measured import MeasuredCost
+from solm.core.cost import MeasuredCost
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.pair_groups import Controlled, Group, Pair, Row, Tokens, clustered
 from solm.evaluation.spent import Spent, step_costs

@@ -12,9 +12,8 @@ from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
-from solm.core.cost import CostModel
+from solm.core.cost import CostModel, MeasuredCost
 from solm.core.errors import BudgetError, DataError
-from solm.core.measured import MeasuredCost
 from solm.core.parts import Parts
 from solm.core.provenance import command_line, environment
 from solm.data.windows import TokenStream
@@ -87,7 +86,7 @@ def evaluate(
     choose tuned on, which is left out without it. rivals: more policies and baselines, by name.
     """
     space = lm.space if space is None else space
-    offer = lm.offer(lm.policy("static", space))
+    offer = lm.budgets(lm.policy("static", space))
     middle = settings.context + settings.length // 2
     if settings.currency == "time":
         offer.time_floor(middle)  # raises where nothing was measured

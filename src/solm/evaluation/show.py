@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from solm.core.actions import AXES
-from solm.core.words import counted
+from solm.core.errors import counted
 from solm.evaluation.pictures import Kind, blank, picture
 from solm.evaluation.result import Difference, EvaluationResult, Point, TaskPoint, TaskResult
 

@@ -9,8 +9,8 @@ from typing import Any, Self
 import torch
 from rich.table import Table
 
+from solm.core.cost import machine
 from solm.core.errors import SolmError
-from solm.core.timings import machine
 from solm.runtime.generate import stream, summarise
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Token, step_milliseconds

@@ -77,7 +77,7 @@ def evaluate_tasks(
     """
     check_examples(tasks, settings.fewshot)
     space = lm.space if space is None else space
-    offer = lm.offer(lm.policy("static", space))
+    offer = lm.budgets(lm.policy("static", space))
     in_time = settings.currency == "time"
     budgets = [
         offer.budget(BudgetRequest("compute" if in_time else "keep", share), settings.context)

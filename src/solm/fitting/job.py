@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from solm.core.cost import MeasuredCost, StepTimings
 from solm.core.interrupt import Interrupted
-from solm.core.measured import MeasuredCost
-from solm.core.timings import StepTimings
 from solm.fitting.folder import FitFolder
 from solm.fitting.plan import PHASES, Sizes, Speed, measure_speed, plan
 from solm.fitting.texts import Texts

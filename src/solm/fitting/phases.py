@@ -7,14 +7,14 @@ from contextlib import ExitStack
 import torch
 
 from solm.core.actions import ActionSpace
+from solm.core.budget import Budgets
+from solm.core.cost import StepTimings, read_timings
 from solm.core.curve import CURVE, BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model, resumable, write_json, write_text
-from solm.core.measured import measured_parts
 from solm.core.parts import Parts
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
-from solm.core.timings import StepTimings, read_timings
 from solm.data.windows import TokenStream
 from solm.evaluation.baselines import BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
@@ -24,10 +24,10 @@ from solm.fitting.folder import Files
 from solm.fitting.job import Job
 from solm.fitting.own_texts import own_texts
 from solm.fitting.plan import BUDGETS, SCHEDULES
+from solm.fitting.site_parts import measured_parts
 from solm.policies.artifact import WEIGHTS, TrainedPolicy
 from solm.policies.priced import SAME_COSTS
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.offer import Offer
 from solm.training.allocate import find_allocation, trusted
 from solm.training.checkpoint import CONFIG, RunFolder, read_stored
 from solm.training.config import ValueTrainConfig
@@ -76,7 +76,7 @@ def time_steps(job: Job) -> None:
 def check_worth(lm: LanguageModel, timings: StepTimings, context: int) -> None:
     """Raises `SolmError` where even the lowest levels save no time after `context` tokens."""
     space = ActionSpace.preset("cpu-fine")
-    floor = Offer(space, lm.sparsity, lm.shapes, timings=timings).time_floor(context)
+    floor = Budgets(space, lm.sparsity, lm.shapes, timings=timings).time_floor(context)
     if floor > _WORST_FLOOR:
         raise SolmError(
             f"steps of this model take at least {floor:.3f} of the dense step's time, whatever they leave out "
@@ -190,7 +190,7 @@ def compare(job: Job) -> Files:
     with ExitStack() as kept:  # until all are done, so that an interrupted phase repeats none
         for number in reversed(range(len(comparisons))):  # the file of the first says that all are whole
             compared, before = comparisons[number], sum(batches[number + 1 :])
-            floor = lm.offer().time_floor(compared.context + compared.length // 2)
+            floor = lm.budgets().time_floor(compared.context + compared.length // 2)
             settings = EvaluationSettings(
                 budgets=spaced_budgets(floor, BUDGETS), currency="time", trials=0, seed=job.seed, **compared._asdict()
             )

@@ -9,9 +9,8 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from solm.core.cost import ModelShapes
+from solm.core.cost import LEVELS, ModelShapes
 from solm.core.errors import SolmError
-from solm.core.timings import LEVELS
 from solm.evaluation.step_timing import ALONE, STEPS
 from solm.fitting.texts import SCORED
 from solm.runtime.language_model import LanguageModel

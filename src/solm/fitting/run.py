@@ -5,12 +5,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from solm.backends.machine import give_back_freed_memory
-from solm.core.errors import SolmError
+from solm.core.errors import SolmError, counted
 from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
-from solm.core.measured import projection_part
 from solm.core.provenance import environment
-from solm.core.words import counted
 from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
 from solm.fitting import phases
@@ -77,7 +75,7 @@ def fit(
     if not lm.backend.name.startswith("cpu"):
         raise SolmError(f"a fit needs a backend whose steps save time: cpu, not {lm.backend.name}")
     texts = Texts.split(streams, lm.context)
-    lm = lm.with_policy(None, lm.sparsity.with_projections(projection_part(lm.shapes)))
+    lm = lm.with_policy(None, lm.sparsity.with_projections(lm.shapes.projection_part))
     minutes = default_minutes(lm.shapes) if minutes is None else minutes
     about = About(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,

@@ -6,7 +6,7 @@ import torch
 
 from solm.backends.results import Scored
 from solm.core.budget import Budget
-from solm.core.shares import axis_levels
+from solm.core.cost import axis_levels
 from solm.data.windows import TokenStream
 from solm.paper.config import TrainConfig
 from solm.paper.ranks import Ranks

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.actions import ActionSpace
@@ -113,6 +114,15 @@ class TrainedPolicy:
         Raises `BudgetError` for a net keep that the action space cannot meet.
         """
         return self._budgets.get(net, lambda: self._split(net))
+
+    def budget_of_cost(
+        self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int
+    ) -> Budget | None:
+        """As `solm.core.budget.Split`."""
+        policy = self.policy()
+        if not isinstance(policy, ValuePolicy):
+            return None
+        return policy.split_cost(cost, levels, tuple(rates.tolist()), 1 - float(rates.sum()), context)
 
     def _split(self, net: float) -> Budget:
         even, policy = Budget.from_net(net, self.config.space), self.policy()

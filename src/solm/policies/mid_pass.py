@@ -5,8 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from solm.core.cost import ModelShapes
-from solm.core.shares import axis_levels
+from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.policies.levels import take, two_levels
 from solm.policies.priced import PricedPolicy

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
 from solm.core.recent import Recent
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 _PRICES = np.concatenate([np.zeros(1), np.logspace(-3, 1.5, 128, dtype=np.float32)]).astype(np.float64)
 FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 """[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
-NET_RATES = (1 / 3, 1 / 3, 1 / 3)
-"""What the whole of every axis is worth in net keep, the mean of the three shares."""
-SAME_COSTS = (1.0, 1.0, 1.0)
+NET_RATES = (1 / len(AXES),) * len(AXES)
+"""What the whole of every axis is worth in net keep, the mean of the shares."""
+SAME_COSTS = (1.0,) * len(AXES)
 """Factors of level costs per axis that change nothing."""
 _LEAST_RATE = 1e-6
 _KEPT_CURVES = 64
@@ -61,8 +61,7 @@ class PriceCurve:
 
 def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
     """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
-    shares = (space.attention, space.mlp, [bits / FULL_BITS for bits in space.bits])
-    return [PriceCurve(cost, np.array(levels, dtype=np.float64)) for cost, levels in zip(costs, shares, strict=True)]
+    return [PriceCurve(cost, shares) for cost, shares in zip(costs, space.shares, strict=True)]
 
 
 def equal_prices(
@@ -97,8 +96,7 @@ def equal_prices(
     # The average jumps where many tokens change their level at one price: mix the two sides.
     gap = cost(cheap) - cost(dear)
     part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (target - cost(dear)) / gap))
-    attention, mlp, bits = (dear + part * (cheap - dear)).tolist()
-    return Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
+    return Budget.of((dear + part * (cheap - dear)).tolist())
 
 
 class PricedPolicy(ABC):
@@ -136,7 +134,7 @@ class PricedPolicy(ABC):
         curves = [self._realised_curve(axis, shares) for axis, shares in enumerate(levels)]
         return equal_prices(curves, target, rates, fixed, self.cost_factors(context))
 
-    def cost_factors(self, context: int) -> tuple[float, float, float]:
+    def cost_factors(self, context: int) -> tuple[float, ...]:
         """Per axis the factor by which level costs after `context` tokens differ from `training_costs`."""
         return SAME_COSTS
 

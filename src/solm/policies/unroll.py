@@ -7,8 +7,7 @@ import numpy as np
 
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind, is_tensor
 from solm.core.budget import Ledger
-from solm.core.cost import ModelShapes
-from solm.core.shares import axis_levels
+from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.policies.protocol import Count, Observation, Policy, budget_prior
 

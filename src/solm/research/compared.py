@@ -4,18 +4,16 @@ from pathlib import Path
 
 from pydantic import Field, field_validator
 
-from solm.core.budget import Budget, BudgetRequest
-from solm.core.cost import ModelShapes
+from solm.core.budget import Budget, BudgetRequest, Budgets
+from solm.core.cost import ModelShapes, read_timings
 from solm.core.curve import spaced_budgets
 from solm.core.errors import BudgetError, SolmError
-from solm.core.timings import read_timings
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.baselines import BaselineRequest, constant
 from solm.policies.artifact import TrainedPolicy
 from solm.research.studies import ModelOptions, Names
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import engine_sparsity
-from solm.runtime.offer import Offer
 
 BASELINES = ("constant", "uniform", "allocated")
 _BUDGETS = 3
@@ -56,7 +54,7 @@ class ComparedOptions(ModelOptions):
         """The model under the policy."""
         return self.load(self.policy, backend=self.backend, timings=self.timings)
 
-    def offer(self, trained: TrainedPolicy | None, shapes: ModelShapes) -> Offer:
+    def offer(self, trained: TrainedPolicy | None, shapes: ModelShapes) -> Budgets:
         """What can be asked for, before the model is loaded. Raises `SolmError` without a policy."""
         if trained is None:
             raise SolmError("--policy: this study needs a policy")
@@ -66,9 +64,9 @@ class ComparedOptions(ModelOptions):
                 timings = read_timings(self.timings)
             except SolmError as error:
                 raise SolmError(f"--timings: {error}") from error
-        return Offer(trained.config.space, engine_sparsity(trained), shapes, trained, timings=timings)
+        return Budgets(trained.config.space, engine_sparsity(trained), shapes, trained, timings=timings)
 
-    def values(self, offer: Offer, seen: int) -> tuple[float, ...]:
+    def values(self, offer: Budgets, seen: int) -> tuple[float, ...]:
         """The budgets as numbers: shares of the dense step's milliseconds, or net keeps without step times. Raises
         `BudgetError` for one that steps after `seen` tokens cannot meet."""
         timed = offer.timings is not None
@@ -92,7 +90,7 @@ class ComparedOptions(ModelOptions):
         }
 
 
-def budget_at(offer: Offer, share: float, seen: int, clamp: bool = False) -> Budget:
+def budget_at(offer: Budgets, share: float, seen: int, clamp: bool = False) -> Budget:
     """The budget that `share` stands for in steps after `seen` tokens. clamp: the least there is where it is less.
     Raises `BudgetError` otherwise."""
     return offer.budget(BudgetRequest("keep" if offer.measured is None else "compute", share), seen, clamp=clamp)

@@ -56,7 +56,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     (`score`), KL, realised shares and, where step times are known, milliseconds per step, and policy minus each
     baseline with 95 % intervals over prompts."""
     assert lm.trained is not None
-    offer, streams = lm.offer(), options.streams(lm)
+    offer, streams = lm.budgets(), options.streams(lm)
     budgets = options.values(offer, options.seen)
     prompts = windows_of(streams, options.texts, options.context, options.length, options.seed)[:, : options.context]
     settings = options.model_dump(mode="json") | {

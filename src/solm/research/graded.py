@@ -95,7 +95,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, progress:
     assert lm.trained is not None
     grader = sandbox() if options.run_code and options.humaneval is not None else None
     asked = options.asked(grader)
-    budgets = options.values(lm.offer(), options.least_seen(asked))
+    budgets = options.values(lm.budgets(), options.least_seen(asked))
     settings = options.model_dump(mode="json") | {
         "model": lm.name, "backend": lm.backend.name, "budgets": budgets,
         "data_fingerprint": {kind: problems.fingerprint(some) for kind, some in asked.items()},
@@ -127,7 +127,7 @@ class _Runs:
     ):
         self._lm, self._options, self._parts, self._budgets, self._arms = lm, options, parts, budgets, arms
         self._progress, self._done, self._total = progress, 0, total * (1 + len(budgets) * (1 + len(arms)))
-        self._offer, self._dense, self._policy = lm.offer(), Arm(lm.policy("dense")), Arm(lm.policy("policy"))
+        self._offer, self._dense, self._policy = lm.budgets(), Arm(lm.policy("dense")), Arm(lm.policy("policy"))
 
     def of(self, kind: str, some: Sequence[Problem]) -> Rows:
         """By arm and budget, such as ``policy@0.85``, and ``dense`` alone, what every problem gave."""

@@ -23,10 +23,9 @@ from pydantic import Field, model_validator
 from solm.backends.logits import log_probabilities
 from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
-from solm.core.cost import relative_cost
+from solm.core.cost import kv_budget, relative_cost
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
-from solm.core.shares import kv_budget
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import fingerprint
 from solm.evaluation.pictures import Kind, blank, picture

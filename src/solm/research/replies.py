@@ -11,7 +11,7 @@ from solm.backends.machine import one_torch_thread
 from solm.backends.session import Session
 from solm.core.actions import AXES
 from solm.core.arrays import as_tensor
-from solm.core.budget import Budget
+from solm.core.budget import Budget, Terms
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.arms import Arm
 from solm.policies.priced import PricedPolicy
@@ -19,7 +19,6 @@ from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.generate import check_length
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.sampling import Sampler
-from solm.runtime.terms import Terms
 
 _AFTER = 4
 """Last tokens of a prompt, which every reply reads anew: its first logits come from them."""
@@ -53,7 +52,7 @@ class Prompts:
     """Token ids [1, C] of prompts, each read once, densely, for all arms."""
 
     def __init__(self, lm: LanguageModel, ids: Sequence[np.ndarray]):
-        self.lm, self.ids, self._measured = lm, ids, lm.offer().measured
+        self.lm, self.ids, self._measured = lm, ids, lm.budgets().measured
         self._read: dict[int, Session] = {}
 
     def session(self, number: int, room: int, sparsity: SparsityConfig | None) -> Session:

@@ -1,6 +1,6 @@
 """A model on a backend with its policy: sessions, budgets, and what steps cost."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
 
@@ -12,18 +12,16 @@ from solm.backends.session import AnyPolicy, Backend, Session
 from solm.backends.weight_sample import spread
 from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import as_numpy
-from solm.core.budget import Budget, BudgetLike
-from solm.core.cost import ModelShapes, step_cost
+from solm.core.budget import Budget, BudgetLike, Budgets
+from solm.core.cost import ModelShapes, StepTimings
 from solm.core.errors import SolmError
 from solm.core.provenance import plain_name, processor
 from solm.core.sparsity import SparsityConfig
-from solm.core.timings import StepTimings
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.protocol import Policy
 from solm.policies.schedules import Dense, Random, Static, static
 from solm.runtime.grammars import Compiler
-from solm.runtime.offer import Offer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -83,6 +81,7 @@ class ControlledModel:
         self._given = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
         carried = None if policy is None or policy.curve is None else policy.curve.timings
         self.timings = self._given or carried
+        self._budgets: dict[tuple[ActionSpace, int, bool], Budgets] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -206,10 +205,6 @@ class ControlledModel:
         """Weights that `policy` reads at every step besides the model's."""
         return int(getattr(policy, "size", 0))
 
-    def step_cost(self, realised: Sequence[float], kv_length: int, overhead: int = 0) -> float:
-        """Bytes read by a step of realised shares [3] that saw kv_length keys, as a share of the dense step's."""
-        return step_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", overhead)
-
     def budget(self, asked: BudgetLike, context: int = 1024, policy: AnyPolicy | None = None) -> Budget:
         """The budget per axis that a request comes to.
 
@@ -227,11 +222,16 @@ class ControlledModel:
         Raises:
             BudgetError: the request cannot be read, is out of range or cannot be met.
         """
-        return self.offer(policy).budget(asked, context)
+        return self.budgets(policy).budget(asked, context)
 
-    def offer(self, policy: AnyPolicy | None = None) -> Offer:
+    def budgets(self, policy: AnyPolicy | None = None) -> Budgets:
         """The budgets that can be met under `policy`, by default the loaded one."""
         decides = policy or (None if self.trained is None else self.trained.policy())
         space = self.space if self.trained is not None or policy is None else policy.space
         overhead = 0 if decides is None else self.overhead(decides)
-        return Offer(space, self.sparsity, self.shapes, self.trained, overhead, self.timings)
+        key = space, overhead, decides is not None and decides.reads_model
+        if key not in self._budgets:  # each fits the milliseconds of steps
+            self._budgets[key] = Budgets(
+                space, self.sparsity, self.shapes, self.trained, overhead, self.timings, priced=key[2]
+            )
+        return self._budgets[key]

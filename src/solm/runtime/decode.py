@@ -19,7 +19,7 @@ from solm.runtime.sampling import Sampler
 from solm.runtime.text import TextStream
 
 StepTaken = tuple[Action, list[float], list[bool]]
-"""Action, realised shares [3], and whether the step could be controlled on each axis [3]."""
+"""Action, realised shares [axes], and whether the step could be controlled on each axis [axes]."""
 
 
 class Draft:
@@ -42,8 +42,8 @@ class Draft:
         self.possible: Array = np.zeros(0, np.float32)
         """The logits [V] that the last token was chosen by: the model's, but for what a grammar forbids."""
         self.text = TextStream(lm.tokenizer, skip_special_tokens, shown)
-        self._lm, self._prompt, self._policy, self._overhead = lm, prompt, policy, lm.overhead(policy)
-        self._first: StepTaken = (policy.space.actions[-1], [1.0] * 3, [False] * 3)
+        self._prompt, self._policy, self._budgets = prompt, policy, lm.budgets(policy)
+        self._first: StepTaken = (policy.space.actions[-1], [1.0] * len(AXES), [False] * len(AXES))
 
     def control(self, session: Session, target: np.ndarray, horizon: int) -> None:
         """Put a session of one row, whose prompt is read, under the policy, within target [1, 3] shares."""
@@ -59,9 +59,8 @@ class Draft:
         action, realised, controllable = step or self._first
         self.possible = self.sampler.possible(logits)
         chosen = self.sampler.choose(self.possible)
-        cost = self._lm.step_cost(realised, self._prompt + len(self.tokens), self._overhead)
-        shares, could = dict(zip(AXES, realised, strict=True)), dict(zip(AXES, controllable, strict=True))
-        self.tokens.append(Token(chosen, self.text.push(chosen), action.tag, shares, cost, could))
+        text, seen = self.text.push(chosen), self._prompt + len(self.tokens)
+        self.tokens.append(Token(chosen, text, action, realised, controllable, seen, self._budgets))
         return self.tokens[-1]
 
 

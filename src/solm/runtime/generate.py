@@ -7,15 +7,14 @@ from typing import Any
 
 from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array, as_tensor
-from solm.core.budget import Budget, BudgetLike, BudgetRequest
+from solm.core.budget import Budget, BudgetLike, Terms
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 from solm.policies.schedules import Dense
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.decode import Draft, Row, decode
 from solm.runtime.grammars import Grammar
-from solm.runtime.reply import Reply, Token
+from solm.runtime.reply import Compute, Reply, Token
 from solm.runtime.sampling import Sampler
-from solm.runtime.terms import Terms, asked_terms, spent
 
 
 def generate(
@@ -63,7 +62,7 @@ def generate(
                 raise
             raise type(error)(f"prompt {number}: {error}") from error
         seen = ids.shape[1] + rows[-1].longest // 2
-        asked.append(asked_for(lm, rows[-1].budget, seen, decides, wanted))
+        asked.append(lm.budgets(decides).terms(rows[-1].budget, seen, wanted))
     if streamer is not None:
         streamer.put(as_tensor(prompts[0]).cpu())
     for _, token in decode(lm, rows, batch_size):
@@ -195,20 +194,11 @@ def seen_on_average(ids: Array, max_new_tokens: int | None = None, max_length: i
     return ids.shape[1] + _longest(ids.shape[1], max_new_tokens, max_length) // 2
 
 
-def asked_for(
-    lm: ControlledModel, budget: Budget, context: int, policy: AnyPolicy, request: BudgetLike = None
-) -> Terms:
-    """The budget in all words (`solm.runtime.terms`), for steps that see `context` tokens. request: what it came from,
-    which tells whether the policy split it."""
-    split = policy.reads_model and BudgetRequest.parse(request).kind not in ("keep", "shares")
-    return asked_terms(lm.offer(policy), budget, context, split)
-
-
 def summarise(lm: ControlledModel, tokens: list[Token], requested: Terms, prompt: int) -> Reply:
-    """The reply to `prompt` tokens that a finished stream amounts to; requested: of `asked_for`."""
+    """The reply to `prompt` tokens that a finished stream amounts to; requested: the budget in all units."""
     ids = [token.id for token in tokens]
     text = "" if lm.tokenizer is None else str(lm.tokenizer.decode(ids, skip_special_tokens=True))
-    return Reply(text, tokens, spent(lm.offer(), tokens, prompt, requested))
+    return Reply(text, tokens, Compute.of(tokens[0].budgets if tokens else lm.budgets(), tokens, prompt, requested))
 
 
 def _longest(prompt: int, max_new_tokens: int | None, max_length: int | None) -> int:

@@ -16,10 +16,9 @@ from solm.backends.names import BUILTIN, dtype_name
 from solm.backends.session import Backend
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.budget import BudgetLike
-from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
+from solm.core.cost import read_timings
+from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError, counted
 from solm.core.sparsity import SparsityConfig
-from solm.core.timings import read_timings
-from solm.core.words import counted
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
 from solm.runtime.facts import facts_of, generation_options, model_facts, policy_called

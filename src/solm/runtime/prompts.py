@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 
 from solm.core.arrays import Array, as_numpy, is_tensor
-from solm.core.errors import DataError, SolmError
-from solm.core.unicode import check_unicode
+from solm.core.errors import DataError, SolmError, check_unicode
 
 if TYPE_CHECKING:
     import torch

@@ -12,7 +12,7 @@ from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import BaseModel
 
 from solm.backends.tokenizer import token_bytes
-from solm.runtime.terms import mean_terms
+from solm.core.budget import mean_terms
 from solm.serving.calls import CallPart, CallReader
 from solm.serving.rows import Ended, Piece, Said
 

@@ -1,24 +1,20 @@
 """From a request's `efficiency` to a policy and a budget."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 from solm.backends.session import AnyPolicy
-from solm.core.actions import FULL_BITS, ActionSpace
-from solm.core.budget import Budget, BudgetLike, BudgetRequest
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget, BudgetLike, BudgetRequest, ResolvedBudget
 from solm.core.errors import BudgetError, SolmError
 from solm.runtime.controlled import UNTRAINED
-from solm.runtime.generate import asked_for
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.terms import asked_terms
 from solm.serving.keys import ApiKey
 from solm.serving.requests import Asked, AxisBudget, Efficiency
 from solm.serving.settings import PRIORITIES, Priority
 
 _NO_KEY = ApiKey("")
-Shares = tuple[float, float, float]
-"""Target shares of attention, MLP and bits."""
 
 
 class FloorError(BudgetError):
@@ -37,40 +33,17 @@ class RefusedError(SolmError):
 
 @dataclass(frozen=True)
 class Order:
-    """What a request asks for: the policy, the budget, and the floor below which the governor may not lower it.
-
-    requested: the budget as answers report it, in the words of `solm.runtime.terms`.
-    """
+    """What a request asks for: the policy, and the budget with the floor below which the governor may not lower it."""
 
     name: str
     policy: AnyPolicy
-    budget: Budget
-    floor: Budget
-    requested: dict[str, float] = field(default_factory=dict)
+    resolved: ResolvedBudget
     priority: Priority = "normal"
 
     @cached_property
     def rank(self) -> int:
         """Of the priority, 0 for the lowest."""
         return PRIORITIES.index(self.priority)
-
-    @cached_property
-    def lowerable(self) -> bool:
-        """Whether the governor has anything to lower."""
-        return self.floor != self.budget
-
-    def target(self, dial: float, bits: float | None = None) -> Shares:
-        """Target shares at `dial`: 0 is the floor, 1 the budget that was asked for. bits: their own dial; None: the
-        same."""
-        low, high = self._ends
-        bits = dial if bits is None else bits
-        return (
-            low[0] + dial * (high[0] - low[0]), low[1] + dial * (high[1] - low[1]), low[2] + bits * (high[2] - low[2]),
-        )  # fmt: skip
-
-    @cached_property
-    def _ends(self) -> tuple[Shares, Shares]:
-        return self.floor.shares, self.budget.shares
 
 
 class Dial:
@@ -95,7 +68,7 @@ class Dial:
         self.policies = {name: lm.policy(name, self.space) for name in UNTRAINED}
         if lm.trained is not None:
             self.policies = {"policy": lm.policy(), **self.policies}
-        self.lowest = lm.offer(self.policies[self.default]).lowest_net
+        self.lowest = lm.budgets(self.policies[self.default]).lowest_net
         self._floor = None if floor is None else BudgetRequest.parse(floor)
         self._of_priority = {name: BudgetRequest.parse(floor) for name, floor in (priority_floors or {}).items()}
 
@@ -109,18 +82,18 @@ class Dial:
 
         It falls with the context: from where attention can be saved, at powers of two up to `longest` (or 8192).
         """
-        offer, first = self.lm.offer(self.policies[self.default]), self.lm.sparsity.always_read + 1
+        budgets, first = self.lm.budgets(self.policies[self.default]), self.lm.sparsity.always_read + 1
         contexts = [first, *(1 << power for power in range(first.bit_length(), (longest or 8192).bit_length()))]
-        return {context: offer.bytes(offer.lowest(context), context) for context in contexts}
+        return {context: budgets.terms(budgets.lowest(context), context)["bytes"] for context in contexts}
 
     def fastest(self, longest: int | None) -> dict[int, dict[str, float]]:
         """By context, from where attention can be saved and where step times were measured, up to `longest`, what the
         lowest budgets in time come to: ``time``, the share of the dense step's milliseconds, ``speed`` and ``ms``."""
-        offer, found = self.lm.offer(self.policies[self.default]), {}
+        budgets, found = self.lm.budgets(self.policies[self.default]), {}
         first = self.lm.sparsity.always_read + 1
         for context in () if self.lm.timings is None else sorted({first, *self.lm.timings.contexts}):
             if longest is None or context <= longest:
-                terms = asked_terms(offer, offer.lowest(context), context, split=False)
+                terms = budgets.terms(budgets.lowest(context), context)
                 found[context] = {name: terms[name] for name in ("time", "speed", "ms")}
         return found
 
@@ -146,6 +119,7 @@ class Dial:
         if name not in self.policies:
             raise RefusedError(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}", "policy")
         policy = self.policies[name]
+        budgets = self.lm.budgets(policy)
         wanted = BudgetRequest.parse(_plain(asked.budget))
         if name == "dense":
             if wanted.value not in (1.0, Budget()):
@@ -153,14 +127,10 @@ class Dial:
             for limit in ("floor", "deadline_ms"):
                 if getattr(asked, limit) is not None:
                     raise RefusedError(f"policy dense spends everything; {limit} needs another policy", limit)
-            budget = least = Budget()
-        else:
-            budget = self.lm.budget(wanted, context, policy)
-            floor = self.floor(asked.floor, context, policy, priority, key)
-            attention, mlp, bits = (min(low, high) for low, high in zip(floor.shares, budget.shares, strict=True))
-            least = Budget(attention=attention, mlp=mlp, bits=bits * FULL_BITS)
-        requested = asked_for(self.lm, budget, context, policy, wanted)
-        return Order(name, policy, budget, least, requested, priority)
+            return Order(name, policy, budgets.resolve(None, context), priority)
+        budget = budgets.resolve(wanted, context)
+        floor = self.floor(asked.floor, context, policy, priority, key)
+        return Order(name, policy, budget.above(floor), priority)
 
     def floor(
         self,
@@ -174,16 +144,16 @@ class Dial:
 
         Raises `FloorError` for one that cannot be read or needs measurements that are missing.
         """
-        offer = self.lm.offer(policy)
+        budgets = self.lm.budgets(policy)
         if asked is not None:
             try:
-                return offer.budget(_plain(asked), context, clamp=True)
+                return budgets.budget(_plain(asked), context, clamp=True)
             except BudgetError as error:
                 raise FloorError(f"efficiency.floor: {error}") from error
         request = self._of_priority.get(priority, self._floor) if key.floor is None else key.floor
         if request is not None:
-            return offer.budget(request, context, clamp=True)
-        least = offer.lowest(context)
+            return budgets.budget(request, context, clamp=True)
+        least = budgets.lowest(context)
         saves_by_bits = self.lm.sparsity.bits_site == "weights"
         return least if saves_by_bits else Budget(attention=least.attention, mlp=least.mlp)
 

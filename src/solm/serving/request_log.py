@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from solm.runtime.terms import mean_terms
+from solm.core.budget import mean_terms
 from solm.serving.answers import Choice
 from solm.serving.rows import Ended
 from solm.serving.service import Exchange
@@ -16,7 +16,7 @@ def log_facts(exchange: Exchange, choices: Sequence[Choice] | None, failed: str 
     ``cancelled``: the client hung up.
 
     ``requested``, ``allowed`` (by governor and deadline) and ``realised`` hold budgets in the words of
-    `solm.runtime.terms`, as means over the replies, weighted by their tokens. ``saved_ms`` is what the steps saved
+    `solm.core.budget`, as means over the replies, weighted by their tokens. ``saved_ms`` is what the steps saved
     against dense ones, where step times are known.
     """
     jobs, each = exchange.jobs, exchange.answers.each
@@ -26,7 +26,7 @@ def log_facts(exchange: Exchange, choices: Sequence[Choice] | None, failed: str 
     if choices is not None:
         written = [len(one.said) if one.ended is None else one.ended.tokens for one in choices]
         found |= {"prompt_tokens": sum(len(job.ids) for job in jobs[::each]), "completion_tokens": sum(written)}
-    found["requested"] = _rounded(mean_terms([job.order.requested for job in jobs], [1] * len(jobs)))
+    found["requested"] = _rounded(mean_terms([job.order.resolved.terms for job in jobs], [1] * len(jobs)))
     complete = [ended for ended in ends if ended is not None]
     if complete:
         weights = [max(1, ended.tokens) for ended in complete]

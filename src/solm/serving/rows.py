@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from solm.backends.session import Session
-from solm.core.actions import FULL_BITS
+from solm.core.actions import AXES
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
 from solm.runtime.decode import Draft, StepTaken
@@ -15,9 +15,8 @@ from solm.runtime.grammars import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler
-from solm.runtime.terms import asked_terms, spent
 from solm.serving.admission import Progress
-from solm.serving.dial import Order, Shares
+from solm.serving.dial import Order
 
 
 @dataclass(frozen=True)
@@ -111,21 +110,21 @@ class Row:
         self.told: float | None = None
         """When its last token was."""
         self._pending = ""
-        self.target: Shares = job.order.target(1.0)
+        self.target = job.order.resolved.target(1.0)
         """Shares that governor and deadline let the next steps spend on average."""
         self.aimed = self.target
         """Those that the session knows."""
         self._lowered = False
-        self._allowed, self._counted = [0.0, 0.0, 0.0], [0, 0, 0]
+        self._allowed, self._counted = [0.0] * len(AXES), [0] * len(AXES)
 
     def allow(self, dial: float, bits: float) -> None:
-        """Let the steps from here on spend what dials say, see `Order.target`."""
-        self.target = self.job.order.target(dial, bits)
-        self._lowered = self._lowered or (min(dial, bits) < 1 and self.job.order.lowerable)
+        """Let the steps from here on spend what dials say, see `ResolvedBudget.target`."""
+        self.target = self.job.order.resolved.target(dial, bits)
+        self._lowered = self._lowered or (min(dial, bits) < 1 and self.job.order.resolved.lowerable)
 
     def control(self, session: Session) -> None:
         """Put a session of one row, whose prompt is read, under the job's policy."""
-        self.draft.control(session, np.array([self.job.order.target(1.0)]), max(1, self.job.max_tokens))
+        self.draft.control(session, np.array([self.job.order.resolved.target(1.0)]), max(1, self.job.max_tokens))
 
     @property
     def largest(self) -> int:
@@ -206,7 +205,7 @@ class Row:
         job = self.job
         assert self.finished is not None
         tokens = self.draft.tokens
-        found = spent(self._lm.offer(job.order.policy), tokens, len(job.ids), job.order.requested)
+        found = Compute.of(self._lm.budgets(job.order.policy), tokens, len(job.ids), job.order.resolved.terms)
         ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), found, self._granted())
         job.emit(ended)
         return ended
@@ -215,15 +214,13 @@ class Row:
         """The average budget that steps had, in the words of what was asked for."""
         order = self.job.order
         if not self._lowered:
-            return order.requested
+            return order.resolved.terms
         averages = [
             total / count if count else share
-            for total, count, share in zip(self._allowed, self._counted, order.budget.shares, strict=True)
+            for total, count, share in zip(self._allowed, self._counted, order.resolved.budget.shares, strict=True)
         ]
-        budget = Budget(attention=averages[0], mlp=averages[1], bits=averages[2] * FULL_BITS)
         context = len(self.job.ids) + len(self.draft.tokens) // 2
-        told = bool(order.requested.keys() & {"loss", "loss_above"})
-        return asked_terms(self._lm.offer(order.policy), budget, context, told)
+        return self._lm.budgets(order.policy).terms(Budget.of(averages), context, order.resolved.request)
 
 
 def overlap(text: str, stop: str) -> int:

@@ -263,7 +263,8 @@ class Scheduler:
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""
         orders = [row.job.order for row in self._rows]
-        return [sum(order.lowerable for order in orders if order.rank == rank) for rank in range(len(PRIORITIES))]
+        ranks = [order.rank for order in orders if order.resolved.lowerable]
+        return [ranks.count(rank) for rank in range(len(PRIORITIES))]
 
     def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
         row.take(logits, step)
@@ -274,8 +275,8 @@ class Scheduler:
         metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.finished is not None:
             metrics.ended.labels(row.finished).inc()
-            order = row.job.order
-            metrics.spent(order.rank, order.budget.net, order.floor.net, row.end().compute.realised["net"])
+            order, realised = row.job.order, row.end().compute.realised
+            metrics.spent(order.rank, order.resolved.budget.net, order.resolved.floor.net, realised["net"])
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
         """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises

@@ -123,8 +123,8 @@ class Service:
         length = self.lm.sparsity.always_read + 2
         ids = np.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.dial.policies.items() if length + 4 <= self.context else ():
-            budget = self.dial.floor(None, length, policy)
-            self.scheduler.submit([Job(ids, 4, Order(name, policy, budget, budget), emit, counted=False)])
+            budget = self.lm.budgets(policy).resolve(self.dial.floor(None, length, policy), length)
+            self.scheduler.submit([Job(ids, 4, Order(name, policy, budget), emit, counted=False)])
             while isinstance(event := await done.get(), Piece):
                 pass
             if isinstance(event, Failed) and event.kind != "timeout":  # a limit for warm replies may be short

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from solm.core.allocation import KNOTS, Allocation, Curves
+from solm.core.cost import equal_mlp, site_parts
 from solm.core.errors import DamagedFileError, DataError
 from solm.core.files import resumable, write_text
 from solm.core.provenance import command_line, environment
-from solm.core.shares import equal_mlp, site_parts
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import BUILTIN, TrainedPolicy
 from solm.runtime.language_model import LanguageModel

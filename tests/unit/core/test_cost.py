@@ -1,11 +1,10 @@
 """Costs of steps."""
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
-from solm.core.cost import ModelShapes, relative_cost, step_cost
+from solm.core.cost import ModelShapes, relative_cost
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 
@@ -41,27 +40,13 @@ def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
     numbers = 30 * 3 * 2 * 64 * length  # keys and values
     dense = weights + head + numbers * 8.5
     step = weights + head + numbers * 8.5 * pages + numbers / 16 * 16  # bounds: two numbers of 16 bits a page of 16
-    found = step_cost((pages, 1, 1), length, stored, SparsityConfig(), "bytes")
+    found = relative_cost(np.array([pages, 1, 1]), length, stored, SparsityConfig(), "bytes")
     assert found == pytest.approx(step / dense)
-    assert found < step_cost((pages, 1, 1), length, SHAPES, SparsityConfig(), "bytes") - 0.04
+    assert found < relative_cost(np.array([pages, 1, 1]), length, SHAPES, SparsityConfig(), "bytes") - 0.04
     for model in ("nominal", "flops"):
-        costs = [step_cost((pages, 0.5, 1), length, shapes, SparsityConfig(), model) for shapes in (stored, SHAPES)]
+        costs = [
+            relative_cost(np.array([pages, 0.5, 1]), length, shapes, SparsityConfig(), model)
+            for shapes in (stored, SHAPES)
+        ]
         assert costs[0] == costs[1]
     assert "weight_bits" not in stored.model_dump()  # what is stored and shown are the sizes alone
-
-
-@pytest.mark.parametrize("model", ["nominal", "bytes", "flops"])
-@pytest.mark.parametrize(
-    "sparsity",
-    [
-        SparsityConfig(),
-        SparsityConfig.preset("cpu"),
-        SparsityConfig.preset("paper"),
-    ],
-    ids=["default", "cpu", "paper"],
-)
-@given(shares=st.tuples(*[st.floats(0, 1)] * 3), length=st.integers(1, 9000), policy=st.integers(0, 10**6))
-def test_a_single_steps_cost_is_the_tensors(sparsity, model, shares, length, policy):
-    realised = torch.tensor([shares], dtype=torch.float64)
-    expected = relative_cost(realised, torch.tensor([length]), SHAPES, sparsity, model, policy)
-    assert step_cost(shares, length, SHAPES, sparsity, model, policy) == pytest.approx(float(expected), rel=1e-12)

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from helpers.timings import CPU, SHAPES, made_timings
-from solm.core.measured import MeasuredCost, measured_parts, projection_part
+from solm.core.cost import MeasuredCost
 from solm.core.sparsity import SparsityConfig
+from solm.fitting.site_parts import measured_parts
 
 
 def test_rates_are_those_of_the_levels_that_were_measured():
@@ -81,7 +82,7 @@ def test_upper_bits_count_the_time_that_they_take(halved, part):
 @pytest.mark.parametrize("projected", [0.3, 0.0, 4.0])
 def test_inputs_of_projections_count_the_time_that_they_take(projected):
     """From a quarter of the part of their weights to all of it."""
-    sparsity, known = CPU.model_copy(update={"projection_part": projection_part(SHAPES)}), sites(4, 2)
+    sparsity, known = CPU.model_copy(update={"projection_part": SHAPES.projection_part}), sites(4, 2)
     both = tuple(ms - projected * (1 - level) for level, ms in zip(known.mlp, known.mlp_ms[0], strict=True))
     alone = tuple(10 - projected * (1 - level) for level in (0.3, 0.6))
     timings = known.model_copy(
@@ -96,7 +97,7 @@ def test_inputs_of_projections_count_the_time_that_they_take(projected):
 def test_projections_that_only_one_side_drops_are_counted_apart():
     """5 of 10 ms are the MLP's channels. Timed without projections they are all but a part of the policy's channels;
     timed with them, the projections take as long as their weights."""
-    part = projection_part(SHAPES)
+    part = SHAPES.projection_part
     drops = CPU.with_projections(part)
     assert MeasuredCost(made_timings(CPU, SHAPES), drops, SHAPES).rates(100)[1] == pytest.approx(5 / (1 - part))
     timed = made_timings(drops, SHAPES, projected=(0.3,), projected_ms=((9.0,),) * 2)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from solm.core.words import counted
+from solm.core.errors import counted
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,8 @@ from solm.backends.results import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.cli.eval import all_baselines
 from solm.core.actions import ActionSpace
+from solm.core.cost import ceil_share
 from solm.core.errors import PolicyMismatchError, SolmError
-from solm.core.shares import ceil_share
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
 from solm.data.windows import stream_of

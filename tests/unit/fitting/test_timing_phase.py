@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from helpers.timings import made_timings
+from solm.core.cost import read_timings
 from solm.core.errors import SolmError
-from solm.core.timings import read_timings
 from solm.data.windows import TokenStream
 from solm.fitting import phases
 

@@ -75,7 +75,7 @@ def test_free_running_spends_shares_of_time_where_steps_were_timed(value_lm, sou
     lm = value_lm.with_policy(value_lm.trained)
     lm.timings = timings
     found = free_running.measure(lm, options, None, ignore)
-    low, *_ = options.values(lm.offer(), options.seen)
+    low, *_ = options.values(lm.budgets(), options.seen)
     check(free_running, found)
     assert found.results["currency"] == "time"
     assert (found.settings["policy"], found.settings["timings"]) == ("mine", "mine.json"), "without their folders"

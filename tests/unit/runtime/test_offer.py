@@ -9,12 +9,11 @@ import solm
 from helpers.policies import SPARSITY, under_policy, under_values
 from helpers.timings import made_curve, made_timings
 from solm.core.actions import AXES, ActionSpace
-from solm.core.budget import Budget
+from solm.core.budget import Budget, Budgets
+from solm.core.cost import MeasuredCost
 from solm.core.errors import BudgetError
-from solm.core.measured import MeasuredCost
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Random, Static
-from solm.runtime.offer import Offer
 
 
 def prompt(length: int = 200) -> torch.Tensor:
@@ -31,7 +30,7 @@ def test_a_share_of_the_bytes_is_met(tiny_lm, kind):
     else:
         lm = tiny_lm.with_policy(None, SparsityConfig.preset("nested" if kind == "nested" else "cpu"))
         policy = (Random if kind == "random" else Static)(lm.space)
-    offer = lm.offer(policy)
+    offer = lm.budgets(policy)
     least = offer.bytes(offer.budget(0.01, 230, clamp=True), 230)
     for share in (least + 0.05, (least + 1) / 2):
         reply = lm.generate(prompt(), budget=share, policy=policy, max_new_tokens=60, min_new_tokens=60)
@@ -44,7 +43,7 @@ def test_a_share_of_the_bytes_is_met(tiny_lm, kind):
 @pytest.mark.parametrize("context", [20, 100, 500, 5000])
 @pytest.mark.parametrize("preset", ["default", "cpu", "nested", "paper"])
 def test_what_is_out_of_reach_is_refused_with_the_range(tiny_lm, preset, context):
-    offer = Offer(ActionSpace.preset("nested"), SparsityConfig.preset(preset), tiny_lm.shapes)
+    offer = Budgets(ActionSpace.preset("nested"), SparsityConfig.preset(preset), tiny_lm.shapes)
     seen = max(context, offer.sparsity.always_read + 1)
     with pytest.raises(BudgetError, match=f"budget 0.02 is unreachable: at {seen} tokens this model reads") as refused:
         offer.budget(0.02, context)
@@ -56,7 +55,7 @@ def test_what_is_out_of_reach_is_refused_with_the_range(tiny_lm, preset, context
 
 
 def test_below_the_least_there_is_that_is_met_axis_by_axis_too(tiny_lm):
-    offer = Offer(ActionSpace.preset("nested"), SparsityConfig.preset("nested"), tiny_lm.shapes)
+    offer = Budgets(ActionSpace.preset("nested"), SparsityConfig.preset("nested"), tiny_lm.shapes)
     low = offer.budget(Budget(attention=0.001, mlp=0.001, bits=2), 500, clamp=True)
     assert offer.budget(low, 500) == low
     for axis in AXES:
@@ -68,14 +67,14 @@ def test_below_the_least_there_is_that_is_met_axis_by_axis_too(tiny_lm):
 
 
 def test_the_reachable_range_widens_with_the_context(tiny_lm):
-    offer = Offer(ActionSpace.preset("cpu"), SparsityConfig.preset("cpu"), tiny_lm.shapes)
+    offer = Budgets(ActionSpace.preset("cpu"), SparsityConfig.preset("cpu"), tiny_lm.shapes)
     found = [offer.bytes(offer.budget(0.01, context, clamp=True), context) for context in (80, 200, 1000, 8000)]
     assert found == sorted(found, reverse=True)
     assert found[0] > found[-1] + 0.1
 
 
 def test_without_a_policy_every_axis_is_at_the_same_fraction_of_what_it_realises(tiny_lm):
-    offer = Offer(ActionSpace.preset("cpu"), SparsityConfig.preset("cpu"), tiny_lm.shapes)
+    offer = Budgets(ActionSpace.preset("cpu"), SparsityConfig.preset("cpu"), tiny_lm.shapes)
     budget, least = offer.budget(0.8, 2000), offer.budget(0.01, 2000, clamp=True)
     fractions = [(share - low) / (1 - low) for share, low in zip(budget.shares[:2], least.shares, strict=False)]
     assert fractions[0] == pytest.approx(fractions[1], abs=0.05)
@@ -100,7 +99,7 @@ def test_axes_out_of_reach_are_named(policy_lm, text, message):
 
 
 def test_the_policys_own_weights_are_charged(value_lm):
-    decides, static = value_lm.offer(), value_lm.offer(value_lm.policy("static"))
+    decides, static = value_lm.budgets(), value_lm.budgets(value_lm.policy("static"))
     assert decides.overhead > 0 == static.overhead
     assert decides.budget(0.9, 300).mlp < static.budget(0.9, 300).mlp
 
@@ -110,12 +109,12 @@ def test_a_policy_is_charged_its_own_weights_whatever_is_loaded(value_lm, tiny_l
     assert tiny_lm.overhead(decides) == value_lm.overhead(decides) == decides.weights.size
 
 
-def timed(lm, **changes) -> Offer:
+def timed(lm, **changes) -> Budgets:
     """The offer of a model whose steps take known times; with a curve where it has a policy."""
     timings = made_timings(lm.sparsity, lm.shapes, (100, 4000), **changes)
     if lm.trained is not None:
         lm.trained.curve = made_curve(lm.sparsity, lm.shapes, **changes)
-    return Offer(lm.space, lm.sparsity, lm.shapes, lm.trained, timings=timings)
+    return Budgets(lm.space, lm.sparsity, lm.shapes, lm.trained, timings=timings)
 
 
 @pytest.mark.parametrize("kind", ["value policy", "policy network", "static"])

@@ -10,9 +10,8 @@ import torch
 from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve
 from solm.core.actions import AXES
-from solm.core.measured import MeasuredCost
-from solm.runtime.generate import asked_for
-from solm.runtime.terms import mean_terms
+from solm.core.budget import mean_terms
+from solm.core.cost import MeasuredCost
 
 SHARES = {"attention", "mlp", "bits", "net", "bytes"}
 TIME = {"time", "speed", "ms"}
@@ -28,7 +27,7 @@ def fitted_lm(tiny_lm):
 
 def words(lm, budget, context=500, policy="policy"):
     chosen = lm.policy(policy)
-    return asked_for(lm, lm.budget(budget, context, chosen), context, chosen, budget)
+    return lm.budgets(chosen).resolve(budget, context).terms
 
 
 def test_forms_of_one_budget_come_to_the_same_words(fitted_lm):

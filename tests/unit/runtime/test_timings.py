@@ -11,8 +11,8 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, profile_of, under_values
 from helpers.timings import made_curve
 from solm.cli.main import main
+from solm.core.cost import StepTimings, read_timings
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
-from solm.core.timings import StepTimings, read_timings
 from solm.evaluation.step_timing import measure
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import noted
@@ -89,7 +89,7 @@ def test_steps_are_timed_as_greedy_decoding_runs_them(tiny_folder, monkeypatch):
 
 
 def test_steps_are_timed_with_all_layers_alike_whatever_a_policy_does(value_lm, monkeypatch):
-    """So that it is known which shares a level reads (see `solm.core.measured`)."""
+    """So that it is known which shares a level reads (see `solm.core.cost`)."""
     rules = value_lm.sparsity.under(profile_of(0.3, 0.5))
     lm = LanguageModel(value_lm.backend, value_lm.tokenizer, None, rules, value_lm.name)
     kind, seen = type(lm.session(capacity=1)), []

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import solm
+from helpers.budgets import resolved
 from helpers.models import tiny_model
 from helpers.serving import until
 from solm.core.budget import Budget
@@ -50,7 +51,7 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
 
             budget = [Budget(), Budget(mlp=0.5), Budget(attention=0.3, mlp=0.7)][number % 3]
             ids = np.concatenate([prompt(0, 150), prompt(number, 30)])
-            order = Order("static", Static(lm.space), budget, budget)
+            order = Order("static", Static(lm.space), resolved(budget))
             return Job(ids, 16, order, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
 
         jobs = [job(number) for number in range(12)]
@@ -85,7 +86,7 @@ def test_a_large_batch_computes_all_channels_unless_it_shall_always_skip(always_
     with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
         scheduler = Scheduler(lm, ServeSettings(max_rows=6, always_skip=always_skip), Metrics())
         budget, ends = Budget(mlp=0.6), []
-        order = Order("static", Static(lm.space), budget, budget)
+        order = Order("static", Static(lm.space), resolved(budget))
 
         def emit(event) -> None:
             if isinstance(event, (Ended, Failed)):
@@ -109,7 +110,7 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
         ends: list[object] = []
 
         def job(length: int) -> Job:
-            order = Order("dense", lm.policy("dense"), Budget(), Budget())
+            order = Order("dense", lm.policy("dense"), resolved(Budget()))
             return Job(prompt(0, length), 100, order, ends.append, sampling={"do_sample": False})
 
         def stepped(*_) -> None:
@@ -133,7 +134,7 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
 def test_a_step_that_fails_is_the_servers_fault_whatever_the_error(byte_tokenizer, monkeypatch, caplog):
     with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
         scheduler, ends = Scheduler(lm, ServeSettings(), Metrics()), []
-        order = Order("dense", lm.policy("dense"), Budget(), Budget())
+        order = Order("dense", lm.policy("dense"), resolved(Budget()))
 
         def fail(*_, **__):
             raise SolmError("no memory for a step of 1 rows")
@@ -172,7 +173,7 @@ def test_a_prompt_that_made_way_frees_its_pages_when_it_is_cancelled(byte_tokeni
         scheduler = Scheduler(lm, ServeSettings(prefix_mb=0, prefill_chunk=32), Metrics())
 
         def job(priority: str) -> Job:
-            order = Order("dense", lm.policy("dense"), Budget(), Budget(), priority=priority)
+            order = Order("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
             return Job(prompt(0, 200), 6, order, lambda event: None, sampling={"do_sample": False})
 
         low, high = job("low"), job("high")
@@ -205,7 +206,7 @@ def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
                 if isinstance(event, Piece):
                     texts.setdefault(number, []).extend(said.id for said in event.tokens)
 
-            order = Order("dense", lm.policy("dense"), Budget(), Budget(), priority=priority)
+            order = Order("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
             sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
             return Job(prompt(number, length), 6, order, emit, sampling=sampling)
 

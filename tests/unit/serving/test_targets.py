@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import solm
+from helpers.budgets import resolved
 from helpers.models import tiny_model
 from solm.core.budget import Budget
 from solm.policies.schedules import Static
@@ -31,7 +32,7 @@ def lm(byte_tokenizer):
 def rows_of(lm, count: int) -> tuple[list[Row], object]:
     """Rows that keep 0.6 of the channels on average, and their session."""
     budget = Budget(mlp=0.6)
-    order = Order("static", Static(lm.space), budget, budget)
+    order = Order("static", Static(lm.space), resolved(budget))
     rows, session = [], None
     for number in range(count):
         row = Row(lm, Job(np.arange(3, 9 + number), 1000, order, lambda event: None))

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from helpers.budgets import resolved
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.policies.schedules import Dense
@@ -13,7 +14,7 @@ POLICY = Dense(ActionSpace.preset("cpu-wide"))
 
 
 def job(seed, priority="normal"):
-    order = Order("dense", POLICY, Budget(), Budget(), {}, priority)
+    order = Order("dense", POLICY, resolved(Budget()), priority)
     return Job(np.zeros(1, dtype=np.int64), 1, order, print, seed)
 
 

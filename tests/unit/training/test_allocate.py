@@ -12,8 +12,8 @@ from helpers.policies import EVEN, network
 from helpers.policies import SPACE as GRID
 from helpers.policies import SPARSITY as PLAIN
 from solm.core.allocation import KNOTS, Allocation
+from solm.core.cost import realised_mlp
 from solm.core.errors import DamagedFileError, DataError
-from solm.core.shares import realised_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy

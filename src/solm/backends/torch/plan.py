@@ -1,4 +1,4 @@
-"""The plan of a pass: what every row and position may read and compute under its action (`solm.core.shares`)."""
+"""The plan of a pass: what every row and position may read and compute under its action (`solm.core.cost`)."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -6,10 +6,9 @@ from functools import cached_property
 import torch
 
 from solm.core.actions import FULL_BITS
-from solm.core.cost import ModelShapes
-from solm.core.nested import HIGH_BITS
-from solm.core.shares import (
+from solm.core.cost import (
     KVBudget,
+    ModelShapes,
     bits_share,
     ceil_share,
     kv_budget,
@@ -17,6 +16,7 @@ from solm.core.shares import (
     site_parts,
     site_shares,
 )
+from solm.core.nested import HIGH_BITS
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import MLP_SITES, SITES
 
@@ -65,7 +65,7 @@ class Plan:
         """The plan that `layer` follows."""
         if self.sparsity.allocation is None:
             return self
-        kv = replace(self.kv, pages=self.kv.pages[layer])
+        kv = KVBudget(self.kv.window_start, self.kv.pages[layer])
         shares = tuple(share[layer] for share in self._site_shares)
         upper = tuple(None if steps is None else steps[layer] for steps in self._upper_bits)
         return replace(self, kv=kv, of_layer=shares, upper_of_layer=upper, _counts={})

@@ -4,7 +4,7 @@ from html import escape
 from typing import Any
 
 from solm.core.actions import AXES
-from solm.core.words import counted
+from solm.core.errors import counted
 from solm.evaluation.pictures import blank, picture, violins
 from solm.evaluation.report.actions import histograms, texts
 from solm.evaluation.report.page import difference, head, image, perplexity_table

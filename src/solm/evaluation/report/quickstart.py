@@ -3,7 +3,7 @@
 from html import escape
 from typing import Any
 
-from solm.core.words import counted
+from solm.core.errors import counted
 from solm.evaluation.report.actions import coloured
 from solm.evaluation.report.page import head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
