@@ -1,0 +1,73 @@
+"""Tables and single numbers of pages that are written by hand."""
+
+from collections.abc import Callable
+from functools import partial
+
+from results import NONE, interval, markdown, median, number, result
+
+TABLES: dict[str, Callable[[], str]] = {}
+VALUES: dict[str, Callable[[], str]] = {}
+MODELS = {"Qwen2.5-Coder-0.5B": "engine-0.5b", "Qwen2.5-Coder-1.5B": "engine-1.5b"}
+LOSSES = {"Qwen2.5-Coder-0.5B": "settings-0.5b"}
+
+
+def larger() -> str:
+    """Steps and prompts of the larger models beside llama.cpp, from one run per model."""
+    shown = {"MLP 0.6": "mlp 0.6", "pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
+    rows = []
+    for model, name in MODELS.items():
+        found = result(name)["results"]
+        theirs = found["peers"]["llama.cpp"]
+        for context in (each for each in ("1024", "4096", "16384") if each in found["contexts"]):
+            ours = {
+                setting: by_rows["1"]["median"] for setting, by_rows in found["contexts"][context]["step_ms"].items()
+            }
+            peer, dense = llama_cpp(name, context), ours["dense"]
+            cells = [f"{peer:.1f}", *(f"{ms:.1f} ({peer / ms:.2f}×)" for ms in (ours["dense, every logit"], dense))]
+            cells += [f"{ours[key]:.1f} ({dense / ours[key]:.2f}×)" for key in shown.values()]
+            rows.append([model, f"step after {int(context):,}, ms", *cells])
+        if model in LOSSES:
+            losses = result(LOSSES[model])["results"]["settings"]
+            cells = [interval(losses[key]) for key in shown.values()]
+            rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *cells])
+        engines = ([found["peers"][peer] for peer in ("llama.cpp", "llama.cpp fused")], [found])
+        read = [max(each["contexts"]["1024"]["prefill_tokens_per_second"]["median"] for each in of) for of in engines]
+        prompts = [f"{read[0]:,.0f}", f"{read[1]:,.0f} ({read[1] / read[0]:.2f}×)"]
+        rows.append([model, "prompt of 1,024, tokens/s", *prompts, *[NONE] * 3])
+        for words, key, digits in (
+            ("peak memory, GiB", "peak_gib", 2),
+            ("start to first token, s", "start_seconds", 1),
+        ):
+            for start in ("first", "second"):
+                cells = [median(each[key].get(start), digits) for each in (theirs, found)]
+                rows.append([model, f"{words}, {start} start", *cells, *[NONE] * 3])
+    head = (
+        "Q4_K_M file of",
+        "",
+        "llama.cpp",
+        "solm, every logit",
+        "solm, greedy",
+        *(f"solm, {name}" for name in shown),
+    )
+    return markdown(head, rows, words=2)
+
+
+TABLES["larger"] = larger
+
+
+def llama_cpp(name: str, context: str) -> float:
+    """Milliseconds of a step of llama.cpp, with the faster of its attention implementations."""
+    peers = result(name)["results"]["peers"]
+    measured = (peers[peer]["contexts"].get(context) for peer in ("llama.cpp", "llama.cpp fused") if peer in peers)
+    return min(at["step_ms"]["dense"]["1"]["median"] for at in measured if at and at["step_ms"])
+
+
+def over_llama_cpp(name: str, context: str) -> str:
+    """How many times as fast as llama.cpp a greedy dense step is."""
+    ours = result(name)["results"]["contexts"][context]["step_ms"]["dense"]["1"]["median"]
+    return number(llama_cpp(name, context) / ours, 1)
+
+
+for model, contexts in (("0.5b", ("1024", "4096", "16384")), ("1.5b", ("1024",))):
+    for at in contexts:
+        VALUES[f"{model}-over-llama.cpp-{at}"] = partial(over_llama_cpp, f"engine-{model}", at)
