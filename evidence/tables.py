@@ -18,7 +18,7 @@ def larger() -> str:
     for model, name in MODELS.items():
         found = result(name)["results"]
         theirs = found["peers"]["llama.cpp"]
-        for context in (each for each in ("1024", "4096", "16384") if each in found["contexts"]):
+        for context in (each for each in ("1024", "16384") if each in found["contexts"]):
             ours = {
                 setting: by_rows["1"]["median"] for setting, by_rows in found["contexts"][context]["step_ms"].items()
             }
