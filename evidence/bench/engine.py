@@ -28,7 +28,7 @@ import peers
 import starts
 from common import STEPS, draw_text, finish, in_turns, parser, spread
 from solm.backends.cpu.engine import check_precision
-from solm.backends.cpu.files.model_files import source_of
+from solm.backends.cpu.files.sources import source_of
 from solm.backends.cpu.library import asked_engine, choose_engine
 from solm.backends.cpu.variants import NATIVE
 from solm.backends.names import gguf_of

@@ -3,7 +3,7 @@
 from helpers.models import tokens
 from helpers.weights import MIXED, QuantisedModel
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.sources import LoadedModel
 from solm.backends.cpu.session import CpuSession
 from solm.core.sparsity import SparsityConfig
 

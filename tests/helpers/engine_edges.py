@@ -21,9 +21,8 @@ from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu.call import Cache, Computed, Decider, EngineCall
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.layout import INT8, NESTED, Form, Target
-from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import dequantise
-from solm.backends.cpu.files.tensors import QUANTISED
+from solm.backends.cpu.files.sources import QUANTISED, LoadedModel
 from solm.backends.cpu.library import library
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig

@@ -14,9 +14,8 @@ from helpers.models import tiny_model
 from helpers.weights import random_blocks as centred_blocks
 from solm.backends.cpu import border
 from solm.backends.cpu.files.layout import Form
-from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.sources import FLOATS, QUANTISED, LoadedModel, Tensor
 from solm.backends.cpu.files.spec import ModelSpec
-from solm.backends.cpu.files.tensors import FLOATS, QUANTISED, Tensor
 from solm.backends.cpu.library import library
 
 WIDE = {

@@ -12,7 +12,7 @@ from helpers.models import tiny_model
 from helpers.replay import Recorder
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.files.model_files import source_of
+from solm.backends.cpu.files.sources import source_of
 from solm.backends.cpu.library import library
 from solm.backends.tokenizer import model_tokenizer
 

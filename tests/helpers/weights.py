@@ -6,9 +6,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 from gguf.quants import dequantize
 
-from solm.backends.cpu.files.loaded_model import LoadedModel
-from solm.backends.cpu.files.source import meant, name_in
-from solm.backends.cpu.files.tensors import QUANTISED, Tensor
+from solm.backends.cpu.files.sources import QUANTISED, LoadedModel, Tensor, meant, name_in
 
 # Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
 GRID_SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}

@@ -10,8 +10,7 @@ import solm as package
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
 from helpers.policies import under_values
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
 from solm.core.errors import SolmError
 from solm.runtime.load import default_kv_cache, default_precision
 

@@ -7,8 +7,7 @@ import torch
 
 from helpers.models import keep_of
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.loaded_model import LoadedModel
+from solm.backends.cpu.files.sources import GgufFile, LoadedModel
 from solm.backends.cpu.session import CpuSession
 from solm.backends.names import BUILTIN, gguf_of
 from solm.backends.torch.backend import TorchBackend

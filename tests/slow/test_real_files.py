@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.repack import Arena, dequantise, repack
+from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.library import library
 from solm.backends.names import BUILTIN, gguf_of
 from solm.backends.torch.load import load_base

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import typer
 
-from solm.backends.cpu.files.families import FAMILIES
+from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.torch.families import TESTED_FAMILIES
 from solm.cli.main import MOVED, app
 

@@ -108,7 +108,7 @@ def doctor(
 def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None, str | None]:
     """Why the cpu backend cannot run a model, and why no backend can; None where it can."""
     from solm.backends.cpu.engine import unsuited, unsuited_config
-    from solm.backends.cpu.files.model_files import spec_of
+    from solm.backends.cpu.files.sources import spec_of
     from solm.backends.torch.load import base_config
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig

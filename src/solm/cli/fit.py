@@ -55,7 +55,7 @@ def fit(
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.backends.cpu.files.model_files import source_of
+    from solm.backends.cpu.files.sources import source_of
     from solm.cli.output import curve_table, output, print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show

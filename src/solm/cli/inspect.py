@@ -10,7 +10,7 @@ from solm.cli.options import JsonOption, RevisionOption, TrustOption
 from solm.core.errors import DamagedFileError, SolmError
 
 if TYPE_CHECKING:
-    from solm.backends.cpu.files.source import WeightSource
+    from solm.backends.cpu.files.sources import WeightSource
     from solm.backends.gguf_header import GgufHeader
     from solm.backends.session import Capability
 
@@ -80,8 +80,7 @@ def inspect(
 def _source(model: str, gguf: Path | None) -> "tuple[WeightSource | None, str | None]":
     """The model's weights as the engine reads them, and why it cannot. None for a model that is not on this machine."""
     from solm.backends.cpu.engine import unsuited
-    from solm.backends.cpu.files.gguf_file import GgufFile
-    from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+    from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
     from solm.core.sparsity import SparsityConfig
 
     try:
@@ -137,18 +136,18 @@ def _structure(
 def _memory(source: "WeightSource") -> dict[str, Any]:
     """Bytes on the cpu backend with precision auto: weights, and the cache of one row at several contexts."""
     from solm.backends.cpu.engine import shapes_of
-    from solm.backends.cpu.memory import cache_memory, weight_memory
+    from solm.backends.cpu.files.layout import cache_memory, layout_of
 
-    weights, shapes, longest = weight_memory(source), shapes_of(source.spec), source.spec.context
+    layout, shapes, longest = layout_of(source, "auto"), shapes_of(source.spec), source.spec.context
     contexts = sorted({*(tokens for tokens in _CONTEXTS if tokens < longest), longest})
     return {
-        "weights": weights.total,
-        "head": weights.head,
-        "forms": weights.forms,
+        "weights": layout.nbytes,
+        "head": layout.head.places()["end"],
+        "forms": layout.forms(),
         "contexts": [
             {"tokens": tokens}
             | {
-                name: {"cache": cache, "total": weights.total + cache}
+                name: {"cache": cache, "total": layout.nbytes + cache}
                 for name in ("bfloat16", "int8")
                 for cache in [cache_memory(shapes, tokens, float32=False, int8=name == "int8")]
             }

@@ -37,7 +37,7 @@ def rows_that_fit(
     fit; else there are fewer. Where the context is not known nothing is checked. Weights count as little as they may
     take.
     """
-    from solm.backends.cpu.memory import cache_memory
+    from solm.backends.cpu.files.layout import cache_memory
     from solm.backends.machine import free_memory
 
     free = free_memory()

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from solm.backends.cpu.files.identity import identity_of
+from solm.backends.cpu.files.sources import identity_of
 from solm.backends.names import folder_of, gguf_of
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError

@@ -61,7 +61,7 @@ def facts_of(config: Any) -> ModelFacts:
 def _engine_facts(model: str, revision: str | None) -> ModelFacts | None:
     """The same as the cpu backend describes it; None for a model that it does not know or cannot read."""
     from solm.backends.cpu.engine import shapes_of
-    from solm.backends.cpu.files.model_files import spec_of
+    from solm.backends.cpu.files.sources import spec_of
 
     try:
         spec = spec_of(model, revision)

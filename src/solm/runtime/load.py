@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solm.backends.cpu.backend import CpuBackend
-from solm.backends.cpu.engine import FLOAT_PRECISIONS, check_precision
-from solm.backends.cpu.files.layout import readable_in_part
-from solm.backends.cpu.files.model_files import source_of
+from solm.backends.cpu.engine import check_precision
+from solm.backends.cpu.files.layout import FLOATS, readable_in_part
 from solm.backends.cpu.files.repack import Progress
-from solm.backends.cpu.files.source import WeightSource
+from solm.backends.cpu.files.sources import WeightSource, source_of
 from solm.backends.machine import accelerator_available, check_threads, default_threads, keep_freed_memory
 from solm.backends.names import BUILTIN, dtype_name
 from solm.backends.session import Backend
@@ -151,7 +150,7 @@ def attach(
     how = engine_sparsity(policy, sparsity)
     reason = None
     if backend != "torch":
-        from solm.backends.cpu.files.loaded_model import LoadedModel
+        from solm.backends.cpu.files.sources import LoadedModel
 
         try:
             made = _on_cpu(LoadedModel(model), how, "", precision, kv_cache_dtype, threads)
@@ -288,4 +287,4 @@ def default_kv_cache(model: str, precision: str) -> str:
 
     int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so far one model.
     """
-    return "int8" if model == BUILTIN and precision not in FLOAT_PRECISIONS else "auto"
+    return "int8" if model == BUILTIN and precision not in FLOATS else "auto"

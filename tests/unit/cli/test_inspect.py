@@ -11,10 +11,10 @@ import solm
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.files.families import FAMILIES
-from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.layout import cache_memory
+from solm.backends.cpu.files.sources import GgufFile
+from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.cpu.library import library
-from solm.backends.cpu.memory import cache_memory
 from solm.cli.inspect import inspect
 from solm.core.errors import DamagedFileError
 from solm.core.sparsity import SparsityConfig

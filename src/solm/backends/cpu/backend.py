@@ -7,7 +7,7 @@ import numpy as np
 from solm.backends.cpu.border import LEAST_STEPS
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.repack import Progress
-from solm.backends.cpu.files.source import WeightSource
+from solm.backends.cpu.files.sources import WeightSource
 from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import Capability

@@ -2,7 +2,8 @@
 
 import ctypes
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
@@ -11,30 +12,21 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from solm.backends.cpu import border
 from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
-from solm.backends.cpu.files.config_spec import from_config
-from solm.backends.cpu.files.families import Activation
-from solm.backends.cpu.files.layout import PRECISIONS, SITES, Part, Site, layout_of
-from solm.backends.cpu.files.repack import Progress, dequantise, repack, vector
+from solm.backends.cpu.files.config import from_config
+from solm.backends.cpu.files.layout import FLOATS, PRECISIONS, SITES, Part, layout_of, with_stored_bits
+from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, repack, vector
 from solm.backends.cpu.files.rope import Rope
-from solm.backends.cpu.files.source import WeightSource
-from solm.backends.cpu.files.spec import ModelSpec
-from solm.backends.cpu.files.tensors import Tensor
+from solm.backends.cpu.files.sources import Tensor, WeightSource
+from solm.backends.cpu.files.spec import Activation, ModelSpec
 from solm.backends.cpu.files.weight_cache import load_weights
-from solm.backends.cpu.head_layout import HeadLayout, repack_head
 from solm.backends.cpu.library import library as built
-from solm.backends.cpu.memory import PageMemory, with_stored_bits
 from solm.backends.machine import check_threads, default_threads
 from solm.core.cost import ModelShapes
-from solm.core.errors import DamagedFileError, DataError, SolmError, UnsupportedModelError
+from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.value_policy import ValuePolicy
 
 KV_CACHE_DTYPES = ("auto", "int8")
-FLOAT_PRECISIONS = {"float32": 4, "bfloat16": 2}
-"""Precisions of floats, and bytes of a number."""
-_LINE = 64
-_ROWS_AT_ONCE = 1024
-"""Of a head of floats, which are converted together."""
 
 
 def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
@@ -76,9 +68,24 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
-    if kv_cache_dtype == "int8" and precision in FLOAT_PRECISIONS:
-        known = ", ".join(name for name in PRECISIONS if name not in FLOAT_PRECISIONS)
+    if kv_cache_dtype == "int8" and precision in FLOATS:
+        known = ", ".join(name for name in PRECISIONS if name not in FLOATS)
         raise SolmError(f"an int8 KV cache goes with precision {known}, not {precision}")
+
+
+@dataclass(frozen=True)
+class PageMemory:
+    """What the KV caches of an engine hold: pages, and tiles of the bounds of 16 pages' keys; and the bytes of one."""
+
+    pages: int
+    tiles: int
+    page_bytes: int
+    tile_bytes: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all of them."""
+        return self.pages * self.page_bytes + self.tiles * self.tile_bytes
 
 
 class Engine:
@@ -128,9 +135,7 @@ class Engine:
 
     def check(self, sparsity: SparsityConfig) -> None:
         """Raises `SolmError` where the bits of an action are those of weights that cannot be read in part."""
-        forms = [
-            part.form for layer in self.layout.layers for name in ("gate_up", "down") for part in layer[name].parts
-        ]
+        forms = [part.form for layer in self.layout.layers for name in ("gate_up", "down") for part in layer[name]]
         if sparsity.bits_site == "weights" and any(form.numbers is None for form in forms):
             if self.precision == "nested":
                 raise SolmError("bits of weights need precision nested, and MLP sizes in multiples of 64")
@@ -139,9 +144,8 @@ class Engine:
     @property
     def shapes(self) -> ModelShapes:
         """The model's sizes, as costs need them, with the bits in which they are stored."""
-        layers, head = sum(self.layout.forms().values()), self._head_room(self.source.tensor("head"))
-        floats, int8 = self.precision == "float32", bool(self.sizes.kv_int8)
-        return with_stored_bits(shapes_of(self.spec), layers, head, floats, int8)
+        float32, int8 = self.precision == "float32", bool(self.sizes.kv_int8)
+        return with_stored_bits(shapes_of(self.spec), self.layout, float32, int8)
 
     @property
     def name(self) -> str:
@@ -180,26 +184,18 @@ class Engine:
     def _describe(self, threads: int, kv_cache_dtype: str, progress: Progress | None) -> Any:
         """The model with its weights in the engine's layout."""
         spec, source = self.spec, self.source
-        embedding, head = source.tensor("embedding"), source.tensor("head")
-        head_at = -(-self.layout.nbytes // _LINE) * _LINE
+        embedding = source.tensor("embedding")
+        layout, library = self.layout, self.library
 
         def fill(address: int) -> None:
-            parts = spec.layers + 1  # the head is one
-            repack(source, self.layout, self.library, address, threads, progress and (lambda n, _: progress(n, parts)))
-            self._fill_head(head, address + head_at, threads)
-            source.release(head)
-            if progress is not None:
-                progress(parts, parts)
+            repack(source, layout, library, address, threads, progress)
 
-        room = self._head_room(head)
-        digest = f"{self.layout.digest()} {head_at} {room}"
-        self._weights = load_weights(self.library, source, self.precision, digest, head_at + room, fill, threads)
+        self._weights = load_weights(library, source, self.precision, layout, fill, threads)
         address = self._weights.address
         layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
             for name in SITES:
-                site = self.layout.layers[number][name].moved(address)
-                setattr(layer, name, _product(site))
+                setattr(layer, name, _product(layout.layers[number][name], address))
             for name, value in self._vectors(number).items():
                 setattr(layer, name, value)
             found = spec.rope_of(number)
@@ -221,7 +217,7 @@ class Engine:
             sizes=sizes,
             layers=ctypes.addressof(layers),
             embedding=embedding.data.ctypes.data,
-            head=self._head_at(head, address + head_at),
+            head=head_at(layout.head, address + layout.head_at),
             final_norm=self._floats(vector(source, "final_norm")),
             ropes=ctypes.addressof(tables),
             rope_count=len(ropes),
@@ -235,7 +231,7 @@ class Engine:
         """What embeddings are multiplied with, rounded to their type, as transformers does."""
         scale = np.array([self.spec.scales.embedding], np.float32)
         if embedding.type == TensorType.BF16:
-            return float((_bfloat16(scale).astype(np.uint32) << 16).view(np.float32)[0])
+            return float((bfloat16(scale).astype(np.uint32) << 16).view(np.float32)[0])
         return float(scale.astype(np.float16)[0]) if embedding.type == TensorType.F16 else float(scale[0])
 
     def _floats(self, values: np.ndarray) -> int:
@@ -253,44 +249,13 @@ class Engine:
             vectors["qkv_bias"] = self._floats(np.concatenate(biases))
         return vectors
 
-    def _head_room(self, tensor: Tensor) -> int:
-        if self.precision in FLOAT_PRECISIONS:
-            return tensor.outputs * tensor.inputs * FLOAT_PRECISIONS[self.precision]
-        return HeadLayout.of(tensor).room
 
-    def _head_at(self, tensor: Tensor, address: int) -> Any:
-        """The output head at `address`."""
-        return border.Head(data=address) if self.precision in FLOAT_PRECISIONS else HeadLayout.of(tensor).at(address)
-
-    def _fill_head(self, tensor: Tensor, address: int, threads: int) -> None:
-        """Write the output head: floats, or a file's own numbers, or int8 where the file has floats."""
-        if self.precision not in FLOAT_PRECISIONS:
-            rows, layout = tensor.data.reshape(tensor.outputs, -1), HeadLayout.of(tensor)
-            try:
-                repack_head(self.library, tensor.type, rows, layout, address, threads)
-            except DataError as error:
-                raise DamagedFileError(f"{self.spec.file} is damaged: {tensor.name}: {error}") from None
-            return
-        memory = (ctypes.c_uint8 * self._head_room(tensor)).from_address(address)
-        bytes_ = np.ctypeslib.as_array(memory).view(np.uint8).reshape(tensor.outputs, -1)
-        stored: np.ndarray = bytes_.view(np.uint16 if self.precision == "bfloat16" else np.float32)
-        for first in range(0, tensor.outputs, _ROWS_AT_ONCE):
-            chosen = np.arange(first, min(first + _ROWS_AT_ONCE, tensor.outputs))
-            values = dequantise(self.library, tensor, chosen, str(self.spec.file))
-            stored[chosen] = _bfloat16(values) if self.precision == "bfloat16" else values
-
-
-def _product(site: Site) -> Any:
-    return border.Product(part=tuple(map(_matrix, site.parts)), parts=len(site.parts))
+def _product(parts: Sequence[Part], address: int) -> Any:
+    """The product of these matrices in memory from `address` on, whose outputs stand one after another."""
+    return border.Product(part=tuple(_matrix(part.moved(address)) for part in parts), parts=len(parts))
 
 
 def _matrix(part: Part) -> Any:
     numbers = part.form.numbers
     packed = {} if numbers is None else {"bits": numbers.bits, "group": numbers.group, "centre": numbers.centre}
     return border.Matrix(data=part.data, scale=part.scale, grid=part.grid, outputs=part.outputs, **packed)
-
-
-def _bfloat16(values: np.ndarray) -> np.ndarray:
-    """float32 rounded to nearest, ties to even: uint16 of the same shape."""
-    bits = values.view(np.uint32)
-    return ((bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16).astype(np.uint16)

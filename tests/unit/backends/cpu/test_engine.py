@@ -19,10 +19,9 @@ from helpers.policies import BENDS, profile_of, with_hidden, with_projections
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.files.families import FAMILIES
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import dequantise
+from solm.backends.cpu.files.sources import GgufFile, LoadedModel
+from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
 from solm.backends.results import Scored, SplitSchedule

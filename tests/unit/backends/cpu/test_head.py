@@ -12,10 +12,12 @@ from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from solm.backends.cpu.border import STRIP
-from solm.backends.cpu.head_layout import HeadLayout, repack_head
+from solm.backends.cpu.files.layout import HeadForm
+from solm.backends.cpu.files.repack import head_at, repack_head
+from solm.backends.cpu.files.sources import Tensor
 from solm.backends.cpu.library import library
 from solm.backends.cpu.variants import VARIANTS, usable_features
-from solm.core.errors import DataError
+from solm.core.errors import DamagedFileError, DataError
 
 AMX, AVX512 = (next(one for one in VARIANTS if one.name == name) for name in ("amx", "avx512"))
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -135,35 +137,38 @@ def raw_rows(kind: GGMLQuantizationType, vocabulary: int, hidden: int) -> np.nda
 def test_a_gguf_tensor_becomes_a_head(kind):
     """With any number of threads; K-quants' steps are rounded to float16, weights in floats to int8."""
     hidden, states_ = 512, states(3, 512)
-    rows, layout = raw_rows(kind, VOCABULARY, hidden), HeadLayout(VOCABULARY, hidden, *TYPES[kind])
+    rows, form = raw_rows(kind, VOCABULARY, hidden), HeadForm(VOCABULARY, hidden, *TYPES[kind])
+    tensor, room = Tensor("head", kind, (VOCABULARY, hidden), rows.reshape(-1)), form.places()["end"]
+    assert form == HeadForm.of(tensor, "auto")
     found = []
     for threads in (1, 2, 64):
-        memory = torch.full((layout.room // 64 + 1, 64), 85, dtype=torch.uint8)
+        memory = torch.full((room // 64 + 1, 64), 85, dtype=torch.uint8)
         at = -(-memory.data_ptr() // 64) * 64
-        head = repack_head(library(), int(kind), rows, layout, at, threads)
-        found.append(bytes((ctypes.c_char * layout.room).from_address(at)))
-        engine = HeadEngine(head, VOCABULARY, hidden, states_, library())
+        repack_head(library(), tensor, form, at, threads)
+        found.append(bytes((ctypes.c_char * room).from_address(at)))
+        engine = HeadEngine(head_at(form, at), VOCABULARY, hidden, states_, library())
         logits = engine.logits(0, 3)
     assert found[0] == found[1] == found[2]
     weight = torch.from_numpy(quants.dequantize(rows, kind))
-    if not layout.group:
+    if not form.group:
         scale = weight.abs().amax(1, keepdim=True) / 127
         weight = (weight / scale).round() * scale
     expected = rounded_states(states_) @ weight.double().T
     # Of floats, single weights half-way between two numbers may become either.
-    within = 5e-3 if not layout.group else 2e-3 if kind in K_TYPES else 2e-5
+    within = 5e-3 if not form.group else 2e-3 if kind in K_TYPES else 2e-5
     torch.testing.assert_close(logits.double(), expected, rtol=0, atol=within * expected.std())
 
 
 @pytest.mark.parametrize("kind", [GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "Q8_0")])
 def test_a_head_with_values_that_are_not_finite_is_refused(kind):
-    rows, layout = raw_rows(kind, 70, 512), HeadLayout(70, 512, *TYPES[kind])
-    memory = torch.empty(layout.room + 64, dtype=torch.uint8)
+    rows, form = raw_rows(kind, 70, 512), HeadForm(70, 512, *TYPES[kind])
+    memory = torch.empty(form.places()["end"] + 64, dtype=torch.uint8)
     at = -(-memory.data_ptr() // 64) * 64
     infinite = {GGMLQuantizationType.F32: b"\0\0\x80\x7f", GGMLQuantizationType.BF16: b"\x80\x7f"}.get(kind, b"\0\x7c")
     rows[66, : len(infinite)] = np.frombuffer(infinite, np.uint8)
-    with pytest.raises(DataError, match="row 66 has values that are not finite"):
-        repack_head(library(), int(kind), rows, layout, at, 2)
+    tensor = Tensor("head", kind, (70, 512), rows.reshape(-1))
+    with pytest.raises(DamagedFileError, match="the file is damaged: head: row 66 has values that are not finite"):
+        repack_head(library(), tensor, form, at, 2)
 
 
 @pytest.mark.parametrize(
@@ -174,7 +179,7 @@ def test_a_head_with_values_that_are_not_finite_is_refused(kind):
         ({"bits": 7}, "the head's bits must be 4, 5, 6 or 8, got 7"),
         ({"hidden": 100}, "hidden must be a multiple of 32"),
         ({"hidden": 128}, "a row of 128 weights of type 8 takes 136 bytes, got 102"),
-        ({"vocabulary": 0}, "rows must be uint8"),
+        ({"vocabulary": 0}, "vocabulary must be in"),
         ({"threads": 0}, "threads must be in"),
     ],
 )
@@ -182,8 +187,9 @@ def test_a_head_that_does_not_fit_its_tensor_is_refused(change, message):
     values = {"type": 8, "vocabulary": 64, "hidden": 96, "bits": 8, "group": 32, "centre": 128, "threads": 1} | change
     kind, threads = values.pop("type"), values.pop("threads")
     memory = torch.empty(1 << 16, dtype=torch.uint8)
-    with pytest.raises(DataError, match=message):
-        repack_head(library(), kind, np.zeros((64, 102), np.uint8), HeadLayout(**values), memory.data_ptr(), threads)
+    tensor = Tensor("head", kind, (64, 96), np.zeros(64 * 102, np.uint8))
+    with pytest.raises(DamagedFileError, match=message):
+        repack_head(library(), tensor, HeadForm(**values), memory.data_ptr(), threads)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +15,23 @@ _LONGEST_SHOWN = 60
 
 @dataclass(frozen=True)
 class Fields:
-    """Named values of a file. prefix: what the file writes before every name. All that is not what it should be raises
-    `DamagedFileError` with the file, the field and the value."""
+    """Named values of a file. names: what the file calls those that it has under other names. All that is not what it
+    should be raises `DamagedFileError` with the file, the field and the value."""
 
     file: Path | str
     values: Mapping[str, Any]
-    prefix: str = ""
+    names: Mapping[str, str] = field(default_factory=dict)
+
+    def name_of(self, name: str) -> str:
+        """What the file calls a value."""
+        return self.names.get(name, name)
 
     def damaged(self, name: str, reason: str) -> DamagedFileError:
-        return DamagedFileError(f"{self.file} is damaged: {self.prefix}{name}: {reason}")
+        return DamagedFileError(f"{self.file} is damaged: {self.name_of(name)}: {reason}")
 
     def get(self, name: str) -> Any:
         """The value as it is; None where the file has none."""
-        return self.values.get(self.prefix + name)
+        return self.values.get(name)
 
     def integer(self, name: str, most: int, default: int | None = None) -> int:
         """A whole number from 1 to `most`."""

@@ -1,13 +1,15 @@
-"""Where every weight of a model goes in the engine's memory: known from types and shapes, before any weight is read."""
+"""Where every weight of a model goes in the engine's memory, by types and shapes, before any weight is read; and how
+much memory a model takes there."""
 
 import hashlib
-import json
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import IntEnum
 
-from solm.backends.cpu.files.source import WeightSource
-from solm.backends.cpu.files.tensors import QUANTISED, Numbers, Tensor
+from solm.backends.cpu.border import PAGE, STRIP
+from solm.backends.cpu.files.sources import QUANTISED, Numbers, Tensor, WeightSource
+from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "nested")
@@ -16,6 +18,8 @@ SITES = {"qkv": ("q", "k", "v"), "out": ("out",), "gate_up": ("gate", "up"), "do
 """The matrix products of a layer, in the order in which a step reads them, and the tensors of each."""
 _BLOCK, _LINE = 64, 64
 """Outputs that are stored together, and bytes to whose multiples everything is aligned."""
+FLOATS = {"float32": 4, "bfloat16": 2}
+"""Precisions of floats, and bytes of a number."""
 _LEAST_BITS = 6
 """Of weights whose upper 4 bits are worth reading alone."""
 
@@ -51,6 +55,47 @@ class Form:
         return {"data": inputs * outputs * (2 if self.target == Target.BFLOAT16 else 4)}
 
 
+@dataclass(frozen=True)
+class HeadForm:
+    """How the output head [vocabulary, hidden] is stored; csrc/structs.h and csrc/head.h describe its parts.
+
+    bits: 4, 5, 6 or 8; 0 for floats of `number` bytes. group: input channels that share a step of the grid, 16 or 32;
+    0: a scale per output. centre: the number that stands for zero; -1: groups have lowest values.
+    """
+
+    vocabulary: int
+    hidden: int
+    bits: int
+    group: int
+    centre: int
+    number: int = 0
+
+    @classmethod
+    def of(cls, tensor: Tensor, precision: str) -> "HeadForm":
+        """Of a tensor: floats where the precision says so, else its own numbers, or int8 where it has floats."""
+        if precision in FLOATS:
+            return cls(tensor.outputs, tensor.inputs, 0, 0, 0, FLOATS[precision])
+        numbers = QUANTISED.get(tensor.type, Numbers(8, 0, 128))
+        return cls(tensor.outputs, tensor.inputs, numbers.bits, numbers.group, numbers.centre)
+
+    def places(self) -> dict[str, int]:
+        """Where every part that there is begins, and under ``end`` where the last one ends: bytes, in whole lines."""
+        strips, quads, low_bits = _up(self.vocabulary, STRIP) // STRIP, _up(self.hidden, 4) // 4, self.bits - 4
+        if not self.bits:
+            return {"data": 0, "end": _up(self.vocabulary * self.hidden * self.number, _LINE)}
+        sizes = {"data": strips * quads * 64}
+        if low_bits:
+            sizes["low"] = strips * (_up(quads * low_bits, 4) // 4) * 64
+        if self.group:
+            sizes["grid"] = strips * (self.hidden // self.group) * (2 if self.centre < 0 else 1) * STRIP * 2
+        else:
+            sizes["scale"] = strips * STRIP * 4
+        places, at = {}, 0
+        for name, size in sizes.items():
+            places[name], at = at, _up(at + size, _LINE)
+        return places | {"end": at}
+
+
 INT8 = Form(Target.INT8)
 NESTED = Form(Target.NESTED, Numbers(8, 32, -1))
 _CHOSEN = {"int8": INT8, "bfloat16": Form(Target.BFLOAT16), "float32": Form(Target.FLOAT32)}
@@ -79,36 +124,36 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Site:
-    """A matrix product, whose outputs come from up to three parts, one after another."""
-
-    parts: tuple[Part, ...]
-
-    def moved(self, by: int) -> "Site":
-        return Site(tuple(part.moved(by) for part in self.parts))
-
-
-@dataclass(frozen=True)
 class Layout:
     """All matrices of all layers, next to one another in the order in which a step reads them, by the names of
-    `SITES`. row_orders: a digest of the orders in which rows of the source's tensors are taken."""
+    `SITES`; after them, from `head_at` on, the head. row_orders: a digest of the orders in which rows of the source's
+    tensors are taken."""
 
-    layers: tuple[dict[str, Site], ...]
-    nbytes: int
+    layers: tuple[dict[str, tuple[Part, ...]], ...]
+    head: HeadForm
+    head_at: int
     row_orders: str
+
+    @property
+    def nbytes(self) -> int:
+        return self.head_at + self.head.places()["end"]
+
+    def parts(self) -> Iterator[tuple[int, Part]]:
+        """The parts of all layers, each with its layer's number."""
+        for number, layer in enumerate(self.layers):
+            for parts in layer.values():
+                yield from ((number, part) for part in parts)
 
     def forms(self) -> dict[str, int]:
         """Bytes in memory by the names of forms, most first."""
         total: Counter[str] = Counter()
-        for layer in self.layers:
-            for part in (part for site in layer.values() for part in site.parts):
-                total[part.form.name] += sum(part.form.sizes(part.inputs, part.outputs).values())
+        for _, part in self.parts():
+            total[part.form.name] += sum(part.form.sizes(part.inputs, part.outputs).values())
         return dict(total.most_common())
 
     def digest(self) -> str:
         """Differs for another layout."""
-        parts = [[name, *map(str, site.parts)] for layer in self.layers for name, site in layer.items()]
-        return hashlib.sha256(json.dumps([self.nbytes, self.row_orders, parts]).encode()).hexdigest()
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
 
 def layout_of(source: WeightSource, precision: str) -> Layout:
@@ -129,9 +174,37 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
                 for what, size in form.sizes(inputs, outputs).items():
                     at[what], place = place, _up(place + size, _LINE)
                 parts.append(Part(form, members, inputs, outputs, at["data"], at.get("scale"), at.get("grid")))
-            sites[site] = Site(tuple(parts))
+            sites[site] = tuple(parts)
         layers.append(sites)
-    return Layout(tuple(layers), place, orders.hexdigest())
+    head = HeadForm.of(source.tensor("head"), precision)
+    return Layout(tuple(layers), head, place, orders.hexdigest())
+
+
+def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, int8: bool) -> ModelShapes:
+    """`shapes` with the bits of a stored number, of weights in `layout`, and of keys and values in float32, in int8 or
+    else in bfloat16. As csrc/cache.h has them: int8 with a scale of 4 bytes per token and head, and bounds in
+    bfloat16."""
+    floats, head = 32 if float32 else 16, layout.head.places()["end"]
+    return shapes.model_copy(
+        update={
+            "weight_bits": 8 * sum(layout.forms().values()) / (shapes.layers * shapes.layer_weights),
+            "head_bits": 8 * head / shapes.head_weights,
+            "cache_bits": 8 * (shapes.head_dim + 4) / shapes.head_dim if int8 else floats,
+            "bound_bits": floats,
+        }
+    )
+
+
+def cache_memory(shapes: ModelShapes, tokens: int, float32: bool, int8: bool) -> int:
+    """Bytes of keys, values and the bounds of keys of one row of `tokens`, held as in `with_stored_bits`.
+
+    Between pages the engine leaves up to 4 KiB, for the processor's caches, that are not counted here.
+    """
+    pages = -(-tokens // PAGE)
+    tiles = -(-pages // PAGE)
+    tile = PAGE * shapes.head_dim * (4 if float32 else 2)
+    page = PAGE * (shapes.head_dim + 4) if int8 else tile
+    return 2 * shapes.layers * shapes.kv_heads * (pages * page + tiles * tile)
 
 
 def readable_in_part(source: WeightSource) -> bool:

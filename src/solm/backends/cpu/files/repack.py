@@ -2,18 +2,20 @@
 
 import ctypes
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from solm.backends.cpu import border
-from solm.backends.cpu.files.layout import Layout, Part
-from solm.backends.cpu.files.source import WeightSource
-from solm.backends.cpu.files.tensors import Tensor
+from solm.backends.cpu.files.layout import HeadForm, Layout, Part
+from solm.backends.cpu.files.sources import Tensor, WeightSource
 from solm.core.errors import DamagedFileError, DataError, SolmError
 
 Progress = Callable[[int, int], None]
-"""Told how many of how many layers are done."""
+"""Called with how many of how many parts are done, the layers and the head."""
+_ROWS_AT_ONCE = 1024
+"""Of a head of floats, which are converted together."""
 
 
 class Arena:
@@ -43,20 +45,26 @@ def repack(
     threads: int,
     progress: Progress | None = None,
 ) -> None:
-    """Write all matrices of `layout` to zeroed memory from `address` on, one tensor after another.
+    """Write all weights of `layout` to zeroed memory from `address` on, one tensor after another.
 
     Raises `DamagedFileError` with file and tensor for weights that are not finite, `SolmError` without memory.
     """
+    file, count = str(source.spec.file), len(layout.layers) + 1
     for number, layer in enumerate(layout.layers):
-        for part in (part for site in layer.values() for part in site.parts):
+        for part in (part for parts in layer.values() for part in parts):
             first = 0
             for name in part.tensors:
                 tensor = source.tensor(name, number)
-                _repack(library, tensor, part.moved(address), first, threads, str(source.spec.file))
+                _repack(library, tensor, part.moved(address), first, threads, file)
                 source.release(tensor)
                 first += tensor.outputs
         if progress is not None:
-            progress(number + 1, len(layout.layers))
+            progress(number + 1, count)
+    head = source.tensor("head")
+    repack_head(library, head, layout.head, address + layout.head_at, threads, file)
+    source.release(head)
+    if progress is not None:
+        progress(count, count)
 
 
 def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, first: int, threads: int, file: str) -> None:
@@ -68,6 +76,39 @@ def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, first: int, thread
         part.data, part.scale, part.grid, threads, message,
     )  # fmt: skip
     _check(code, message, file, tensor.name)
+
+
+def head_at(form: HeadForm, address: int) -> Any:
+    """The head, a `border.Head`, whose parts lie from `address` on."""
+    places = {name: address + place for name, place in form.places().items() if name != "end"}
+    return border.Head(bits=form.bits, group=form.group, centre=form.centre, **places)
+
+
+def repack_head(
+    library: ctypes.CDLL, tensor: Tensor, form: HeadForm, address: int, threads: int, file: str = "the file"
+) -> None:
+    """Write the output head to `address`, a multiple of 64, as `HeadForm.of` says. Raises as `repack` does."""
+    if form.bits:
+        head, message = head_at(form, address), border.message()
+        code = library.solm_repack_head(
+            tensor.type, tensor.data.ctypes.data, len(tensor.data) // max(tensor.outputs, 1), form.vocabulary,
+            form.hidden, threads, ctypes.byref(head), message,
+        )  # fmt: skip
+        _check(code, message, file, tensor.name)
+        return
+    memory = (ctypes.c_uint8 * (form.vocabulary * form.hidden * form.number)).from_address(address)
+    raw = np.ctypeslib.as_array(memory).reshape(form.vocabulary, -1)
+    stored: NDArray[Any] = raw.view(np.uint16 if form.number == 2 else np.float32)
+    for first in range(0, form.vocabulary, _ROWS_AT_ONCE):
+        rows = np.arange(first, min(first + _ROWS_AT_ONCE, form.vocabulary))
+        values = dequantise(library, tensor, rows, file)
+        stored[rows] = bfloat16(values) if form.number == 2 else values
+
+
+def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """float32 rounded to nearest, ties to even: uint16 of the same shape."""
+    bits = values.view(np.uint32)
+    return ((bits + ((bits >> 16 & 1) + 0x7FFF)) >> 16).astype(np.uint16)
 
 
 def dequantise(

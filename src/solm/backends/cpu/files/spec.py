@@ -1,14 +1,174 @@
-"""What a model is, apart from its weights: sizes, positions, norms and the tensors that it consists of."""
+"""What a model is, apart from its weights: sizes, positions, norms and tensors; and the families that the engine runs.
 
-from dataclasses import dataclass
+A new family is one function that names the tensors of a layer, and one entry of `FAMILIES` that describes it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Literal, Protocol
 
-from solm.backends.cpu.files.families import FAMILIES, GGUF_LAYER, MODEL, TRANSFORMERS_LAYER, Activation, Family, Place
 from solm.backends.cpu.files.rope import Rope
 from solm.core.errors import DamagedFileError
 
 MOST_LAYERS, MOST_HEADS, MOST_WIDTH, MOST_TOKENS = 1 << 12, 1 << 12, 1 << 20, 1 << 24
 """What sizes may be: beyond every model, and small enough to compute with."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a weight is called in GGUF files and in transformers models, without the layer's prefix.
+
+    fused: our names of the tensors that files have as one, row after row in this order; none of a tensor of its own.
+    """
+
+    gguf: str
+    transformers: str
+    fused: tuple[str, ...] = ()
+
+
+class Sizes(Protocol):
+    """What of a model's description decides which tensors a layer has."""
+
+    @property
+    def qkv_bias(self) -> bool: ...
+
+
+Names = Callable[[Sizes], dict[str, Place]]
+"""Gives the tensors of a layer by our names: matrices q, k, v, out, gate, up and down; norms of the inputs of attention
+and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
+(q_norm, k_norm); q_bias, k_bias and v_bias. Those that a layer lacks are left out."""
+
+GGUF_LAYER, TRANSFORMERS_LAYER = "blk.{}.", "model.layers.{}."
+"""What files write before the names of layer {}."""
+MODEL = {
+    "embedding": Place("token_embd.weight", "model.embed_tokens.weight"),
+    "final_norm": Place("output_norm.weight", "model.norm.weight"),
+    "head": Place("output.weight", "lm_head.weight"),
+}
+"""Tensors outside the layers. A model with a tied head lacks `head`."""
+
+
+def _matrices(sizes: Sizes) -> dict[str, Place]:
+    """The seven matrices of a layer, and the biases where there are any."""
+    places = {
+        "q": Place("attn_q.weight", "self_attn.q_proj.weight"),
+        "k": Place("attn_k.weight", "self_attn.k_proj.weight"),
+        "v": Place("attn_v.weight", "self_attn.v_proj.weight"),
+        "out": Place("attn_output.weight", "self_attn.o_proj.weight"),
+        "gate": Place("ffn_gate.weight", "mlp.gate_proj.weight"),
+        "up": Place("ffn_up.weight", "mlp.up_proj.weight"),
+        "down": Place("ffn_down.weight", "mlp.down_proj.weight"),
+    }
+    if sizes.qkv_bias:
+        places |= {f"{n}_bias": Place(f"attn_{n}.bias", f"self_attn.{n}_proj.bias") for n in ("q", "k", "v")}
+    return places
+
+
+_QK_NORMS = {
+    "q_norm": Place("attn_q_norm.weight", "self_attn.q_norm.weight"),
+    "k_norm": Place("attn_k_norm.weight", "self_attn.k_norm.weight"),
+}
+
+
+def llama(sizes: Sizes) -> dict[str, Place]:
+    return _matrices(sizes) | {
+        "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
+        "mlp_norm": Place("ffn_norm.weight", "post_attention_layernorm.weight"),
+    }
+
+
+def qwen3(sizes: Sizes) -> dict[str, Place]:
+    return llama(sizes) | _QK_NORMS
+
+
+def olmo2(sizes: Sizes) -> dict[str, Place]:
+    return (
+        _matrices(sizes)
+        | _QK_NORMS
+        | {
+            "attention_output_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight"),
+            "mlp_output_norm": Place("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+        }
+    )
+
+
+def gemma3(sizes: Sizes) -> dict[str, Place]:
+    return olmo2(sizes) | {
+        "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
+        "mlp_norm": Place("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
+    }
+
+
+def phi3(sizes: Sizes) -> dict[str, Place]:
+    attention, mlp = ("q", "k", "v"), ("gate", "up")
+    return (
+        llama(sizes)
+        | dict.fromkeys(attention, Place("attn_qkv.weight", "self_attn.qkv_proj.weight", attention))
+        | dict.fromkeys(mlp, Place("ffn_up.weight", "mlp.gate_up_proj.weight", mlp))
+    )
+
+
+Activation = Literal["silu", "gelu_pytorch_tanh"]
+"""Of the gate of an MLP; the second is GELU by its approximation with tanh."""
+
+
+@dataclass(frozen=True)
+class Family:
+    """What the layers of a family are.
+
+    names: of the tensors of a layer. architecture: what GGUF files call the family. qk_norms: of queries and keys, over
+    a ``head`` each or over the ``whole`` of all heads. interleaved: in GGUF files, the rows of q and k stand so that
+    neighbours are rotated together. qkv_bias: of transformers models; a GGUF file shows whether it has any.
+    no_rope_interval: every so many layers, one has no rotary positions, where the file does not say which.
+    activation: of the MLP's gate, where the file does not say which. norm_offset: what transformers adds to the weights
+    of norms, which GGUF files have added already. root_embeddings: embeddings are multiplied by the root of the hidden
+    size. sliding: which layers have a window, if the model has one and does not say which: ``all``; the ``last``, from
+    max_window_layers on; or all but one of so many. sliding_theta: the base of the rotary positions of those layers,
+    where it differs from that of the others.
+    defaults: of transformers' configuration, where they are not `DEFAULTS`.
+    """
+
+    names: Names
+    architecture: str
+    qk_norms: Literal["head", "whole"] | None = None
+    interleaved: bool = False
+    qkv_bias: bool = False
+    no_rope_interval: int | None = None
+    activation: Activation = "silu"
+    norm_offset: float = 0.0
+    root_embeddings: bool = False
+    sliding: Literal["all", "last"] | int | None = None
+    sliding_theta: float | None = None
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+
+
+DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
+
+FAMILIES = {
+    "llama": Family(llama, "llama", interleaved=True),
+    "mistral": Family(llama, "llama", interleaved=True, sliding="all", defaults={"sliding_window": 4096}),
+    "qwen2": Family(llama, "qwen2", qkv_bias=True, sliding="last"),
+    "qwen3": Family(qwen3, "qwen3", qk_norms="head", sliding="last", defaults={"head_dim": 128}),
+    "smollm3": Family(
+        llama, "smollm3", interleaved=True, no_rope_interval=4,
+        defaults={"rope_theta": 2_000_000.0, "tie_word_embeddings": True},
+    ),
+    "olmo2": Family(olmo2, "olmo2", qk_norms="whole", defaults={"rms_norm_eps": 1e-5}),
+    "gemma3_text": Family(
+        gemma3, "gemma3", qk_norms="head", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
+        sliding=6, sliding_theta=10_000.0,
+        defaults={
+            "head_dim": 256, "query_pre_attn_scalar": 256, "rope_theta": 1_000_000.0, "sliding_window": 4096,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": Family(
+        phi3, "phi3", sliding="all", defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
+    ),
+    "granite": Family(llama, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
+}  # fmt: skip
+"""By transformers' name. Where GGUF files do not tell two families apart, they are of the first."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,9 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import ALL_TYPES, WIDE, read_packed, repacked, tensor_of, values_of, weights_of, write_gguf
 from solm.backends.cpu.border import INVALID, message
-from solm.backends.cpu.files.gguf_file import GgufFile
 from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, SITES, Form, Target, layout_of
 from solm.backends.cpu.files.repack import Arena, dequantise, repack
-from solm.backends.cpu.files.tensors import QUANTISED, Tensor, half_split
+from solm.backends.cpu.files.sources import QUANTISED, GgufFile, Tensor, half_split
 from solm.backends.cpu.library import library
 from solm.core.errors import DamagedFileError, SolmError
 
@@ -127,7 +126,7 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     write_gguf(path, "llama", lambda name: kinds.get(name, TensorType.Q5_0), **WIDE)
     source, built = GgufFile(path), library()
     layout = layout_of(source, precision)
-    names = [[part.tensors for part in site.parts] for site in layout.layers[0].values()]
+    names = [[part.tensors for part in parts] for parts in layout.layers[0].values()]
     if precision == "auto":
         assert names == [[("q", "k"), ("v",)], [("out",)], [("gate", "up")], [("down",)]]
         assert set(layout.forms()) == {"4 bits", "5 bits", "6 bits", "int8"}
@@ -137,13 +136,12 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     arena = Arena(built, layout.nbytes)
     repack(source, layout, built, arena.address, 2)
     memory = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(arena.address), np.uint8)
-    for number, layer in enumerate(layout.layers):
-        for part in (part for site in layer.values() for part in site.parts):
-            tensors = [source.tensor(name, number) for name in part.tensors]
-            for name, wanted in repacked(tensors, part.form).items():
-                at = getattr(part, name)
-                assert at % 64 == 0
-                np.testing.assert_array_equal(memory[at : at + len(wanted)], wanted, err_msg=f"{part.tensors} {name}")
+    for number, part in layout.parts():
+        tensors = [source.tensor(name, number) for name in part.tensors]
+        for name, wanted in repacked(tensors, part.form).items():
+            at = getattr(part, name)
+            assert at % 64 == 0
+            np.testing.assert_array_equal(memory[at : at + len(wanted)], wanted, err_msg=f"{part.tensors} {name}")
 
 
 def test_outputs_that_fill_no_blocks_become_int8(tmp_path):
@@ -151,15 +149,13 @@ def test_outputs_that_fill_no_blocks_become_int8(tmp_path):
     narrow = {"hidden_size": 96, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
     kinds = {"v": TensorType.Q8_0, "q": TensorType.Q8_0, "k": TensorType.Q8_0}
     write_gguf(path, "qwen2", lambda name: kinds.get(name, TensorType.Q5_1), **narrow)
-    forms = {
-        name: [part.form for part in site.parts] for name, site in layout_of(GgufFile(path), "auto").layers[1].items()
-    }
+    forms = {name: [part.form for part in parts] for name, parts in layout_of(GgufFile(path), "auto").layers[1].items()}
     assert forms["qkv"] == [Form(Target.OWN, QUANTISED[TensorType.Q8_0])]  # 64 + 32 + 32
     assert forms["out"] == [INT8]  # 96
     assert forms["gate_up"] == [Form(Target.OWN, QUANTISED[TensorType.Q5_1])]  # 96 + 96
     kinds["v"] = TensorType.Q4_0
     write_gguf(path, "qwen2", lambda name: kinds.get(name, TensorType.Q5_1), **narrow)
-    assert [part.form for part in layout_of(GgufFile(path), "auto").layers[1]["qkv"].parts] == [INT8]
+    assert [part.form for part in layout_of(GgufFile(path), "auto").layers[1]["qkv"]] == [INT8]
 
 
 def test_weights_that_are_not_finite_are_refused(tmp_path):

@@ -7,9 +7,9 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from helpers.gguf_files import write_gguf
 from helpers.models import SIZES
-from solm.backends.cpu.files.config_spec import from_config
-from solm.backends.cpu.files.gguf_file import GgufFile
+from solm.backends.cpu.files.config import from_config
 from solm.backends.cpu.files.rope import KINDS
+from solm.backends.cpu.files.sources import GgufFile
 from solm.core.errors import DamagedFileError, UnsupportedModelError
 
 PARAMETERS = {

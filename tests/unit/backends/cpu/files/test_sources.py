@@ -11,10 +11,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.identity import identity_of
-from solm.backends.cpu.files.loaded_model import LoadedModel
-from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.backends.cpu.files.sources import GgufFile, LoadedModel, SafetensorsFolder, identity_of
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 
 TINY = {
@@ -147,7 +144,7 @@ def mutated(content: bytes, header: int, draw: random.Random) -> bytes:
 def test_ten_thousand_mutated_headers_are_read_or_refused(small):
     """No other error, no crash, no long message, and nothing takes long."""
     content = small.read_bytes()
-    header = min(tensor.offset for tensor in GgufFile(small)._tensors.values())
+    header = min(tensor.begin for tensor in GgufFile(small)._stored.values())
     assert header < 5000
     draw, slowest = random.Random(1), 0.0
     messages = []

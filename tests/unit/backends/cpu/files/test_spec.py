@@ -11,13 +11,10 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
 from helpers.gguf_files import write_gguf
 from helpers.models import SIZES, tiny_model
-from solm.backends.cpu.files.config_spec import from_config
-from solm.backends.cpu.files.families import FAMILIES
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.gguf_spec import from_gguf
+from solm.backends.cpu.files.config import from_config, from_gguf
 from solm.backends.cpu.files.layout import SITES
-from solm.backends.cpu.files.loaded_model import LoadedModel
-from solm.backends.cpu.files.safetensors_folder import SafetensorsFolder
+from solm.backends.cpu.files.sources import GgufFile, LoadedModel, SafetensorsFolder
+from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.gguf_header import read_header
 from solm.core.errors import DamagedFileError, UnsupportedModelError
 

@@ -14,13 +14,11 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
-from solm.backends.cpu.files import huge_pages, weight_cache
-from solm.backends.cpu.files.gguf_file import GgufFile
-from solm.backends.cpu.files.huge_pages import read_again
+from solm.backends.cpu.files import weight_cache
 from solm.backends.cpu.files.layout import layout_of
-from solm.backends.cpu.files.loaded_model import LoadedModel
 from solm.backends.cpu.files.repack import Arena, repack
-from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
+from solm.backends.cpu.files.sources import GgufFile, LoadedModel
+from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights, read_again
 from solm.backends.cpu.library import library
 from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
@@ -51,7 +49,7 @@ def load(source, precision="auto", threads=2):
         filled.append(address)
         repack(source, layout, library(), address, threads)
 
-    weights = load_weights(library(), source, precision, layout.digest(), layout.nbytes, fill, threads)
+    weights = load_weights(library(), source, precision, layout, fill, threads)
     content = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(weights.address), np.uint8).copy()
     assert isinstance(weights, MappedWeights if kept(cache_folder()) else Arena)
     assert weights.address % 64 == 0
@@ -92,14 +90,14 @@ def test_the_first_start_holds_them_once(path, folder, monkeypatch):
 def test_kept_weights_that_are_gone_at_once_are_repacked_again(path, folder, monkeypatch):
     monkeypatch.setattr(weight_cache, "_mapped", lambda *_: None)
     filled = []
-    weights = load_weights(library(), GgufFile(path), "auto", "layout", 1 << 20, filled.append, 1)
+    weights = load_weights(library(), GgufFile(path), "auto", layout_of(GgufFile(path), "auto"), filled.append, 1)
     assert len(filled) == 2
     assert filled[1] == weights.address
 
 
 def test_a_system_that_takes_no_advice_on_memory_maps_them_all_the_same(path, folder, monkeypatch):
     expected, _ = load(GgufFile(path))
-    monkeypatch.setattr(huge_pages, "_POPULATE_READ", 9999)  # which every system refuses
+    monkeypatch.setattr(weight_cache, "_POPULATE_READ", 9999)  # which every system refuses
     found, repacked = load(GgufFile(path))
     assert not repacked
     np.testing.assert_array_equal(found, expected)
@@ -120,19 +118,19 @@ def test_a_file_that_lies_in_small_pages_is_read_again(path, folder, monkeypatch
         calls.append(length)
         return read_again(file, length)
 
-    monkeypatch.setattr(huge_pages, "_TRIAL", 4096)
-    monkeypatch.setattr(huge_pages, "huge_part", lambda map_: trial if len(map_) == 4096 else part)
-    monkeypatch.setattr(huge_pages, "read_again", again)
+    monkeypatch.setattr(weight_cache, "_TRIAL", 4096)
+    monkeypatch.setattr(weight_cache, "huge_part", lambda map_: trial if len(map_) == 4096 else part)
+    monkeypatch.setattr(weight_cache, "read_again", again)
     found, repacked = load(GgufFile(path))
     assert not repacked
     np.testing.assert_array_equal(found, expected)
     assert calls == lengths
 
 
-def test_the_part_of_a_file_in_huge_pages_is_a_share(path):
+def test_the_part_of_a_file_in_weight_cache_is_a_share(path):
     with path.open("rb") as file:
-        map_ = huge_pages.map_file(file.fileno())
-    assert 0 <= huge_pages.huge_part(map_) <= 1
+        map_ = weight_cache.map_file(file.fileno())
+    assert 0 <= weight_cache.huge_part(map_) <= 1
 
 
 def test_a_flipped_byte_anywhere_is_noticed(path, folder):
@@ -177,7 +175,7 @@ def test_rows_in_another_order_are_noticed(path, folder, monkeypatch):
     whole, repacked = load(GgufFile(path))
     assert repacked
     monkeypatch.setattr(
-        "solm.backends.cpu.files.gguf_file.half_split",
+        "solm.backends.cpu.files.sources.half_split",
         lambda heads, size: np.arange(heads * size, dtype=np.int32)[::-1].copy(),
     )
     other, repacked = load(GgufFile(path))
@@ -245,7 +243,7 @@ def test_a_failure_while_repacking_keeps_nothing(path, folder):
         raise SolmError("no")
 
     with pytest.raises(SolmError, match="no"):
-        load_weights(library(), source, "auto", "layout", 1 << 20, fail, 1)
+        load_weights(library(), source, "auto", layout_of(source, "auto"), fail, 1)
     assert not folder.exists()
 
 

@@ -1,0 +1,424 @@
+"""What the engine is built from: a GGUF file, a folder of safetensors or a loaded model, behind one protocol."""
+
+import hashlib
+import math
+import mmap
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from gguf.constants import GGMLQuantizationType as TensorType
+from numpy.typing import NDArray
+
+from solm.backends.cpu.files.config import from_config, from_gguf
+from solm.backends.cpu.files.fields import shown
+from solm.backends.cpu.files.spec import MODEL, ModelSpec, Place
+from solm.backends.gguf_header import read_header
+from solm.backends.names import folder_of, gguf_of
+from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
+from solm.core.files import parse_object, read_object
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+VECTORS = ("norm", "bias")
+"""How our names of tensors end that are vectors of floats."""
+_NOT_WEIGHTS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
+"""Tensors of GGUF files that the description is made of, or that belong to longer contexts than it has."""
+_ENTRY = ("dtype", "shape", "data_offsets")
+"""What the header of a file of safetensors has for every tensor."""
+_TYPES = {
+    "torch.float32": TensorType.F32, "torch.float16": TensorType.F16, "torch.bfloat16": TensorType.BF16,
+}  # fmt: skip
+_LONGEST_HEADER = 100_000_000
+_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_SAMPLES, _SAMPLE = 64, 4096
+"""Places in a file, and bytes at each, that an identity is made of."""
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What a quantised type consists of. bits: of a number. group: inputs that share a step. centre: the number that
+    means zero; -1 where groups have lowest values of their own."""
+
+    bits: int
+    group: int
+    centre: int
+
+
+FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
+QUANTISED = {
+    TensorType.Q8_0: Numbers(8, 32, 128), TensorType.Q4_0: Numbers(4, 32, 8), TensorType.Q4_1: Numbers(4, 32, -1),
+    TensorType.Q5_0: Numbers(5, 32, 16), TensorType.Q5_1: Numbers(5, 32, -1), TensorType.Q4_K: Numbers(4, 32, -1),
+    TensorType.Q5_K: Numbers(5, 32, -1), TensorType.Q6_K: Numbers(6, 16, 32),
+}  # fmt: skip
+SUPPORTED = (*FLOATS, *QUANTISED)
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """A matrix [outputs, inputs] or a vector. name: what its file calls it. data: uint8, blocks row by row, a view
+    into what the file's source keeps. row_order: None, or int32 [outputs], which row of `data` each output is."""
+
+    name: str
+    type: TensorType
+    shape: tuple[int, ...]
+    data: NDArray[np.uint8]
+    row_order: NDArray[np.int32] | None = None
+
+    @property
+    def outputs(self) -> int:
+        return self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        return self.shape[-1]
+
+    def rows(self, first: int, count: int) -> "Tensor":
+        """`count` of its rows, from `first` on; of a tensor without an order of its rows."""
+        size = len(self.data) // self.outputs
+        data = self.data[first * size : (first + count) * size]
+        return replace(self, data=data, shape=(count, *self.shape[1:]))
+
+    def floats(self) -> NDArray[np.float32]:
+        """A copy of a tensor of floats, such as a norm or bias, in float32 and in order. Raises `ValueError` for
+        another type."""
+        if self.type == TensorType.BF16:
+            found = (self.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+        elif self.type == TensorType.F16:
+            found = self.data.view(np.float16).astype(np.float32)
+        elif self.type == TensorType.F32:
+            found = self.data.view(np.float32).copy()
+        else:
+            raise ValueError(f"{self.name} is of type {self.type.name}, not of floats")
+        found = found.reshape(self.shape)
+        return found if self.row_order is None else found[self.row_order]
+
+
+def half_split(heads: int, head_dim: int) -> NDArray[np.int32]:
+    """The order of rows [heads * head_dim] that makes neighbours, which a file rotates together, stand half a head
+    apart."""
+    rows = np.arange(heads * head_dim, dtype=np.int32).reshape(heads, head_dim // 2, 2)
+    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
+
+
+class WeightSource(Protocol):
+    """A model's description and its tensors."""
+
+    @property
+    def spec(self) -> ModelSpec: ...
+
+    @property
+    def identity(self) -> str | None:
+        """A digest that other files do not have; None for weights that are not in files."""
+
+    @property
+    def times(self) -> list[int]:
+        """When its files were changed last, in nanoseconds."""
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        """The tensor `name` (see `solm.backends.cpu.files.spec`) of a layer, or with None of the model. The head
+        of a model with a tied head is its embedding."""
+
+    def release(self, tensor: Tensor) -> None:
+        """Let go of the memory that reading `tensor` took, where it is mapped from a file."""
+
+
+Listed = Mapping[str, tuple[TensorType, tuple[int, ...]]]
+"""Types and shapes of a source's tensors by the names that it has them under."""
+
+
+def check_tensors(spec: ModelSpec, listed: Listed, gguf: bool, ignored: Iterable[str] = ()) -> None:
+    """Check that a source has the tensors that `spec` asks for, in their shapes and in supported types, and no others.
+
+    gguf: which of the two names counts. ignored: names that may be there as well. Raises `DamagedFileError` with file
+    and tensor; `UnsupportedModelError` for a tensor that the family does not have.
+    """
+    left = set(listed) - set(ignored)
+    for layer in (None, *range(spec.layers)):
+        for ours, place in spec.places(layer).items():
+            name = place.gguf if gguf else place.transformers
+            if name not in listed:
+                raise _damaged(spec.file, name, "it is missing")
+            kind, shape = listed[name]
+            left.discard(name)
+            wanted = _whole_shape(spec, ours, place)
+            if shape != wanted:
+                raise _damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
+            allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
+            if kind not in allowed:
+                names = ", ".join(some.name for some in allowed)
+                raise _damaged(spec.file, name, f"type {kind.name} is not among {names}")
+    if left:
+        raise UnsupportedModelError(f"{spec.file}: tensor {shown(min(left))} is not known in family {spec.family}")
+
+
+def ignored_of(spec: ModelSpec, listed: Iterable[str]) -> set[str]:
+    """Tensors that a transformers model may have beside its weights: a tied head's copy, and frequencies."""
+    copies = {MODEL["head"].transformers} if spec.tied_head else set()
+    return copies | {name for name in listed if name.endswith("rotary_emb.inv_freq")}
+
+
+def _damaged(file: Path | str, name: str, reason: str) -> DamagedFileError:
+    return DamagedFileError(f"{file} is damaged: {name}: {reason}")
+
+
+def name_in(spec: ModelSpec, name: str, layer: int | None, gguf: bool) -> str:
+    """What a source calls the tensor `name`, or the one that has it among its rows."""
+    place = _place(spec, name, layer)
+    return place.gguf if gguf else place.transformers
+
+
+def meant(spec: ModelSpec, name: str, layer: int | None, stored: Tensor, gguf: bool) -> Tensor:
+    """The tensor `name` of the one that a source has stored: its rows of a fused one, and norms with what transformers
+    adds to them."""
+    fused = _place(spec, name, layer).fused
+    if fused:
+        first = sum(spec.shape(other)[0] for other in fused[: fused.index(name)])
+        return stored.rows(first, spec.shape(name)[0])
+    offset = 0.0 if gguf else spec.description.norm_offset
+    if not offset or not name.endswith("norm"):
+        return stored
+    values = stored.floats() + np.float32(offset)
+    return Tensor(stored.name, TensorType.F32, stored.shape, values.view(np.uint8))
+
+
+def _place(spec: ModelSpec, name: str, layer: int | None) -> Place:
+    return spec.places(layer)["embedding" if name == "head" and spec.tied_head else name]
+
+
+def _whole_shape(spec: ModelSpec, name: str, place: Place) -> tuple[int, ...]:
+    """The shape of the tensor that has `name`, alone or among others."""
+    rows = sum(spec.shape(other)[0] for other in place.fused or (name,))
+    return (rows, *spec.shape(name)[1:])
+
+
+class _Stored(NamedTuple):
+    """Where a tensor is: bytes [begin, end) of a file that is mapped into memory."""
+
+    map: mmap.mmap
+    content: NDArray[np.uint8]
+    type: TensorType
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class _MappedFiles:
+    """Tensors that are views into read-only maps of files, which other processes share."""
+
+    spec: ModelSpec
+    gguf = False
+
+    def __init__(self) -> None:
+        self._stored: dict[str, _Stored] = {}
+        self._files: list[tuple[Path, int]] = []  # and bytes of their headers
+
+    @property
+    def identity(self) -> str:
+        return identity_of(self._files)
+
+    @property
+    def times(self) -> list[int]:
+        return [path.stat().st_mtime_ns for path, _ in self._files]
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        theirs = name_in(self.spec, name, layer, self.gguf)
+        found = self._stored[theirs]
+        order = None
+        if self.gguf and self.spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
+            order = half_split(self.spec.heads if name.startswith("q") else self.spec.kv_heads, self.spec.head_dim)
+        stored = Tensor(theirs, found.type, found.shape, found.content[found.begin : found.end], order)
+        return meant(self.spec, name, layer, stored, self.gguf)
+
+    def release(self, tensor: Tensor) -> None:
+        found = self._stored[tensor.name]
+        begin = found.begin // mmap.PAGESIZE * mmap.PAGESIZE
+        found.map.madvise(mmap.MADV_DONTNEED, begin, found.end - begin)
+
+    def _check(self, ignored: Iterable[str]) -> None:
+        listed = {name: (found.type, found.shape) for name, found in self._stored.items()}
+        check_tensors(self.spec, listed, self.gguf, ignored)
+
+
+def identity_of(files: Iterable[tuple[Path, int]]) -> str:
+    """A digest of every file's size, of its first `header` bytes and of samples from all over it. files: (path,
+    header).
+
+    Two models differ in all their weights, so samples tell them apart. A file that was changed in one place differs in
+    its time, see `WeightSource.times`.
+    """
+    digest = hashlib.sha256()
+    for path, header in files:
+        size = path.stat().st_size
+        digest.update(f"{size} {header} ".encode())
+        with path.open("rb") as file:
+            digest.update(file.read(header))
+            for sample in range(_SAMPLES):
+                file.seek(header + max(size - header - _SAMPLE, 0) * sample // (_SAMPLES - 1))
+                digest.update(file.read(_SAMPLE))
+    return digest.hexdigest()
+
+
+class GgufFile(_MappedFiles):
+    """The GGUF file at `path`.
+
+    Raises `SolmError` where there is no such file, `DamagedFileError` with file and field for anything in its header
+    that cannot be, `UnsupportedModelError` for a model that is not described here.
+    """
+
+    gguf = True
+
+    def __init__(self, path: Path):
+        super().__init__()
+        header = read_header(path)
+        self.spec = from_gguf(header)
+        map_ = _mapped(path)
+        content = np.frombuffer(map_, np.uint8)
+        for tensor in header.tensors:
+            kind, end = TensorType.__members__[tensor.type], tensor.offset + tensor.bytes
+            self._stored[tensor.name] = _Stored(map_, content, kind, tensor.shape[::-1], tensor.offset, end)
+        self._files = [(path, min(tensor.offset for tensor in header.tensors))]
+        self._check(_NOT_WEIGHTS)
+
+
+class SafetensorsFolder(_MappedFiles):
+    """The model in `folder`: its config.json and its safetensors, one file or several with an index.
+
+    Raises `SolmError` where there is no such model, `DamagedFileError` with file and field for content that cannot be,
+    `UnsupportedModelError` for a model that is not described here.
+    """
+
+    def __init__(self, folder: Path):
+        super().__init__()
+        path = folder / "config.json"
+        self.spec = from_config(read_object(path), path, folder.resolve().name)
+        self._files = [(path, 0)]
+        for shard in _shards(folder):
+            self._add(shard)
+        self._check(ignored_of(self.spec, self._stored))
+
+    def _add(self, path: Path) -> None:
+        """Map a file and list its tensors."""
+        map_ = _mapped(path)
+        size = len(map_)
+        length = int.from_bytes(map_[:8], "little") if size >= 8 else 0
+        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
+            raise DamagedFileError(f"{path} is damaged: header: it is said to take {length} of {size} bytes")
+        header = parse_object(path, map_[8 : 8 + length])
+        self._files.append((path, 8 + length))
+        content = np.frombuffer(map_, np.uint8)
+        for name, entry in header.items():
+            if name != "__metadata__":
+                self._stored[name] = _entry(path, name, entry, 8 + length, map_, content)
+
+
+def _mapped(path: Path) -> "mmap.mmap":
+    try:
+        with path.open("rb") as file:
+            if not file.seek(0, 2):
+                raise DamagedFileError(f"{path} is damaged: header: it is said to take 0 of 0 bytes")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a NUL
+        raise SolmError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _entry(path: Path, name: str, entry: Any, start: int, map_: mmap.mmap, content: NDArray[np.uint8]) -> _Stored:
+    """The tensor that an entry of a header describes; its data begins at `start`."""
+
+    def damaged(reason: str) -> DamagedFileError:
+        return DamagedFileError(f"{path} is damaged: {name[:100]}: {reason}")
+
+    dtype, shape, place = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
+    if not isinstance(shape, list) or not isinstance(place, list):
+        raise damaged(f"its entry is no object with {', '.join(_ENTRY)}")
+    kind = next((kind for kind in FLOATS if kind.name == dtype), None)
+    if kind is None:
+        raise damaged(f"type {str(dtype)[:20]} is not among {', '.join(kind.name for kind in FLOATS)}")
+    for what, numbers in (("shape", shape), ("data_offsets", place)):
+        if any(type(number) is not int or number < 0 for number in numbers):
+            raise damaged(f"{what}: it is no list of whole numbers")
+    if len(place) != 2 or place[1] - place[0] != math.prod(shape) * (4 if kind == TensorType.F32 else 2):
+        raise damaged(f"bytes {place} do not hold {dtype} of shape {shape}")
+    if start + place[1] > len(content):
+        raise damaged(f"its bytes {place} lie past the end of the file")
+    return _Stored(map_, content, kind, tuple(shape), start + place[0], start + place[1])
+
+
+def _shards(folder: Path) -> list[Path]:
+    """The files of weights in `folder`."""
+    if (folder / _SINGLE).is_file():
+        return [folder / _SINGLE]
+    if not (folder / _INDEX).is_file():
+        raise SolmError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
+    names = read_object(folder / _INDEX).get("weight_map")
+    if not isinstance(names, dict) or not all(isinstance(name, str) and "/" not in name for name in names.values()):
+        raise DamagedFileError(f"{folder / _INDEX} is damaged: weight_map: it does not name files")
+    return [folder / name for name in sorted(set(names.values()))]
+
+
+class LoadedModel:
+    """The parameters of `model`, which must stay as they are while the source is used. Those in float64 are read in
+    float32.
+
+    Raises `UnsupportedModelError` for weights that are quantised or not on the CPU and for a model that is not
+    described here, `DamagedFileError` for parameters that are not those of its configuration.
+    """
+
+    def __init__(self, model: "PreTrainedModel"):
+        import torch
+
+        self.identity: str | None = None
+        self.times: list[int] = []
+        config = model.config.get_text_config(decoder=True)
+        self.spec = from_config(
+            config.to_dict(), "the model's configuration", str(config.name_or_path or config.model_type)
+        )
+        self._parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+        for name, weight in self._parameters.items():
+            if type(weight) is not torch.Tensor or not weight.is_floating_point():
+                raise UnsupportedModelError(f"{name} is quantised already; weights must be floats")
+            if weight.device.type != "cpu":
+                raise UnsupportedModelError(f"{name} is on {weight.device}; weights must be on the CPU")
+        listed = {name: (_type_of(weight), tuple(weight.shape)) for name, weight in self._parameters.items()}
+        check_tensors(self.spec, listed, gguf=False, ignored=ignored_of(self.spec, listed))
+
+    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+        import torch
+
+        theirs = name_in(self.spec, name, layer, gguf=False)
+        weight = self._parameters[theirs]
+        weight = (weight if str(weight.dtype) in _TYPES else weight.float()).contiguous()
+        data = weight.flatten().view(torch.uint8).numpy()
+        stored = Tensor(theirs, _type_of(weight), tuple(weight.shape), data)
+        return meant(self.spec, name, layer, stored, gguf=False)
+
+    def release(self, tensor: Tensor) -> None:
+        pass
+
+
+def _type_of(weight: "torch.Tensor") -> TensorType:
+    return _TYPES.get(str(weight.dtype), TensorType.F32)
+
+
+def source_of(name: str, revision: str | None = None) -> WeightSource:
+    """The files of a model: a GGUF file, or a folder of safetensors, which of a hub id is downloaded.
+
+    Raises `SolmError` where there is no such model, `DamagedFileError` for files that cannot be, and
+    `UnsupportedModelError` for a family that the cpu backend does not know.
+    """
+    gguf = gguf_of(name)
+    return SafetensorsFolder(folder_of(name, revision)) if gguf is None else GgufFile(gguf)
+
+
+def spec_of(name: str, revision: str | None = None) -> ModelSpec:
+    """The cpu backend's description of a model, from a GGUF file's header or a folder's config.json alone. Raises as
+    `source_of` does."""
+    gguf = gguf_of(name)
+    if gguf is not None:
+        return from_gguf(read_header(gguf))
+    path = folder_of(name, revision) / "config.json"
+    return from_config(read_object(path), path, name)
