@@ -1,6 +1,6 @@
 """What budgets save and lose where rows are decoded together: milliseconds of a step and nats per token, by rows.
 
-    python evidence/bench/batch.py --model FILE.gguf --data TEXT --contexts 150,4096 --rows 1,4,16 --out batch.json
+    python -m evidence.bench.batch --model FILE.gguf --data TEXT --contexts 150,4096 --rows 1,4,16 --out batch.json
 
 Rows are of different texts, read densely up to the context. Steps: a figure is the median over rounds of a round's
 median step, all settings in turn, as greedy generation runs them; `ratio` is the median over rounds of dense steps'
@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 import solm
-from common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
+from evidence.bench.common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
+from evidence.bench.timed_engines import shown, steps
 from solm.backends.session import Session
 from solm.data.windows import token_stream
 from solm.evaluation.statistics import paired_difference
-from timed_engines import shown, steps
 
 SETTINGS = {
     "dense": (1.0, 1.0, 16), "MLP 0.8": (1.0, 0.8, 16), "MLP 0.6": (1.0, 0.6, 16), "upper bits": (1.0, 1.0, 4),

@@ -1,6 +1,6 @@
 """Do budgets in time hold on the clock? Milliseconds of steps under a policy's budgets, beside dense ones.
 
-    python evidence/bench/budgets.py --model FILE.gguf --policy POLICY --data TEXT --budgets 0.8,0.7 --out budgets.json
+    python -m evidence.bench.budgets --model FILE.gguf --policy POLICY --data TEXT --budgets 0.8,0.7 --out budgets.json
 
 Held-out text is decoded token by token, as greedy generation runs steps, and arms take turns on the same tokens.
 `asked`: the share of the dense step's time; `realised`: what the steps spent by the policy's step times; `ratio`: the
@@ -16,10 +16,10 @@ from typing import Any
 import torch
 
 import solm
-from common import finish, numbers, parser, spread
+from evidence.bench.common import finish, numbers, parser, spread
+from evidence.bench.timed_engines import shown
 from solm.backends.session import Session
 from solm.data.windows import token_stream
-from timed_engines import shown
 
 SETTINGS = {"dense": (1.0, 1.0, 16.0), "MLP 0.8": (1.0, 0.8, 16.0), "MLP 0.6": (1.0, 0.6, 16.0)}
 """Of other precisions."""
@@ -51,7 +51,7 @@ def main() -> int:
         for precision in options.beside.split(",")
         if precision
     }
-    offer, seen = ours.offer(), options.context + _STEPS // 2
+    offer, seen = ours.budgets(), options.context + _STEPS // 2
     if offer.measured is None:
         options_parser.error(f"--policy {options.policy}: it has no step times")
     budgets = {f"budget {share:g}": (share, ours.budget(share, seen)) for share in numbers(options.budgets)}

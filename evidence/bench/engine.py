@@ -1,7 +1,7 @@
 """The cpu backend on a model's file: prompts, decode steps, memory and start, beside peers on the same file.
 
-    python evidence/bench/engine.py --model FILE.gguf --contexts 64,1024,4096 --rows 1,16 --peers --json
-    python evidence/bench/engine.py --precision bfloat16,int8,auto --policy builtin:smollm2-135m-cpu --json
+    python -m evidence.bench.engine --model FILE.gguf --contexts 64,1024,4096 --rows 1,16 --peers --json
+    python -m evidence.bench.engine --precision bfloat16,int8,auto --policy builtin:smollm2-135m-cpu --json
 
 Engines take turns on this machine, with the same threads for everyone. Prompts: tokens per second of reading one text
 after another, every engine the same text before the next. Steps: a figure is the median over rounds of a round's median
@@ -24,9 +24,9 @@ from typing import Any
 
 import torch
 
-import peers
-import starts
-from common import STEPS, draw_text, finish, in_turns, parser, spread
+from evidence.bench import peers, starts
+from evidence.bench.common import STEPS, draw_text, finish, in_turns, parser, spread
+from evidence.bench.timed_engines import LOOKUP, TRANSFORMERS, Lookup, Ours, Theirs, Timed, shown
 from solm.backends.cpu.engine import check_precision
 from solm.backends.cpu.files.sources import source_of
 from solm.backends.cpu.library import asked_engine, choose_engine
@@ -34,7 +34,6 @@ from solm.backends.cpu.variants import NATIVE
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import memory_bandwidth
-from timed_engines import LOOKUP, TRANSFORMERS, Lookup, Ours, Theirs, Timed, shown
 
 READ_ONCE = 4096
 """Tokens of a context from which on one text is read, and not one for every round."""

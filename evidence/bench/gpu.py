@@ -1,6 +1,6 @@
 """Decode on a GPU, dense and sparse, milliseconds: attention over pages, products of kept channels, whole steps.
 
-    python evidence/bench/gpu.py --contexts 4096,32768 --rows 1,8 --json
+    python -m evidence.bench.gpu --contexts 4096,32768 --rows 1,8 --json
 
 Attention and products have the shapes of a Llama of 8B, in bfloat16, with random numbers: their time depends only on
 how much is read. Medians of `triton.testing.do_bench`, which empties the L2 cache between runs. Steps are those of
@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 import solm
-from common import STEPS, constant_step, draw_text, finish, interleaved, numbers, parser
+from evidence.bench.common import STEPS, constant_step, draw_text, finish, interleaved, numbers, parser
+from evidence.bench.timed_engines import SETTINGS, TRANSFORMERS
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.layout import Layout
@@ -27,7 +28,6 @@ from solm.backends.torch.plan import Plan, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
-from timed_engines import SETTINGS, TRANSFORMERS
 
 SHAPES = ModelShapes(
     layers=32, hidden=4096, intermediate=14336, heads=32, kv_heads=8, head_dim=128, vocabulary=128256, gated=True

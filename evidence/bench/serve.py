@@ -5,9 +5,9 @@ clients is measured on all servers within minutes. Requests stream greedy chat r
 shares, but for the beginning of --shared tokens. Other servers and the torch backend compute in --dtype, by default
 bfloat16 where the processor has it and float32 elsewhere. With --other the cpu backend keeps the numbers of the file.
 
-    python evidence/bench/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
-    python evidence/bench/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"  # beside other servers
-    python evidence/bench/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05  # and under a budget
+    python -m evidence.bench.serve                       # transformers serve; torch, cpu in bfloat16 and in int8
+    python -m evidence.bench.serve --model FILE.gguf --other "NAME=COMMAND {port}"  # beside other servers
+    python -m evidence.bench.serve --model FILE.gguf --serve "--policy auto" --budget loss=0.05  # and under a budget
 
 Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """
@@ -25,9 +25,9 @@ from typing import Any
 
 import httpx
 
-from clients import DENSE, WHOLE, Load, line, some_texts
-from common import MODEL, finish, parser
-from server_process import free_port, on_cpu, ours, server
+from evidence.bench.clients import DENSE, WHOLE, Load, line, some_texts
+from evidence.bench.common import MODEL, finish, parser
+from evidence.bench.server_process import free_port, on_cpu, ours, server
 from solm.backends.torch.load import load_base
 
 SERVERS = {

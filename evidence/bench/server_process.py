@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from common import MODEL
+from evidence.bench.common import MODEL
 
 STARTED = 600
 """Seconds until a server has to be ready."""

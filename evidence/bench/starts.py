@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from common import spread
-from peers import Asked, PeerError
+from evidence.bench.common import spread
+from evidence.bench.peers import Asked, PeerError
 
 FIRST_TOKEN = Path(__file__).with_name("first_token.py")
 PROMPT = "Write a function that reverses a list."

@@ -8,9 +8,9 @@ from typing import Protocol, TypeVar
 
 import torch
 
-import peers
 import solm
-from common import STEPS, clock, constant_step, numbers, policy_step
+from evidence.bench import peers
+from evidence.bench.common import STEPS, clock, constant_step, numbers, policy_step
 from solm.backends.names import dtype_name
 from solm.backends.session import Session
 from solm.backends.torch.load import load_base

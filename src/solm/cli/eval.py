@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from solm.core.actions import ActionSpace
     from solm.core.budget import Budgets
     from solm.evaluation.arms import Arm
-    from solm.evaluation.baselines import Baseline
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.facts import ModelFacts
@@ -77,9 +76,7 @@ def evaluate(
     ] = None,
     baselines: Annotated[
         str | None,
-        typer.Option(
-            help="More baselines: constant (always there for budgets in time), teal, upper-bits, per-request."
-        ),
+        typer.Option(help="More baselines: constant (always there for budgets in time), teal, upper-bits."),
     ] = None,
     oracle: Annotated[
         bool, typer.Option("--oracle", help="Also find the best schedules with knowledge of the text: a ceiling.")
@@ -99,8 +96,8 @@ def evaluate(
 ) -> None:
     """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
 
-    Uniform, allocated, random and constant schedules spend on every axis what the policy spends; tuned and per-request
-    ones spend the same net keep.
+    Uniform, allocated, random and constant schedules spend on every axis what the policy spends; tuned ones spend
+    the same net keep.
 
     An interrupted evaluation with --out continues where it stopped.
 
@@ -116,7 +113,7 @@ def evaluate(
     from solm.core.budget import Budgets
     from solm.core.files import resumable, write_bytes, write_text
     from solm.evaluation import show
-    from solm.evaluation.baselines import BaselineRequest
+    from solm.evaluation.baselines import BASELINES, BaselineRequest
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.pictures import kind_of
@@ -130,10 +127,9 @@ def evaluate(
     checks.out_file(out)
     checks.plot_file(plot)
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
-    known_baselines = all_baselines()
     for name in names:
-        if name not in known_baselines:
-            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(known_baselines)}")
+        if name not in BASELINES:
+            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
     how = checks.sparsity_of(sparsity)
     grid = checks.space_of(space)
     checks.backend(backend, precision, kv_cache_dtype, dtype)
@@ -157,7 +153,7 @@ def evaluate(
     # A first check: the exact lowest budget is known once the model is loaded.
     _with_budgets(Budgets(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
     checks.room(config, context + length, "--context and --length")
-    trained_rivals = _rivals(rival or [], config, offered, (*known_baselines, *_ARMS))
+    trained_rivals = _rivals(rival or [], config, offered, (*BASELINES, *_ARMS))
     sources = read_sources(data)
     long_enough(sources, context + length + 1)
     tuning_sources = None if tuning is None else read_sources(tuning, "--tuning")
@@ -172,7 +168,7 @@ def evaluate(
     calibration = one_stream(tuning_sources, lm.tokenizer)
     rivals = {name: _rival_arm(name, other, lm) for name, other in trained_rivals.items()}
     for name in names:
-        rivals[name] = known_baselines[name](BaselineRequest(lm, offered, calibration, context, seed))
+        rivals[name] = BASELINES[name](BaselineRequest(lm, offered, calibration, context, seed))
     with resumable(out) as partial, progress_bar() as progress:
         result = run(
             lm, tokens, chosen, grid, partial, lambda done, total: progress.show("evaluating", done, total),
@@ -193,14 +189,6 @@ def evaluate(
     console.print(show.table(result, console.width))
     for line in show.verdict(result):
         console.print(line)
-
-
-def all_baselines() -> "dict[str, Baseline]":
-    """By name, those of research included."""
-    from solm.evaluation.baselines import BASELINES
-    from solm.research.per_request import per_request
-
-    return BASELINES | {"per-request": per_request}
 
 
 def _with_budgets(offer: "Budgets", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":

@@ -1,6 +1,5 @@
 """Arms of a comparison, and those that need measurements of their own: tuned and oracle."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,13 +26,11 @@ TUNING_LENGTH = 128
 class Arm:
     """One way to spend a budget.
 
-    sparsity: how its actions are carried out, where it is not as for the other arms. retarget: another split of the
-    same net keep, from prompts [N, C] and the budget shares [N·K, 3] of their K rows each, adjacent.
+    sparsity: how its actions are carried out, where it is not as for the other arms.
     """
 
     policy: AnyPolicy
     sparsity: SparsityConfig | None = None
-    retarget: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
 
 
 def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:

@@ -188,8 +188,6 @@ def _run_batch(
     ) -> tuple[Scored, list[list[float]]]:
         forks = len(target) // len(windows)
         forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
-        if arm.retarget is not None:
-            target = arm.retarget(windows[:, :context], target)
         seed, policy = (settings.seed * 100_003 + index) * 1_009 + purpose, arm.policy
         if isinstance(policy, Random):
             policy = Random(policy.space, seed)

@@ -6,12 +6,10 @@ from pydantic import ValidationError
 
 import solm
 from helpers.models import tiny_model, tokens
-from helpers.policies import SPACE
 from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
 from solm.backends.results import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
-from solm.cli.eval import all_baselines
 from solm.core.actions import ActionSpace
 from solm.core.cost import ceil_share
 from solm.core.errors import PolicyMismatchError, SolmError
@@ -22,7 +20,6 @@ from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BASELINES, BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.policies.schedules import Static
-from solm.research.per_request import per_request, prompt_states
 
 PAGES = SparsityConfig(page_size=4, sinks=4, window=8)
 CONTEXT, STEPS = 90, 40
@@ -135,38 +132,20 @@ def test_thresholds_of_another_model_are_refused(exact_lm):
             ChannelThresholds(limits=limits)
 
 
-def test_per_request_splits_by_the_prompt_and_then_stays(value_lm):
-    arm = per_request(BaselineRequest(value_lm, value_lm.space))
-    prompts = tokens(3, CONTEXT)
-    target = torch.tensor([[0.9, 0.9, 0.6], [0.5, 0.7, 0.9]], dtype=torch.float64).repeat(3, 1)
-    split = arm.retarget(prompts, target)
-    torch.testing.assert_close(split.mean(1), target.mean(1), rtol=0, atol=1e-6)
-    lows, highs = torch.tensor(SPACE.ranges, dtype=torch.float64).unbind(1)
-    assert ((split >= lows - 1e-9) & (split <= highs + 1e-9)).all()
-    states = prompt_states(value_lm, prompts, decoder_layers(value_lm.model)[0])
-    torch.testing.assert_close(states, value_lm.model.get_input_embeddings()(prompts))
-    assert isinstance(arm.policy, Static)
-    # A prompt that suffers more on an axis keeps more of it.
-    value_lm.trained.network.head.bias.data[2] += 20
-    dearer = per_request(BaselineRequest(value_lm, value_lm.space)).retarget(prompts, target)
-    assert (dearer[:, 2] >= split[:, 2] - 1e-9).all()
-    assert (dearer[:, 2] > split[:, 2] + 0.01).any()
-
-
 def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
     stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
     settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
     value_lm.sparsity = PAGES
     request = BaselineRequest(value_lm, value_lm.space, tuning, 60)
-    arms = {name: make(request) for name, make in all_baselines().items() if name != "upper-bits"}
+    arms = {name: make(request) for name, make in BASELINES.items() if name != "upper-bits"}
     result = evaluate(value_lm, [stream], settings, rivals=arms)
     found = {point.arm: point for point in result.points}
-    assert {"per-request", *BASELINES} - {"upper-bits"} == set(arms) <= set(found)
+    assert set(arms) <= set(found)
     for name in arms:
         assert found[name].realised == pytest.approx(found["policy"].realised, abs=0.05), name
         assert found[name].difference is not None
         assert found[name].tokens == found["policy"].tokens
-    for name in set(arms) - {"per-request"}:
+    for name in arms:
         for axis, share in found["policy"].axes.items():
             assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
 
@@ -175,7 +154,5 @@ def test_a_baseline_that_cannot_run_gives_one_line(exact_lm):
     request = BaselineRequest(exact_lm, ActionSpace.preset("joint-8"))
     with pytest.raises(SolmError, match="give --tuning"):
         teal(request)
-    with pytest.raises(SolmError, match="--method values"):
-        per_request(request)
     with pytest.raises(SolmError, match="needs a policy that chooses weight bits"):
         upper_bits(request)

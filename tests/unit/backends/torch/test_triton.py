@@ -89,15 +89,14 @@ def test_sessions_mix_no_devices(name):
 
 
 def test_the_benchmark_says_in_one_line_that_it_needs_a_gpu():
-    done = run("evidence/bench/gpu.py", CUDA_VISIBLE_DEVICES="")
+    done = run("-m", "evidence.bench.gpu", CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.splitlines() == ["evidence/bench/gpu.py needs a CUDA device; torch sees none"]
 
 
 def test_the_benchmark_times_the_stock_model_in_the_same_steps(monkeypatch):
-    monkeypatch.syspath_prepend(str(TESTS.parent / "evidence" / "bench"))
-    stock_step = import_module("gpu").stock_step
+    stock_step = import_module("evidence.bench.gpu").stock_step
     ids = torch.arange(3, 104)[None]
     step = stock_step(tiny_model("llama", torch.float32), ids)
     with solm.attach(tiny_model("llama", torch.float32)) as lm:

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from evidence.studies import sandbox_child
+from evidence.studies.sandbox_child import FAILED, PASSED, TIMED_OUT
 from solm.core.errors import SolmError
-from solm.research import sandbox_child
-from solm.research.sandbox_child import FAILED, PASSED, TIMED_OUT
 
 _GRACE = 20.0
 """Seconds beyond the limit after which the process that watches a program is ended, too."""

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from evidence.studies.problems import BUILTIN, chat, fingerprint, gsm8k, humaneval
 from solm.core.errors import DataError, SolmError
-from solm.research.problems import BUILTIN, chat, fingerprint, gsm8k, humaneval
 
 CODE = {"prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"}
 

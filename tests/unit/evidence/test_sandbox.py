@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from evidence.studies import sandbox_child
+from evidence.studies.sandbox import Sandbox, sandbox
 from solm.core.errors import SolmError
-from solm.research import sandbox_child
-from solm.research.sandbox import Sandbox, sandbox
 
 SECONDS = 20
 """Many more than any of these programs needs: on a busy machine even one that is refused takes a second or two."""

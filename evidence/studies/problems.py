@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evidence.studies.grading import MARK, code_is_complete, gold_number, program_of, same_number
+from evidence.studies.sandbox import Sandbox
 from solm.core.errors import DataError, SolmError
 from solm.data.text import read_text
-from solm.research.grading import MARK, code_is_complete, gold_number, program_of, same_number
-from solm.research.sandbox import Sandbox
 from solm.runtime.prompts import Message
 
 BUILTIN = "builtin"

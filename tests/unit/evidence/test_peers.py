@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-WORKER = Path(__file__).parents[2] / "evidence" / "bench" / "peer_worker.py"
+WORKER = Path(__file__).parents[3] / "evidence" / "bench" / "peer_worker.py"
 LLAMA_CPP = """
 import ctypes
 
@@ -164,15 +164,8 @@ def test_a_process_without_a_first_token_fails() -> None:
     assert subprocess.run(command, capture_output=True).returncode == 1
 
 
-@pytest.fixture
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(WORKER.parent))
-
-
-def test_a_peer_reads_the_file_or_one_of_the_type_it_is_named_with(
-    benchmarks: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import peers
+def test_a_peer_reads_the_file_or_one_of_the_type_it_is_named_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evidence.bench import peers
 
     monkeypatch.setattr(peers, "python_with", lambda library, pythons: f"{library}/python")
     monkeypatch.setattr(peers, "file_type", lambda file: "Q4_K_M")
@@ -187,8 +180,8 @@ def test_a_peer_reads_the_file_or_one_of_the_type_it_is_named_with(
     }
 
 
-def test_without_llama_cpp_there_are_no_files_of_other_types(benchmarks: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    import peers
+def test_without_llama_cpp_there_are_no_files_of_other_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evidence.bench import peers
 
     monkeypatch.setattr(peers, "python_with", lambda library, pythons: None if library == "llama.cpp" else "python")
     monkeypatch.setattr(peers, "file_type", lambda file: "Q4_K_M")

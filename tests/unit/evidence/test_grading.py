@@ -2,8 +2,8 @@
 
 import pytest
 
+from evidence.studies.grading import code_is_complete, gold_number, number_of, program_of, same_number
 from solm.core.errors import DataError
-from solm.research.grading import code_is_complete, gold_number, number_of, program_of, same_number
 
 
 @pytest.mark.parametrize(

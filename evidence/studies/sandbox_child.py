@@ -1,6 +1,6 @@
 """Runs one program that nobody has read, and says by its exit code how it ended.
 
-`solm.research.sandbox` starts it as a script, with ``python -I -S -B``: it imports Python's library alone. Standard
+`sandbox` starts it as a script, with ``python -I -S -B``: it imports Python's library alone. Standard
 input is JSON: `program`, an empty `folder`, `seconds` of processor time and `wall` seconds, bytes of `memory` and of a
 `file`, and whether to `isolate` the program by namespaces, without which an audit hook refuses what Python code would
 do beyond its folder.

@@ -1,0 +1,116 @@
+"""Free-running quality: text generated under a budget, judged by the dense model, policy against its baselines.
+
+Prompts are the first tokens of held-out windows. Every arm samples at temperature 1 with the same random numbers; the
+baselines get, text by text, the shares that the policy realised, which take equal milliseconds by its step times. Along
+the generated text: log-probability under the dense model, and KL of the arm's distribution from the dense model's. All
+arms and the dense model run on one backend with the same weights.
+
+    python -m evidence.studies.free_running --model qwen.gguf --data wiki.txt --budgets 0.9,0.8 --out free-running.json
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from evidence.studies.common import ComparedOptions, TextOptions, budget_at, kept, main, progress
+from solm.core.actions import AXES
+from solm.evaluation.arms import Arm
+from solm.evaluation.result import Record, record
+from solm.evaluation.statistics import paired_difference
+from solm.runtime.language_model import LanguageModel
+
+_ROWS = 25
+"""Texts that are generated at once."""
+
+
+class Options(ComparedOptions, TextOptions):
+    texts: int = Field(100, ge=2, description="Number of prompts.")
+    context: int = Field(256, ge=1, description="Tokens of a prompt.")
+    length: int = Field(256, ge=1, description="Tokens that are generated.")
+
+
+def measure(lm: LanguageModel, options: Options, partial: Path | None) -> Record:
+    """Results: `currency`, what budgets are; `points`, by budget and arm the mean log-probability under the dense model
+    (`score`), KL, realised shares and, where step times are known, milliseconds per step, and policy minus each
+    baseline with 95 % intervals over prompts."""
+    offer, seen = lm.budgets(), options.context + options.length // 2
+    budgets = options.values(offer, seen)
+    windows, fingerprints = options.windows(lm)
+    prompts = windows[:, : options.context]
+    settings = options.model_dump(mode="json") | {
+        "model": lm.name, "backend": lm.backend.name, "budgets": budgets, "data_fingerprint": fingerprints,
+    }  # fmt: skip
+    parts, baselines = kept(partial, lm, settings), options.arms(lm)
+    arms = {"dense": Arm(lm.policy("dense")), "policy": Arm(lm.policy("policy")), **baselines}
+    points = []
+    for place, share in enumerate(budgets):
+        target = torch.tensor(budget_at(offer, share, seen).shares).repeat(len(prompts), 1)
+        rows: dict[str, dict[str, np.ndarray]] = {}
+        for step, (name, arm) in enumerate(arms.items()):
+            progress(f"{name} at {share:g}", place * len(arms) + step, len(arms) * len(budgets))
+            found: dict[str, list[Any]] = {"score": [], "kl": [], "realised": []}
+            for seed, (some, goal) in enumerate(zip(prompts.split(_ROWS), target.split(_ROWS), strict=True)):
+                made = parts.get(
+                    f"{name} {seed}" if name == "dense" else f"{share} {name} {seed}",
+                    lambda some=some, goal=goal, seed=seed, arm=arm: generated(  # type: ignore[misc]
+                        lm, some, arm, goal, options.length, options.seed * 1000 + seed
+                    ),
+                )
+                for what, values in found.items():
+                    values += made[what]
+            rows[name] = {what: np.array(values) for what, values in found.items()}
+            if name == "policy":
+                target = torch.from_numpy(rows[name]["realised"])
+        point: dict[str, Any] = {"budget": share, "arms": {}}
+        for name, told in rows.items():
+            means = {what: float(told[what].mean()) for what in ("score", "kl")}
+            if offer.measured is not None:
+                means["ms"] = float(offer.measured.milliseconds(told["realised"], seen).mean())
+            point["arms"][name] = means | dict(zip(AXES, told["realised"].mean(0).tolist(), strict=True))
+        for name in baselines:
+            for what in ("score", "kl"):
+                gain = paired_difference(rows["policy"][what], rows[name][what])
+                point[f"policy_minus_{name}_{what}"] = gain._asdict()
+        points.append(point)
+    return record("free-running", settings, {"currency": "keep" if lm.timings is None else "time", "points": points})
+
+
+@torch.no_grad()
+def generated(
+    lm: LanguageModel, prompts: torch.Tensor, arm: Arm, target: torch.Tensor, length: int, seed: int
+) -> dict[str, list[Any]]:
+    """Per prompt: mean log-probability under the dense model, mean KL, realised shares [N, 3]."""
+    parent = lm.session(capacity=prompts.shape[1])
+    logits = parent.prefill(prompts)
+    session, dense = (parent.fork(1, length, sparsity) for sparsity in (arm.sparsity, None))
+    session.control(arm.policy, target, length)
+    generator, theirs = torch.Generator().manual_seed(seed), logits
+    scores, distances = [], []
+    for _ in range(length):
+        noise = -torch.empty(logits.shape).exponential_(generator=generator).log()
+        token = (logits.float().cpu() + noise).argmax(-1)
+        ours, dense_model = (some.float().cpu().log_softmax(-1) for some in (logits, theirs))
+        scores.append(dense_model.gather(1, token[:, None])[:, 0])
+        distances.append((dense_model.exp() * (dense_model - ours)).sum(-1))
+        logits, theirs = (rows.step(token).logits[:, 0] for rows in (session, dense))
+    return {
+        "score": torch.stack(scores, 1).mean(1).tolist(), "kl": torch.stack(distances, 1).mean(1).tolist(),
+        "realised": session.ledger.average.tolist(),
+    }  # fmt: skip
+
+
+def lines(found: Record) -> list[str]:
+    unit = "of the time" if found.results["currency"] == "time" else "net keep"
+    return [
+        f"{point['budget']:g} {unit}, {name}: log-probability {arm['score']:+.4f}, KL {arm['kl']:.4f} nats per token"
+        + (f", {arm['ms']:.1f} ms" if "ms" in arm else "")
+        for point in found.results["points"]
+        for name, arm in point["arms"].items()
+    ]
+
+
+if __name__ == "__main__":
+    main(Options, lambda options, partial: measure(options.load(), options, partial), lines, __doc__)
