@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
+from solm.core.budget import Budget, BudgetRequest, Budgets
 from solm.core.curve import spaced_budgets
 from solm.core.errors import SolmError
 from solm.core.files import resumable, write_text
@@ -21,7 +22,6 @@ from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.result import Record
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
-from solm.core.budget import Budget, BudgetRequest, Budgets
 
 AUTO = 3
 """Budgets of ``auto``."""

@@ -20,9 +20,8 @@ from pydantic import Field
 from evidence.studies.common import Names, Numbers, TextOptions, kept, main, progress
 from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
-from solm.core.cost import relative_cost
+from solm.core.cost import kv_budget, relative_cost
 from solm.core.errors import SolmError
-from solm.core.cost import kv_budget
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
