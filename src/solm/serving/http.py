@@ -1,26 +1,113 @@
-"""Bodies of requests: read within limits of size and time, checked, and described for the OpenAPI document."""
+"""What every request passes through: API key, host name, log line, and its body within limits of size and time."""
 
 import asyncio
+import json
+import logging
 import re
-from collections.abc import Iterator
+import time
+import uuid
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel, ValidationError
 from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
-from starlette.types import Receive
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from solm.serving.failures import ApiError, from_validation
-from solm.serving.gate import OPEN
-from solm.serving.requests import TokenizeRequest
-from solm.serving.response_requests import BODIES
+from solm.serving.errors import ApiError, from_validation
+from solm.serving.keys import KeyRing
+from solm.serving.logs import SpanSender, trace_id
+from solm.serving.metrics import Metrics
 from solm.serving.settings import BODY_SECONDS, MAX_BODY
 
 Body = TypeVar("Body", bound=BaseModel)
+_LOG = logging.getLogger("solm.serving.access")
+OPEN = ("/health", "/health/live", "/health/ready")
 _MOST_NAMES = 16
 """Ignored fields that are named to the client."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_IDENTITY, _IGNORED = "x-request-id", "x-solm-ignored"
+HEADERS = [_IDENTITY, _IGNORED]
+"""What answers carry beside the usual headers: the number of the request in the log, and fields that were ignored."""
+
+
+class RequestMiddleware:
+    """Refuses requests without a valid key and logs one line of JSON per request, without text.
+
+    keys: valid API keys; none: no key is required. A key is sent as a bearer token, or as the password of HTTP Basic,
+    which browsers can send; its name is `state.key` of the request. hosts: accepted names in the Host header, None:
+    any. On a server that listens locally this prevents DNS rebinding: the page of another site cannot reach it under a
+    host name of that site. spans: where a request that brings a trace is reported to.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        keys: KeyRing,
+        metrics: Metrics,
+        hosts: Sequence[str] | None = None,
+        spans: SpanSender | None = None,
+    ):
+        self.app, self.keys, self.metrics, self.hosts, self.spans = app, keys, metrics, hosts, spans
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        identity, status = uuid.uuid4().hex[:12], 499
+        begun, begun_at = time.perf_counter(), time.time_ns()
+        scope.setdefault("state", {})["identity"] = identity
+
+        async def noted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                more = [(_IDENTITY.encode(), identity.encode())]
+                if ignored := scope["state"].get("ignored"):
+                    more.append((_IGNORED.encode(), ",".join(ignored).encode()))
+                message["headers"] = [*message["headers"], *more]
+            await send(message)
+
+        headers = dict(scope["headers"])
+        # With a root path, paths may come with it or without.
+        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
+        try:
+            if not self._named(headers.get(b"host", b"")):
+                refusal = ApiError(400, "the Host header does not name this server", code="invalid_host")
+                await refusal.response()(scope, receive, noted)
+            elif is_open or (key := self.keys.of_header(headers.get(b"authorization", b""))) is not None:
+                scope["state"]["key"] = "" if is_open else key
+                await self.app(scope, receive, noted)
+            else:
+                refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key")
+                await refusal.response()(scope, receive, noted)
+        except Exception:  # answered outside of this middleware
+            status = 500
+            raise
+        finally:
+            route = getattr(scope.get("route"), "path", "unknown")
+            self.metrics.requests.labels(route, str(status)).inc()
+            line = {
+                "request": identity, "method": scope["method"], "route": route, "status": status,
+                "seconds": round(time.perf_counter() - begun, 4), **scope["state"].get("log", {}),
+            }  # fmt: skip
+            if scope["state"].get("ignored"):
+                line["ignored"] = scope["state"]["ignored"]
+            if scope["state"].get("key"):
+                line["key"] = scope["state"]["key"]
+            if trace := trace_id(headers.get(b"traceparent", b"")):
+                line["trace"] = trace
+                if self.spans is not None:
+                    self.spans.send(headers, line, begun_at, time.time_ns())
+            _LOG.info(json.dumps(line))
+
+    def _named(self, header: bytes) -> bool:
+        try:
+            return self.hosts is None or urlsplit("//" + header.decode("latin-1")).hostname in self.hosts
+        except ValueError:
+            return False
 
 
 async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = False) -> Body:
@@ -32,7 +119,7 @@ async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = F
     """
     if request.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
-    body = await read_bytes(request)
+    body = await _read_bytes(request)
     try:
         found = kind.model_validate_json(body, extra="allow" if ignore_unknown else None)
     except ValidationError as error:
@@ -43,7 +130,7 @@ async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = F
     return found
 
 
-async def read_bytes(request: Request) -> bytes:
+async def _read_bytes(request: Request) -> bytes:
     """The body, within the limits of size and time. Raises `ApiError`."""
     body = bytearray()
     large = ApiError(413, f"the body exceeds {MAX_BODY} bytes", code="body_too_large")

@@ -1,20 +1,19 @@
 """Errors as JSON in the form of OpenAI's API."""
 
 import logging
+from collections.abc import Iterator
+from functools import cache
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
-from solm.serving.response_requests import BODIES, PARTS
-from solm.serving.rows import Failed
-from solm.serving.scheduler import BusyError
+from solm.serving.schema import Strict
 
 _SHOWN = 80  # characters of a bad value in a message
-_FIELDS = {field.alias or name for kind in (*BODIES, *PARTS) for name, field in kind.model_fields.items()}
 
 
 class ApiError(Exception):
@@ -36,16 +35,28 @@ class ApiError(Exception):
         return JSONResponse(self.body, self.status, headers)
 
 
+@cache
+def _fields() -> frozenset[str]:
+    """The names of all fields of all bodies."""
+
+    def below(kind: type[BaseModel]) -> Iterator[str]:
+        yield from (field.alias or name for name, field in kind.model_fields.items())
+        for inner in kind.__subclasses__():
+            yield from below(inner)
+
+    return frozenset(below(Strict))
+
+
 def from_validation(error: ValidationError) -> ApiError:
     """The first mistake in a body."""
     # A union reports errors for every branch. The branch that was meant has the right type and the deepest location.
     first = max(
         error.errors(include_url=False, include_context=False),
-        key=lambda found: (not found["type"].endswith("_type"), len(found["loc"])),
+        key=lambda each: (not each["type"].endswith("_type"), len(each["loc"])),
     )
     unknown = first["type"] == "extra_forbidden"
     # Locations contain the names of union branches, which mean nothing to a user.
-    parts = [part for part in first["loc"][: len(first["loc"]) - unknown] if isinstance(part, int) or part in _FIELDS]
+    parts = [part for part in first["loc"][: len(first["loc"]) - unknown] if isinstance(part, int) or part in _fields()]
     place = ".".join(str(part)[:_SHOWN] for part in [*parts, *first["loc"][-1:][:unknown]])
     if unknown:
         return ApiError(400, f"{place} is not supported by this server", place, "unsupported_parameter")
@@ -58,44 +69,32 @@ def from_validation(error: ValidationError) -> ApiError:
     return ApiError(400, f"{place or 'body'}: {first['msg']} (got {shown})", place or None, "invalid_value")
 
 
-def from_ours(error: SolmError) -> ApiError:
+def _from_ours(error: SolmError) -> ApiError:
     """A user's mistake that a lower layer raised."""
-    if isinstance(error, BusyError):
-        return ApiError(429, str(error), code="queue_full")
     if isinstance(error, ContextLengthError):
         return ApiError(400, str(error), code="context_length_exceeded")
     param = "efficiency.budget" if isinstance(error, BudgetError) else None
     return ApiError(400, str(error), getattr(error, "field", param), "invalid_value")
 
 
-def from_row(failed: Failed) -> ApiError:
-    """A reply that could not be completed."""
-    status = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}.get(failed.kind, 500)
-    return ApiError(status, failed.message, failed.param, failed.kind)
-
-
 def handle_errors(app: FastAPI) -> None:
     """Make `app` answer every error in that form."""
 
-    async def ours(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, SolmError)
-        return from_ours(error).response()
+    @app.exception_handler(SolmError)
+    async def ours(request: Request, error: SolmError) -> JSONResponse:
+        return _from_ours(error).response()
 
-    async def api(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, ApiError)
+    @app.exception_handler(ApiError)
+    async def api(request: Request, error: ApiError) -> JSONResponse:
         return error.response()
 
-    async def http(request: Request, error: Exception) -> JSONResponse:
-        assert isinstance(error, HTTPException)
+    @app.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> JSONResponse:
         answer = ApiError(error.status_code, str(error.detail)).response()
         answer.headers.update(error.headers or {})
         return answer
 
+    @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> JSONResponse:
         logging.getLogger("solm.serving").error("%s failed", request.url.path, exc_info=error)
         return ApiError(500, "an error inside the server").response()
-
-    app.add_exception_handler(SolmError, ours)
-    app.add_exception_handler(ApiError, api)
-    app.add_exception_handler(HTTPException, http)
-    app.add_exception_handler(Exception, unexpected)

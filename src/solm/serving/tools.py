@@ -1,0 +1,426 @@
+"""Calls of tools: the forms in which models write them, the reader of such replies, and the grammars that enforce them.
+
+A form is chosen by the words of a model's chat template.
+"""
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Protocol
+
+from solm.backends.chat_template import names_tools
+from solm.runtime.grammar_trial import GrammarTooSlowError
+from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_schema, quoted
+from solm.serving.errors import ApiError
+from solm.serving.schema import Message, Tool
+from solm.serving.settings import MAX_TOOL_CALLS
+
+NAME = "%NAME%"
+"""Stands for the name of a tool in `CallForm.before`."""
+_SPACE = " \n\r\t"
+_LONGEST_HEAD = 100
+"""Characters before `CallForm.opens`: a name has 64 at most."""
+_STRUCTURE = re.compile(r'[{}"\\]')
+
+
+@dataclass(frozen=True)
+class CallForm:
+    """How the replies of some models call tools.
+
+    words, others: a template of this form has all of `words` and none of `others`. begins: the mark before a call.
+    first, between, last: what stands before, between and after the calls of a reply. before, after: what stands before
+    and after the arguments of one call. head: what has been read when the name (group 1) is known. follows: by mark
+    after a call whether another call follows it without `begins`. ends: the mark after a call, where there is one.
+    opens: the mark between a name that is not in JSON and arguments that no mark ends. bare: a reply may also begin
+    with a call. several: whether the template takes several calls in one reply. identity: characters of a call's id,
+    letters and digits, where the template insists on it.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    others: tuple[str, ...]
+    begins: str
+    first: str
+    between: str
+    last: str
+    before: str
+    after: str
+    head: str
+    follows: tuple[tuple[str, bool], ...] = ()
+    ends: str = ""
+    opens: str = ""
+    bare: bool = False
+    several: bool = True
+    identity: int | None = None
+
+    @cached_property
+    def heads(self) -> re.Pattern[str]:
+        return re.compile(self.head)
+
+    @property
+    def around(self) -> bool:
+        """Whether a call ends with the JSON object around its arguments."""
+        return not self.ends and not self.opens
+
+
+_HEAD = r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+FORMS = (
+    CallForm(
+        "hermes", ("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", first="<tool_call>\n",
+        between="\n</tool_call>\n<tool_call>\n", last="\n</tool_call>", before=f'{{"name": "{NAME}", "arguments": ',
+        after="}", head=_HEAD, follows=(("</tool_call>", False),), ends="</tool_call>",
+    ),
+    CallForm(
+        "mistral", ("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]", first="[TOOL_CALLS][", between=", ", last="]",
+        before=f'{{"name": "{NAME}", "arguments": ', after="}", head=_HEAD, follows=((",", True), ("]", False)),
+        identity=9,
+    ),
+    CallForm(
+        "mistral-13", ("[TOOL_CALLS]", "[ARGS]"), ("[CALL_ID]",), "[TOOL_CALLS]", first="[TOOL_CALLS]",
+        between="[TOOL_CALLS]", last="", before=f"{NAME}[ARGS]", after="", head=r"\s*([\w-]+)\[ARGS\]\s*(?=\{)",
+        opens="[ARGS]", identity=9,
+    ),
+    CallForm(
+        "llama3", ("<|start_header_id|>", '"parameters"'), (), "<|python_tag|>", first="", between="; ", last="",
+        before=f'{{"name": "{NAME}", "parameters": ', after="}", head=_HEAD, bare=True, several=False,
+    ),
+)  # fmt: skip
+"""Qwen 2.5 and 3, SmolLM3, Hermes; Mistral up to version 3 of its tokenizer, and from version 13 on; Llama 3.1 to
+3.3."""
+
+
+def form_of(template: object) -> CallForm | None:
+    """The form that a chat template calls tools in; None: another one, or none."""
+    if not isinstance(template, str):
+        return None
+    for form in FORMS:
+        if all(word in template for word in form.words) and not any(word in template for word in form.others):
+            return form
+    return None
+
+
+def form_for(template: object, messages: Sequence[Message]) -> CallForm | None:
+    """The same. Raises `ApiError` for messages with calls that a template without tools would leave out."""
+    if any(message.tool_calls for message in messages) and not (isinstance(template, str) and names_tools(template)):
+        raise ApiError(400, "messages have tool_calls, and this model's chat template has no tools", "messages")
+    return form_of(template)
+
+
+def checked_form(template: object) -> CallForm:
+    """The same. Raises `ApiError` for a template that has no tools, or whose replies call them in an unknown form."""
+    if not isinstance(template, str) or not names_tools(template):
+        raise ApiError(400, "this model's chat template has no tools", "tools", "unsupported_parameter")
+    form = form_of(template)
+    if form is None:
+        names = ", ".join(sorted(form.name for form in FORMS))
+        message = f"this model calls tools in a form that is not known here; known are those of {names}"
+        raise ApiError(400, message, "tools", "unsupported_parameter")
+    return form
+
+
+def hidden_marks(form: CallForm, tokenizer: Any) -> dict[str, int]:
+    """Marks of a form that are tokens which text does not show, and those; others are text like any other."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return {}
+    tokens = {mark: backend.token_to_id(mark) for mark in (form.begins, form.opens) if mark}
+    return {
+        mark: token
+        for mark, token in tokens.items()
+        if token is not None and backend.decode([token], skip_special_tokens=True) == ""
+    }
+
+
+class Braces:
+    """Where an object ends in JSON that comes in pieces."""
+
+    def __init__(self, depth: int = 0):
+        self.depth, self._quoted, self._escaped = depth, False, False
+
+    def end(self, text: str, start: int = 0) -> int | None:
+        """The place after the last brace of the object in `text`, of which all up to `start` was seen before; None: not
+        yet."""
+        place = start
+        while place < len(text):
+            if self._escaped:
+                self._escaped, place = False, place + 1
+                continue
+            match = _STRUCTURE.search(text, place)
+            if match is None:
+                return None
+            place, sign = match.end(), match[0]
+            if sign == "\\":
+                self._escaped = self._quoted
+            elif sign == '"':
+                self._quoted = not self._quoted
+            elif not self._quoted:
+                self.depth += 1 if sign == "{" else -1
+                if self.depth <= 0:
+                    return place
+        return None
+
+
+@dataclass(frozen=True)
+class CallPart:
+    """A piece of a call: `identity` and `name` where it begins; then more of the JSON of its arguments."""
+
+    index: int
+    arguments: str = ""
+    name: str | None = None
+    identity: str | None = None
+
+    def body(self) -> dict[str, object]:
+        """As a streamed delta has it."""
+        function = {"arguments": self.arguments} | ({} if self.name is None else {"name": self.name})
+        begins = {} if self.identity is None else {"id": self.identity, "type": "function"}
+        return {"index": self.index, "function": function} | begins
+
+
+class CallReader:
+    """Splits a reply, which comes in pieces, into content and calls.
+
+    What is no call of one of the tools stays content; the white space around calls does not. tools: their names.
+    """
+
+    def __init__(self, form: CallForm, tools: Collection[str]):
+        self._form, self._tools, self._text, self._read = form, tools, "", self._content
+        self._bare = form.bare
+        """Whether a call may begin here without its mark."""
+        self._opened, self._braces, self._seen = "", Braces(), 0
+        """Of a call whose name has not been read: what came before it, its braces, and how much of it they have seen.
+        Afterwards only the braces of what is being read count."""
+        self.calls = 0
+
+    def push(self, text: str) -> list[str | CallPart]:
+        """What more text of the reply adds: pieces of content, and of calls."""
+        self._text += text
+        parts = list[str | CallPart]()
+        while self._read(parts):
+            pass
+        return _merged(parts)
+
+    def finish(self) -> list[str | CallPart]:
+        """What is left at the end of the reply: a call that did not begin properly is content."""
+        left, self._text = self._text, ""
+        if self._read == self._head:
+            return [self._opened + left]
+        if self._read == self._content:
+            left = left.lstrip(_SPACE) if self.calls else left
+            return [left] if left else []
+        return []
+
+    # Each of the following reads on in `_text`, adds what it has read to `parts`, and says whether to go on with the
+    # reader that it has put in `_read`; if not, more text is needed.
+
+    def _content(self, parts: list[str | CallPart]) -> bool:
+        """Text up to a call."""
+        if self._bare:
+            place = len(self._text) - len(self._text.lstrip(_SPACE + ";" if self.calls else _SPACE))
+            if place == len(self._text):
+                return False
+            self._bare = False
+            if self._text[place] == "{":
+                self._open(self._text[:place], self._text[place:])
+                return True
+        before, begins, after = self._text.partition(self._form.begins)
+        if begins:
+            self._say(parts, before.rstrip(_SPACE))
+            self._open(begins, after)
+            return True
+        sure = len(before) - overlap(before, self._form.begins)
+        sure = len(before[:sure].rstrip(_SPACE))
+        self._say(parts, before[:sure])
+        self._text = before[sure:]
+        return False
+
+    def _open(self, opened: str, rest: str) -> None:
+        """A call may begin with `rest`; if not, `opened` is content."""
+        self._opened, self._text, self._read = opened, rest, self._head
+        self._braces, self._seen = Braces(), 0
+
+    def _say(self, parts: list[str | CallPart], text: str) -> None:
+        text = text.lstrip(_SPACE) if self.calls else text
+        if text:
+            parts.append(text)
+
+    def _head(self, parts: list[str | CallPart]) -> bool:
+        """The name of a call."""
+        form = self._form
+        match = form.heads.match(self._text)
+        if match is not None and match[1] in self._tools:
+            parts.append(self._begun(match[1]))
+            self._text, self._read, self._braces = self._text[match.end() :], self._arguments, Braces()
+            return True
+        if form.ends:
+            inner, ends, after = self._text.partition(form.ends)
+            if not ends:
+                return False
+            self._text, self._read = after, self._content
+            self._other(parts, inner, ends)
+            return True
+        begun = self._text.lstrip(_SPACE + "[,")
+        if not begun:
+            return False
+        if form.opens:
+            name, opens, arguments = self._text.partition(form.opens)
+            if (not opens and len(name) < _LONGEST_HEAD) or (opens and not arguments.strip()):
+                return False
+        end = self._braces.end(self._text, self._seen) if begun[0] == "{" else 0
+        if end is None:
+            self._seen = len(self._text)
+            return False
+        inner, self._text = self._text[:end], self._text[end:]
+        self._read = self._tail if self._other(parts, inner, "") else self._content
+        return True
+
+    def _begun(self, name: str, arguments: str = "") -> CallPart:
+        self.calls += 1
+        length = self._form.identity
+        identity = f"call_{secrets.token_hex(12)}" if length is None else secrets.token_hex(length)[:length]
+        return CallPart(self.calls - 1, arguments, name, identity)
+
+    def _other(self, parts: list[str | CallPart], inner: str, ends: str) -> bool:
+        """A complete call whose fields are in another order; else it is content. Returns whether it is a call."""
+        try:
+            body = json.loads(inner.lstrip(_SPACE + "[,"))
+            name, arguments = body["name"], body.get("arguments", body.get("parameters"))
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            name = arguments = None
+        if isinstance(name, str) and name in self._tools and isinstance(arguments, dict):
+            parts.append(self._begun(name, json.dumps(arguments, ensure_ascii=False)))
+            return True
+        parts.append(self._opened + inner + ends)
+        return False
+
+    def _arguments(self, parts: list[str | CallPart]) -> bool:
+        """The arguments of a call, as the model writes them."""
+        end = self._braces.end(self._text)
+        read, self._text = self._text[:end], "" if end is None else self._text[end:]
+        if read:
+            parts.append(CallPart(self.calls - 1, read))
+        if end is None:
+            return False
+        self._read, self._braces = self._around if self._form.around else self._tail, Braces(1)
+        return True
+
+    def _around(self, parts: list[str | CallPart]) -> bool:
+        """What is left of the object around the arguments."""
+        end = self._braces.end(self._text)
+        self._text = "" if end is None else self._text[end:]
+        if end is None:
+            return False
+        self._read = self._tail
+        return True
+
+    def _tail(self, parts: list[str | CallPart]) -> bool:
+        """What is left of a call, up to its end or the beginning of the next one."""
+        follows = dict(self._form.follows)
+        if not follows:
+            self._read, self._bare = self._content, self._form.bare
+            return True
+        ends = [(self._text.find(sign), sign) for sign in (*follows, self._form.begins) if sign in self._text]
+        if not ends:
+            return False
+        place, sign = min(ends)
+        if follows.get(sign):
+            self._open(sign, self._text[place + len(sign) :])
+        else:
+            self._text = self._text[place + (len(sign) if sign in follows else 0) :]
+            self._read = self._content
+        return True
+
+
+def overlap(text: str, mark: str) -> int:
+    """Length of the longest suffix of `text` that is a prefix of `mark`, and not all of it."""
+    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)
+
+
+def _merged(parts: list[str | CallPart]) -> list[str | CallPart]:
+    """Neighbouring pieces of the same call, or of content, as one."""
+    merged: list[str | CallPart] = []
+    for part in parts:
+        last = merged[-1] if merged else None
+        if isinstance(part, str) and isinstance(last, str):
+            merged[-1] = last + part
+        elif isinstance(part, CallPart) and isinstance(last, CallPart) and part.index == last.index:
+            merged[-1] = CallPart(last.index, last.arguments + part.arguments, last.name, last.identity)
+        else:
+            merged.append(part)
+    return merged
+
+
+class Check(Protocol):
+    """What makers of grammars are given, to try parts of them in bounded time."""
+
+    def __call__(self, grammar: Grammar) -> Constraint:
+        """A part, compiled. Raises `GrammarError`."""
+
+    def convert(self, gbnf: str) -> str:
+        """A grammar in GBNF as Lark. Raises `GrammarError`."""
+
+
+@dataclass(frozen=True)
+class CallGrammars:
+    """Builds grammars for one model. marks: tokens of its form of calls that are no text (see `hidden_marks`)."""
+
+    form: CallForm
+    marks: Mapping[str, int] = field(default_factory=dict)
+
+    def required(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
+        """Of replies that are calls alone."""
+        return self._grammar(check, tools, "calls", several)
+
+    def beside(self, check: Check, tools: Sequence[Tool], several: bool, content: Grammar) -> Grammar:
+        """Of replies that are calls, or have the format `content`, made of a JSON schema."""
+        schema = json.loads(content.text)["grammars"][0]["json_schema"]
+        return self._grammar(check, tools, "content | calls", several, f"content: %json {json.dumps(schema)}")
+
+    def free(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
+        """Of replies that are text, in which the model calls tools where it likes; each call fits its tool."""
+        form = self.form
+        if form.bare:
+            # A reply that begins with a brace is a call; no other text has one there.
+            return self._grammar(check, tools, "PLAIN | calls", several, "PLAIN: /([^{ \\n\\r\\t](.|\\n)*)?/")
+        start, inside = "called* TEXT" if several else "TEXT | called", "TEXT: /(.|\\n)*/"
+        if form.begins in self.marks:
+            lines = [inside, f"called: TEXT {self._text(form.begins)} block"]
+        else:
+            lines = [inside, f"head[lazy]: TEXT {quoted(form.begins)}", "called: head block"]
+        return self._grammar(check, tools, start, several, *lines)
+
+    def _grammar(self, check: Check, tools: Sequence[Tool], start: str, several: bool, *more: str) -> Grammar:
+        form, several = self.form, several and self.form.several
+        again = f" ({self._text(form.between)} call){{0,{MAX_TOOL_CALLS - 1}}}" if several else ""
+        first = form.first.removeprefix(form.begins)
+        # Without forcing, the model may write what must follow in its own tokens, such as the one that begins a call.
+        lines = ['%llguidance {"no_forcing": true}', f"start: {start}"]
+        lines += [f"calls: {self._text(form.first.removesuffix(first))} block", *more]
+        lines += [f"block: {self._text(first)} call{again} {self._text(form.last)}"]
+        lines += ["call: " + " | ".join(f"tool_{number}" for number in range(len(tools)))]
+        lines += [f"tool_{number}: {rule}" for number, rule in enumerate(self._tools(check, tools))]
+        return Grammar.trusted("\n".join(lines))
+
+    def _text(self, text: str) -> str:
+        """Literal text, in which marks may be tokens."""
+        parts = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", text) if self.marks else [text]
+        return " ".join(f"<[{self.marks[part]}]>" if part in self.marks else quoted(part) for part in parts if part)
+
+    def _tools(self, check: Check, tools: Sequence[Tool]) -> Iterator[str]:
+        """A call by tool. Raises `ApiError` that says which tool's parameters cannot be a grammar."""
+        for number, tool in enumerate(tools):
+            strict = bool(tool.function.strict)
+            parameters = tool.function.parameters or {"properties": {}, "additionalProperties": False}
+            place = f"tools.{number}.function.parameters"
+            try:
+                if parameters.get("type", "object") != "object":
+                    raise GrammarError(f"the type must be object, got {parameters['type']!r}"[:200])
+                schema = checked_schema({"type": "object"} | parameters, strict)
+                check(Grammar.json_schema(schema, strict))
+            except GrammarError as error:
+                code = "grammar_too_slow" if isinstance(error, GrammarTooSlowError) else "invalid_grammar"
+                raise ApiError(400, f"{place}: {error}", place, code) from error
+            before = self._text(self.form.before.replace(NAME, tool.function.name))
+            yield f"{before} %json {json.dumps(schema, ensure_ascii=False)} {self._text(self.form.after)}"
