@@ -36,10 +36,6 @@ TOOL_TEMPLATE = (
     "{{ '\n' }}{% endfor %}<assistant>"
 )
 """Calls as Qwen 2.5's template writes them, in short."""
-DEEPSEEK_MARKS = tuple(
-    f"<\uff5ctool\u2581{words}\uff5c>"
-    for words in ("calls\u2581begin", "call\u2581begin", "sep", "call\u2581end", "calls\u2581end")
-)
 
 
 def with_template(tokenizer, template=TEMPLATE):

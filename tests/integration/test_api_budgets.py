@@ -5,7 +5,7 @@ import pytest
 from openai.types import Model
 
 from helpers.serving import CHAT, LONG, ask, running, tiny_service
-from solm.serving.requests import Efficiency
+from solm.serving.schema import Efficiency
 
 
 @pytest.fixture(scope="module")
@@ -70,10 +70,12 @@ def test_a_budget_out_of_reach_names_the_range_in_the_unit_that_was_asked(client
 
 def test_a_number_may_come_as_text(byte_tokenizer):
     service = tiny_service(byte_tokenizer)
-    typed, number = (service.dial.order(Efficiency(budget=budget, floor=budget), 100) for budget in ("0.9", 0.9))
+    typed, number = (
+        service.budgets.resolve(Efficiency(budget=budget, floor=budget), 100).resolved for budget in ("0.9", 0.9)
+    )
     service.lm.detach()
     assert (typed.budget, typed.floor) == (number.budget, number.floor)
-    assert service.dial.lowest < typed.budget.net < 1
+    assert typed.budget.net < 1
 
 
 @pytest.mark.parametrize("budget", ["speed=1.2", "ms=8", "loss=0.1"])

@@ -10,9 +10,9 @@ import httpx
 import pytest
 
 from helpers.serving import CHAT, LONG, ask, gauges, running, tiny_service, until
-from solm.serving import bodies
+from solm.serving import http
 from solm.serving.app import create_app
-from solm.serving.gate import OPEN
+from solm.serving.http import OPEN
 from solm.serving.settings import FIXED_LIMITS, MAX_BODY, ServeSettings
 
 CHAT_BODY = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
@@ -151,7 +151,7 @@ HEAD = (
 def test_incomplete_bodies_time_out(address, monkeypatch, caplog):
     with raw(address, HEAD % 10**9) as connection:
         assert b" 413 " in connection.recv(64)
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(http, "BODY_SECONDS", 0.2)
     with raw(address, HEAD % 100) as connection:
         assert b" 408 " in connection.recv(64)
     monkeypatch.undo()
@@ -205,7 +205,7 @@ def test_health_waits_until_every_policy_has_decoded(byte_tokenizer):
 
     try:
         before, after = asyncio.run(go())
-        assert decoded == set(service.dial.policies)
+        assert decoded == set(service.budgets.policies)
         assert [answer.status_code for answer in before] == [503, 503]
         assert before[0].json()["status"] == "starting"
         assert before[1].json()["error"]["code"] == "starting"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from helpers.serving import TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
 from solm.backends.torch.session import TorchSession
-from solm.serving import call_grammars, constraints
+from solm.serving import constraints, tools
 from solm.serving.settings import MAX_TOOLS
 
 pytest.importorskip("llguidance")
@@ -173,7 +173,7 @@ def test_others_of_the_batch_say_what_they_say_alone(client):
 @pytest.mark.parametrize("parallel", [True, False])
 def test_tools_that_must_be_called_are(service, client, choice, parallel, monkeypatch):
     """As many as the grammar lets, because the reply does not want to end."""
-    monkeypatch.setattr(call_grammars, "MAX_TOOL_CALLS", 3)
+    monkeypatch.setattr(tools, "MAX_TOOL_CALLS", 3)
     answer = ask(
         client, budget=None, messages=SHORT, max_tokens=450, tools=[WEATHER, CLOCK], tool_choice=choice, seed=5,
         temperature=1.0, parallel_tool_calls=parallel, logit_bias=token(service, " \r\t", -100) | {"2": -100},
@@ -186,7 +186,7 @@ def test_tools_that_must_be_called_are(service, client, choice, parallel, monkey
 
 
 def test_streamed_calls_are_those_of_a_whole_answer(service, client, monkeypatch):
-    monkeypatch.setattr(call_grammars, "MAX_TOOL_CALLS", 2)
+    monkeypatch.setattr(tools, "MAX_TOOL_CALLS", 2)
     options = {
         "messages": SHORT, "tools": [WEATHER, CLOCK], "tool_choice": "required", "max_tokens": 450, "n": 2, "seed": 8,
         "temperature": 0.7, "logit_bias": token(service, " \r\t", -100) | {"2": -100},
@@ -385,27 +385,12 @@ MISTRAL = (
     "{{ raise_exception('ids have 9 characters') }}{% endif %}{{ call.function | tojson }}{% endfor %}]"
     "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
 )
-CODER = (
-    "{% if tools %}{% for tool in tools %}{{ tool.function.name }}{% endfor %}{% endif %}{% for m in messages %}"
-    "<{{ m.role }}>{{ m.content }}{% for call in m.tool_calls or [] %}<tool_call>\n"
-    "<function={{ call.function.name }}>\n"
-    "{% for name, value in call.function.arguments | items %}<parameter={{ name }}>\n{{ value }}\n</parameter>\n"
-    "{% endfor %}</function>\n</tool_call>{% endfor %}{{ '\n' }}{% endfor %}<assistant>"
-)
-
-
 MISTRAL_13 = (
     "{% if tools %}[AVAILABLE_TOOLS]{{ tools[0].function.name }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
     "[{{ m.role }}]{{ m.content }}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}"
     "[ARGS]{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
 )
-GLM = (
-    "{% if tools %}{{ tools[0].function.name }}{% endif %}{% for m in messages %}<|{{ m.role }}|>{{ m.content }}"
-    "{% for call in m.tool_calls or [] %}{{ '\n<tool_call>' + call.function.name }}\n"
-    "{% for name, value in call.function.arguments.items() %}<arg_key>{{ name }}</arg_key>\n"
-    "<arg_value>{{ value }}</arg_value>\n{% endfor %}</tool_call>{% endfor %}{% endfor %}<|assistant|>"
-)
-OTHERS = {"llama": LLAMA, "mistral": MISTRAL, "coder": CODER, "mistral-13": MISTRAL_13, "glm": GLM}
+OTHERS = {"llama": LLAMA, "mistral": MISTRAL, "mistral-13": MISTRAL_13}
 
 
 @pytest.mark.parametrize("template", OTHERS.values(), ids=OTHERS)

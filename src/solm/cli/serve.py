@@ -81,8 +81,8 @@ def serve(
 
         from solm.serving.app import create_app
         from solm.serving.keys import KeyRing
+        from solm.serving.logs import tracing_wanted
         from solm.serving.service import Service
-        from solm.serving.tracing import tracing_wanted
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
 

@@ -1,37 +1,34 @@
-"""The HTTP API."""
+"""The HTTP API, and the page to try it at."""
 
 import asyncio
 import gc
-import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from importlib import resources
 from importlib.metadata import version
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
-from openai.types import Model
-from pydantic import BaseModel, ValidationError
+from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from pydantic import ValidationError
+from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
-from solm.core.actions import AXES
-from solm.serving.answers import Choice
-from solm.serving.bodies import describe, hung_up, read_body, takes
-from solm.serving.failures import ApiError, handle_errors
-from solm.serving.gate import HEADERS, Gate
-from solm.serving.health import add_health
-from solm.serving.request_log import log_facts
-from solm.serving.requests import ChatRequest, CompletionRequest, TokenizeRequest
-from solm.serving.response_requests import ResponsesRequest
-from solm.serving.responses import ResponseWriter
-from solm.serving.rows import Failed, Piece
+from solm.serving.errors import ApiError, handle_errors
+from solm.serving.http import HEADERS, RequestMiddleware, describe, hung_up, read_body, takes
+from solm.serving.logs import SpanSender, tracing_wanted
+from solm.serving.responses import ResponsesRequest, ResponseWriter
+from solm.serving.rows import Piece
+from solm.serving.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from solm.serving.service import Exchange, Service
-from solm.serving.tracing import SpanSender, tracing_wanted
-from solm.serving.web_page import add_page
+from solm.serving.settings import FIXED_LIMITS
 
 _PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_"}
 """Of what replies are called."""
+_PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
+_SCRIPTS = ("page", "answers", "card", "chats", "dial", "elements", "markdown", "stream")
+_STATIC = {"page.css": "text/css"} | {f"{name}.js": "text/javascript" for name in _SCRIPTS}
 
 
 def create_app(
@@ -39,11 +36,10 @@ def create_app(
 ) -> FastAPI:
     """The application. With any key in `service.keys` every route but those under `/health` requires one.
 
-    hosts: accepted names in the Host header, None: any (see `Gate`). root_path: what a proxy puts before the paths,
-    such as ``/llm``; paths may come with it or without. origins: pages of other sites that browsers let call the API
-    (CORS), such as ``https://example.org``, or ``*``.
+    hosts: accepted names in the Host header, None: any (see `RequestMiddleware`). root_path: what a proxy puts before
+    the paths, such as ``/llm``; paths may come with it or without. origins: pages of other sites that browsers let call
+    the API (CORS), such as ``https://example.org``, or ``*``.
     """
-
     spans = SpanSender() if tracing_wanted() else None
 
     @asynccontextmanager
@@ -61,14 +57,15 @@ def create_app(
         title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None, root_path=root_path
     )
     handle_errors(app)
-    app.add_middleware(Gate, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans)
-    if origins:  # around the gate: browsers send no key when they ask what is allowed
+    app.add_middleware(RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans)
+    if origins:  # around the other one: browsers send no key when they ask what is allowed
         app.add_middleware(
             CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"],
             expose_headers=HEADERS,
         )  # fmt: skip
+    _add_health(app, service)
+    _add_page(app)
     ignore = service.settings.ignore_unknown
-    add_health(app, service)
 
     @app.post("/v1/chat/completions", **takes(ChatRequest))
     async def chat_completions(request: Request) -> Response:
@@ -85,13 +82,13 @@ def create_app(
         """A reply to a conversation in the form of the Responses API. Nothing is stored."""
         return await _complete(service, request, await read_body(request, ResponsesRequest, ignore))
 
-    @app.post("/tokenize", **takes(TokenizeRequest))
+    @app.post("/tokenize", **takes(TokenizeRequest, streams=False))
     async def tokenize(request: Request) -> dict[str, Any]:
         """Token ids of a text, or of messages through the chat template."""
-        asked = await read_body(request, TokenizeRequest, ignore)
-        if (asked.prompt is None) == (asked.messages is None):
+        body = await read_body(request, TokenizeRequest, ignore)
+        if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", "prompt")
-        ids = await run_in_threadpool(service.tokens, asked.messages or asked.prompt or "")
+        ids = await run_in_threadpool(service.tokens, body.messages or body.prompt or "")
         return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
 
     @app.get("/v1/models")
@@ -110,52 +107,87 @@ def create_app(
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    add_page(app)
-    describe(app)
+    describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest))
     return app
 
 
+def _add_health(app: FastAPI, service: Service) -> None:
+    """Add the routes under `/health`, which need no API key."""
+
+    @app.get("/health", responses={503: {"description": "Not ready."}})
+    async def health() -> JSONResponse:
+        """Status 200 once the server is warm, and its limits."""
+        limits = service.settings.model_dump() | {"context": service.context} | FIXED_LIMITS
+        state = {"status": service.state, "limits": limits, "version": version("solm")}
+        return JSONResponse(state, 200 if service.state == "ready" else 503)
+
+    @app.get("/health/live", responses={503: {"description": "The server has failed: restart it."}})
+    async def live() -> JSONResponse:
+        """Status 200 while the server can decode, also while it starts."""
+        return JSONResponse({"status": service.state}, 503 if service.state == "failed" else 200)
+
+    @app.get("/health/ready", responses={503: {"description": "Send no requests now."}})
+    async def ready() -> JSONResponse:
+        """Status 200 while requests are welcome: warm, and not told to stop."""
+        return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
+
+
+def _add_page(app: FastAPI) -> None:
+    """Add the routes of the page: what is in the folder `page`, under ``/`` and ``/static``."""
+
+    def file(name: str) -> str:
+        return resources.files("solm.serving").joinpath("page", name).read_text()
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> HTMLResponse:
+        headers = {"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return HTMLResponse(file("page.html"), headers=headers)
+
+    @app.get("/static/{name}", include_in_schema=False)
+    async def static(name: str) -> Response:
+        if name not in _STATIC:
+            raise ApiError(404, "not found")
+        return Response(file(name), media_type=_STATIC[name])
+
+
 async def _complete(
-    service: Service, request: Request, asked: ChatRequest | CompletionRequest | ResponsesRequest
+    service: Service, request: Request, body: ChatRequest | CompletionRequest | ResponsesRequest
 ) -> Response:
     if service.state == "failed":
         raise ApiError(503, "this server has failed and has to be started again", code="failed")
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
-    loop = asyncio.get_running_loop()
-    identity = f"{_PREFIXES[type(asked)]}{request.state.identity}"
-    try:
-        body = asked.as_chat() if isinstance(asked, ResponsesRequest) else asked
-    except ValidationError as error:  # what is more as a chat than as a response, such as messages with instructions
-        message = f"input: too much for a chat ({error.errors()[0]['msg']})"
-        raise ApiError(400, message, "input", "invalid_value") from error
-    try:
+    loop, identity = asyncio.get_running_loop(), f"{_PREFIXES[type(body)]}{request.state.identity}"
+    writer = None
+    if isinstance(body, ResponsesRequest):
+        try:
+            exchange = await run_in_threadpool(service.open, body.as_chat(), identity, loop, request.state.key)
+        except ValidationError as error:  # more as a chat than as a response, such as messages with instructions
+            message = f"input: too much for a chat ({error.errors()[0]['msg']})"
+            raise ApiError(400, message, "input", "invalid_value") from error
+        except ApiError as error:
+            raise _renamed(error) from error
+        writer = ResponseWriter(body, exchange)
+        events = writer.stream()
+    else:
         exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
-    except ApiError as error:
-        if body is not asked:
-            _rename(error)
-        raise
-    writer = ResponseWriter(asked, exchange) if isinstance(asked, ResponsesRequest) else None
-    if writer is not None and asked.stream:
-        return StreamingResponse(_response_events(service, request, writer), media_type="text/event-stream")
-    if not isinstance(asked, ResponsesRequest) and asked.stream:
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return StreamingResponse(_events(service, request, exchange, with_usage), media_type="text/event-stream")
-    gathering = asyncio.ensure_future(service.gather(exchange))
+        with_usage = body.stream_options is not None and body.stream_options.include_usage
+        events = _chat_events(exchange, with_usage)
+    if body.stream:
+        return StreamingResponse(_streamed(service, request, exchange, events, writer), media_type="text/event-stream")
+    gathering = asyncio.ensure_future(_gather(exchange))
     gone = asyncio.ensure_future(hung_up(request.receive))
     try:
         await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not gathering.done():
-            request.state.log = log_facts(exchange, None)
+            request.state.log = exchange.facts(arrived=False)
             return Response(status_code=499)
-        choices = gathering.result()
-        request.state.log = log_facts(exchange, choices)
-        if writer is not None:
-            return JSONResponse(await run_in_threadpool(writer.whole, choices))
-        whole = await run_in_threadpool(exchange.answers.whole, choices, exchange.echo)
-        return Response(whole.model_dump_json(exclude_unset=True, warnings=False), media_type="application/json")
+        gathering.result()
+        request.state.log = exchange.facts()
+        whole = exchange.answers.whole if writer is None else writer.whole
+        return Response(_json(await run_in_threadpool(whole, exchange.choices)), media_type="application/json")
     except ApiError as error:
-        request.state.log = log_facts(exchange, None, error.code)
+        request.state.log = exchange.facts(error.code, arrived=False)
         raise
     finally:
         gathering.cancel()
@@ -163,7 +195,13 @@ async def _complete(
         service.close(exchange)
 
 
-def _rename(error: ApiError) -> None:
+async def _gather(exchange: Exchange) -> None:
+    """Wait for all replies of a request that is not streamed."""
+    async for _ in exchange.each():
+        continue
+
+
+def _renamed(error: ApiError) -> ApiError:
     """Say what is wrong by the names that fields have in the Responses API."""
     for name, theirs in (
         ("response_format.json_schema", "text.format"), ("response_format", "text.format"),
@@ -171,68 +209,46 @@ def _rename(error: ApiError) -> None:
     ):  # fmt: skip
         error.message = error.message.replace(name, theirs, 1)
         error.param = None if error.param is None else error.param.replace(name, theirs, 1)
+    return error
 
 
-async def _events(service: Service, request: Request, exchange: Exchange, with_usage: bool) -> AsyncIterator[str]:
+async def _streamed(
+    service: Service, request: Request, exchange: Exchange, events: AsyncIterator[bytes], writer: ResponseWriter | None
+) -> AsyncIterator[bytes]:
     """Server-sent events of a streamed response. A client that disconnects early cancels what has not ended."""
-    choices = [Choice() for _ in exchange.jobs]
-    begun: set[int] = set()
-    failed = None
+    failed: str | None = "cancelled"
     try:
-        async for index, event in exchange.each():
-            if isinstance(event, Piece):
-                choices[index].said += event.tokens
-                first = index not in begun
-                begun.add(index)
-                before = exchange.echo[index] if first else ""
-                yield _sse(exchange.answers.piece(index, event, first, before))
-            elif not isinstance(event, Failed):
-                choices[index].ended = event
-                if index not in begun and exchange.echo[index]:  # no token follows the prompt that is repeated
-                    yield _sse(exchange.answers.piece(index, Piece("", ()), True, exchange.echo[index]))
-                yield _sse(exchange.answers.last(index, event))
-        if with_usage:
-            yield _sse(exchange.answers.spent(choices))
-        yield "data: [DONE]\n\n"
-    except ApiError as error:
-        failed = error.code
-        yield f"data: {json.dumps(error.body)}\n\n"
-    finally:
-        request.state.log = log_facts(exchange, choices, failed)
-        service.close(exchange)
-
-
-async def _response_events(service: Service, request: Request, writer: ResponseWriter) -> AsyncIterator[str]:
-    """The same for the Responses API."""
-    choice, failed = Choice(), None
-    try:
-        async for event in writer.stream(choice):
+        async for event in events:
             yield event
     except ApiError as error:
         failed = error.code
-        yield writer.failed(error.body["error"])
+        yield b"data: %s\n\n" % _json(error.body) if writer is None else writer.failed(error.body["error"])
     finally:
-        request.state.log = log_facts(writer.exchange, [choice], failed)
-        service.close(writer.exchange)
+        request.state.log = exchange.facts(failed)
+        service.close(exchange)
 
 
-def _sse(event: BaseModel) -> str:
-    return f"data: {event.model_dump_json(exclude_unset=True, warnings=False)}\n\n"
+async def _chat_events(exchange: Exchange, with_usage: bool) -> AsyncIterator[bytes]:
+    """The events of chat completions and plain ones."""
+    answers = exchange.answers
+    async for choice, event in exchange.each():
+        if isinstance(event, Piece):
+            yield b"data: %s\n\n" % _json(answers.piece(choice, event))
+            continue
+        if not choice.begun and choice.before:  # no token follows the prompt that is repeated
+            yield b"data: %s\n\n" % _json(answers.piece(choice, Piece("", ())))
+        yield b"data: %s\n\n" % _json(answers.last(choice))
+    if with_usage:
+        yield b"data: %s\n\n" % _json(answers.spent(exchange.choices))
+    yield b"data: [DONE]\n\n"
+
+
+def _json(content: dict[str, Any]) -> bytes:
+    return to_json(content, inf_nan_mode="null")
 
 
 def _model(service: Service) -> dict[str, Any]:
-    dial = service.dial
-    axes = dict(zip(AXES, (dial.space.attention, dial.space.mlp, dial.space.bits), strict=True))
-    offers = {
-        "policies": list(dial.policies), "default_policy": dial.default, "axes": axes, "lowest_net": dial.lowest,
-        "lowest_bytes": dial.lowest_bytes(service.context), "always_read": service.lm.sparsity.always_read,
-        "floor": service.settings.slo_floor, "priorities": dial.priorities, "shapes": service.lm.shapes.model_dump(),
-        "slo_tpot_ms": service.settings.slo_tpot_ms,
+    return {
+        "id": service.name, "object": "model", "created": 0, "owned_by": "solm", "max_model_len": service.context,
+        "efficiency": service.budgets.describe(service.context),
     }  # fmt: skip
-    if service.lm.timings is not None:
-        offers["fastest"] = dial.fastest(service.context)
-    curve = None if service.lm.trained is None else service.lm.trained.curve
-    if curve is not None:
-        offers |= curve.told()
-    known = Model(id=service.name, object="model", created=0, owned_by="solm").model_dump()
-    return known | {"max_model_len": service.context, "efficiency": offers}

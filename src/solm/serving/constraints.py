@@ -10,11 +10,10 @@ from typing import Any
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammar_trial import GrammarTooSlowError, GrammarTrial
 from solm.runtime.grammars import Constraint, Grammar, GrammarError
-from solm.serving.call_grammars import CallGrammars, Check
-from solm.serving.failures import ApiError
-from solm.serving.requests import ChatRequest, CompletionRequest
+from solm.serving.errors import ApiError
+from solm.serving.schema import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, StructuredOutputs, Tool
 from solm.serving.settings import COMPILE_SECONDS
-from solm.serving.structure import NamedTool, ResponseFormat, StructuredOutputs, Tool
+from solm.serving.tools import CallGrammars, Check
 
 _KEPT = 128
 """Grammars that stay compiled."""

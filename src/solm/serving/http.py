@@ -167,11 +167,11 @@ def _extra_fields(part: Any, place: str = "") -> Iterator[str]:
             yield from _extra_fields(getattr(part, name), f"{place}{name}.")
 
 
-def takes(kind: type[BaseModel]) -> dict[str, Any]:
-    """What the document says of a route whose body is `kind`."""
+def takes(kind: type[BaseModel], streams: bool = True) -> dict[str, Any]:
+    """What the OpenAPI document says of a route whose body is `kind`, and whose answer may be a stream."""
     schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    streamed: dict[str, Any] = {"text/event-stream": {}} if kind is not TokenizeRequest else {}
+    streamed: dict[str, Any] = {"text/event-stream": {}} if streams else {}
     return {
         "openapi_extra": {"requestBody": body},
         "responses": {200: {"description": "The answer.", "content": streamed}}
@@ -186,14 +186,14 @@ def takes(kind: type[BaseModel]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def describe(app: FastAPI) -> None:
+def describe(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
     """Add to the OpenAPI document what FastAPI does not know: the bodies that `read_body` reads, and some responses."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
         document = made()
         _, schemas = models_json_schema(
-            [(kind, "validation") for kind in BODIES], ref_template="#/components/schemas/{model}"
+            [(kind, "validation") for kind in bodies], ref_template="#/components/schemas/{model}"
         )
         document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
         for path, operations in document["paths"].items():

@@ -1,7 +1,7 @@
 """`/v1/responses`, the stateless part: chat completions in the form of OpenAI's Responses API."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from itertools import chain
 from typing import Annotated, Any, Literal
 
@@ -9,6 +9,7 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, model_validat
 from pydantic_core import PydanticCustomError
 
 from solm.serving.answers import Choice
+from solm.serving.rows import Piece
 from solm.serving.schema import (
     CalledFunction,
     ChatRequest,
@@ -28,7 +29,6 @@ from solm.serving.schema import (
     ToolCall,
     only,
 )
-from solm.serving.rows import Ended, Piece
 from solm.serving.service import Exchange
 from solm.serving.settings import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOOLS
 from solm.serving.tools import CallPart
@@ -219,60 +219,57 @@ class ResponseWriter:
         self.identity = exchange.answers.identity
         self._sent = 0
         self._items: list[dict[str, Any]] = []
-        reader = exchange.answers.reader
-        self._reader = None if reader is None else reader()
+        (self._choice,) = exchange.choices
 
-    def whole(self, choices: list[Choice]) -> dict[str, Any]:
+    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The response of a request that has been carried out. choices: one, complete."""
-        (choice,) = choices
         # The items are what counts here; nobody gets the events.
-        for _ in chain(self._said(choice.text), self._ended()):
+        for _ in chain(self._said(self._choice.text), self._ended()):
             continue
-        return self._done(choice)
+        return self._done()
 
-    async def stream(self, choice: Choice) -> AsyncIterator[str]:
-        """The server-sent events of a response; `choice` is filled while they come. Raises `ApiError`."""
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The server-sent events of a response. Raises `ApiError`."""
         yield self._event("response.created", response=self._response("in_progress", []))
         yield self._event("response.in_progress", response=self._response("in_progress", []))
-        if self._reader is None:
+        if self._choice.reader is None:
             for event in self._begin_message():
                 yield event
-        async for _, told in self.exchange.each():
-            if isinstance(told, Piece):
-                choice.add(told)
-                for event in self._said(told.text):
+        async for _, arrived in self.exchange.each():
+            if isinstance(arrived, Piece):
+                for event in self._said(arrived.text):
                     yield event
-            elif isinstance(told, Ended):
-                choice.ended = told
         for event in self._ended():
             yield event
-        done = self._done(choice)
+        done = self._done()
         for event in self._close(done["status"]):
             yield event
         yield self._event(f"response.{done['status']}", response=done)
 
-    def failed(self, error: dict[str, Any]) -> str:
+    def failed(self, error: dict[str, Any]) -> bytes:
         """The event that ends a stream in place of the response. error: as `ApiError.body` has it."""
         return self._event("error", code=error["code"], message=error["message"], param=error["param"])
 
-    def _said(self, text: str) -> Iterator[str]:
+    def _said(self, text: str) -> Iterator[bytes]:
         """What more text of the reply makes of items, and the events of that."""
-        yield from self._parts([text] if self._reader is None else self._reader.push(text))
+        reader = self._choice.reader
+        yield from self._parts([text] if reader is None else reader.push(text))
 
-    def _ended(self) -> Iterator[str]:
+    def _ended(self) -> Iterator[bytes]:
         """The same of the end of the reply. A response has at least one item."""
-        yield from self._parts([] if self._reader is None else self._reader.finish())
+        reader = self._choice.reader
+        yield from self._parts([] if reader is None else reader.finish())
         if not self._items:
             yield from self._begin_message()
 
-    def _parts(self, parts: list[str | CallPart]) -> Iterator[str]:
+    def _parts(self, parts: list[str | CallPart]) -> Iterator[bytes]:
         for part in parts:
             if isinstance(part, CallPart):
                 yield from self._call(part)
             elif part:
                 yield from self._text(part)
 
-    def _text(self, text: str) -> Iterator[str]:
+    def _text(self, text: str) -> Iterator[bytes]:
         if not self._items or self._items[-1]["type"] != "message":
             yield from self._close("completed")
             yield from self._begin_message()
@@ -280,14 +277,14 @@ class ResponseWriter:
         part["text"] += text
         yield self._event("response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[])
 
-    def _begin_message(self) -> Iterator[str]:
+    def _begin_message(self) -> Iterator[bytes]:
         message = {"type": "message", "id": self._name("msg"), "status": "in_progress", "role": "assistant"}
         self._items.append(message | {"content": []})
         yield self._event("response.output_item.added", **self._numbered(), item=self._items[-1])
         self._items[-1]["content"].append(_part(""))
         yield self._event("response.content_part.added", **self._place(), content_index=0, part=_part(""))
 
-    def _call(self, part: CallPart) -> Iterator[str]:
+    def _call(self, part: CallPart) -> Iterator[bytes]:
         if part.identity is not None:
             yield from self._close("completed")
             call = {"type": "function_call", "id": self._name("fc"), "call_id": part.identity, "name": part.name}
@@ -297,7 +294,7 @@ class ResponseWriter:
             self._items[-1]["arguments"] += part.arguments
             yield self._event("response.function_call_arguments.delta", **self._place(), delta=part.arguments)
 
-    def _close(self, status: str) -> Iterator[str]:
+    def _close(self, status: str) -> Iterator[bytes]:
         """The events that end the last item, where there is one that has not ended."""
         if not self._items or self._items[-1]["status"] != "in_progress":
             return
@@ -323,29 +320,30 @@ class ResponseWriter:
         number = len(self._items)
         return self.identity.replace("resp", kind, 1) + (f"_{number}" if number else "")
 
-    def _event(self, kind: str, **content: Any) -> str:
-        told = {"type": kind, **content, "sequence_number": self._sent}
+    def _event(self, kind: str, **content: Any) -> bytes:
+        event = {"type": kind, **content, "sequence_number": self._sent}
         self._sent += 1
-        return f"event: {kind}\ndata: {json.dumps(told)}\n\n"
+        return f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode()
 
-    def _done(self, choice: Choice) -> dict[str, Any]:
+    def _done(self) -> dict[str, Any]:
         """The response at its end; the last item may still be in progress, and is then shown as it will be."""
+        choice = self._choice
         assert choice.ended is not None
         status = "incomplete" if choice.ended.reason == "length" else "completed"
         *before, last = self._items
         before = [item | {"status": "completed"} for item in before]
-        found = self._response(status, [*before, last | {"status": status}])
+        response = self._response(status, [*before, last | {"status": status}])
         if status == "incomplete":
-            found["incomplete_details"] = {"reason": "max_output_tokens"}
-        used = self.exchange.answers.usage([choice]).model_dump()
-        found["usage"] = {
+            response["incomplete_details"] = {"reason": "max_output_tokens"}
+        used = self.exchange.answers.usage([choice])
+        response["usage"] = {
             "input_tokens": used["prompt_tokens"], "input_tokens_details": used["prompt_tokens_details"],
             "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": used["total_tokens"], "compute": used["compute"],
         }  # fmt: skip
         if self.exchange.answers.trace:
-            found["efficiency"] = self.exchange.answers.traced(choice.said)
-        return found
+            response["efficiency"] = self.exchange.answers.traced(choice.said)
+        return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         asked = self.asked

@@ -16,7 +16,8 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler
 from solm.serving.admission import Progress
-from solm.serving.dial import Order
+from solm.serving.budgets import RequestBudget
+from solm.serving.tools import overlap
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Job:
 
     ids: np.ndarray
     max_tokens: int
-    order: Order
+    order: RequestBudget
     emit: Callable[[Event], None]
     seed: int = 0
     sampling: dict[str, Any] = field(default_factory=dict)
@@ -221,11 +222,6 @@ class Row:
         ]
         context = len(self.job.ids) + len(self.draft.tokens) // 2
         return self._lm.budgets(order.policy).terms(Budget.of(averages), context, order.resolved.request)
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest suffix of `text` that is a prefix of `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
 
 
 def chunk_end(length: int, done: int, size: int) -> int:

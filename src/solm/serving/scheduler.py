@@ -12,6 +12,7 @@ from solm.core.arrays import Array
 from solm.core.errors import DataError, SolmError
 from solm.runtime.decode import StepTaken, steps
 from solm.runtime.language_model import LanguageModel
+from solm.serving.errors import ApiError
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
 from solm.serving.outbox import Outbox
@@ -26,8 +27,8 @@ _FAILED = Failed("this server can no longer decode")
 _IDLE = 10.0  # seconds after which a server without requests measures itself again
 
 
-class BusyError(SolmError):
-    """Too many rows wait already, or no more are taken."""
+def _busy(message: str) -> ApiError:
+    return ApiError(429, message, code="queue_full")
 
 
 class Scheduler:
@@ -77,7 +78,7 @@ class Scheduler:
         return len(self._waiting) + (self._prompts.filling is not None) + len(self._rows)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs. Raises `BusyError` where too many wait already, while the server stops, and after it failed."""
+        """Queue jobs. Raises `ApiError` (429) where too many wait, while the server stops, and after it failed."""
         with self._changed:
             self.check_room(len(jobs))
             for job in jobs:
@@ -87,11 +88,11 @@ class Scheduler:
             self._changed.notify()
 
     def check_room(self, rows: int) -> None:
-        """Raises `BusyError` where no more rows are taken now."""
+        """Raises `ApiError` (429) where no more rows are taken now."""
         if self.stopping or self.failed:
-            raise BusyError(_FAILED.message if self.failed else "the server is stopping")
+            raise _busy(_FAILED.message if self.failed else "the server is stopping")
         if rows > self.settings.max_waiting + self.settings.max_rows - self.busy:
-            raise BusyError(f"{self.busy} rows are waiting or running already; try again later")
+            raise _busy(f"{self.busy} rows are waiting or running already; try again later")
 
     def cancel(self, job: Job) -> None:
         """Drop a job before the next step. It ends without an event."""

@@ -157,13 +157,13 @@ class AxisBudget(Strict):
 
 
 BudgetText = Annotated[str, StringConstraints(max_length=64)]  # as `BudgetRequest.parse` reads it
-Asked = Share | BudgetText | AxisBudget
+BudgetField = Share | BudgetText | AxisBudget
 
 
 class Efficiency(Strict):
     """The compute dial of one request."""
 
-    budget: Asked | None = Field(
+    budget: BudgetField | None = Field(
         None,
         description="Share of the dense step's time (of its bytes, where the policy brings no step times), such as "
         '0.7, averages per axis, or text such as "keep=0.6".',
@@ -171,9 +171,12 @@ class Efficiency(Strict):
     policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         None, description="dense, static, random, or policy where the server has one."
     )
-    floor: Asked | None = Field(None, description="Least the governor may cut the budget to, in the same forms.")
+    floor: BudgetField | None = Field(None, description="Least the governor may cut the budget to, in the same forms.")
     deadline_ms: float | None = Field(
-        None, gt=0, le=settings.MAX_DEADLINE_MS, description="When the reply should be complete; the budget falls to meet it."
+        None,
+        gt=0,
+        le=settings.MAX_DEADLINE_MS,
+        description="When the reply should be complete; the budget falls to meet it.",
     )
     priority: Priority | None = Field(
         None,
@@ -243,10 +246,13 @@ class Message(Strict):
     refusal: None = Field(None, description="Accepted for compatibility: replies have it, and come back.")
 
 
+Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=settings.MAX_MESSAGES)]
+
+
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(fail_fast=True, min_length=1, max_length=settings.MAX_MESSAGES)
+    messages: Messages
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: Annotated[bool, default(False, bool)] = False
     top_logprobs: int | None = Field(None, ge=0, le=settings.MAX_LOGPROBS)
@@ -277,4 +283,4 @@ class TokenizeRequest(Strict):
     """`POST /tokenize`: a text, or messages through the chat template."""
 
     prompt: str | None = None
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=settings.MAX_MESSAGES)] | None = None
+    messages: Messages | None = None

@@ -1,66 +1,102 @@
-"""Turns parsed requests into jobs for the scheduler, and their events into responses."""
+"""Turns parsed requests into jobs for the scheduler, and their events into replies."""
 
 import asyncio
 import copy
 import gc
+import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from solm.core.actions import ActionSpace
+from solm.core.budget import mean_terms
 from solm.core.errors import ContextLengthError, SolmError
-from solm.runtime.grammars import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
-from solm.serving.call_forms import checked_form, form_for, hidden_marks
-from solm.serving.call_grammars import CallGrammars
-from solm.serving.calls import CallReader
+from solm.serving.budgets import RequestBudget, RequestBudgets
 from solm.serving.constraints import Constraints, offered
-from solm.serving.conversation import template_messages, template_tools
-from solm.serving.dial import Dial, Order
-from solm.serving.failures import ApiError, from_row
+from solm.serving.errors import ApiError
 from solm.serving.keys import KeyRing
-from solm.serving.metrics import Metrics
-from solm.serving.requests import ChatRequest, CompletionRequest, Message, Prompt
-from solm.serving.rows import Event, Failed, Job, Piece
+from solm.serving.metrics import Metrics, VllmNames
+from solm.serving.rows import Ended, Event, Failed, Job, Piece
 from solm.serving.scheduler import Scheduler
+from solm.serving.schema import ChatRequest, CompletionRequest, Message, Prompt, Tool, ToolCall
 from solm.serving.settings import ServeSettings
-from solm.serving.structure import Tool
-from solm.serving.vllm_names import VllmNames
+from solm.serving.tools import CallGrammars, CallReader, checked_form, form_for, hidden_marks
 
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
 _COLDEST = 1e-3
 """Temperature up to which a reply is greedy: logits divided by less overflow."""
+_STATUS = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}
+"""By kind of a reply that could not be completed."""
 
 
 @dataclass
 class Exchange:
-    """A request in progress: its jobs, the queue of their events, what builds the response, and which jobs ended."""
+    """A request in progress: its jobs, the queue of their events, the replies as far as they arrived, and what makes
+    responses of them."""
 
     jobs: list[Job]
     events: "asyncio.Queue[tuple[int, Event]]"
     answers: Answers
-    echo: list[str]
-    ended: set[int] = field(default_factory=set)
+    choices: list[Choice]
 
-    async def each(self) -> AsyncIterator[tuple[int, Event]]:
-        """Every event until all jobs have ended. Raises `ApiError` for one that failed."""
-        while len(self.ended) < len(self.jobs):
+    async def each(self) -> AsyncIterator[tuple[Choice, Piece | Ended]]:
+        """Every event, taken up by its choice, until all have ended. Raises `ApiError` for one that failed."""
+        while any(choice.ended is None for choice in self.choices):
             index, event = await self.events.get()
-            self.ended |= set() if isinstance(event, Piece) else {index}
             if isinstance(event, Failed):
-                raise from_row(event)
-            yield index, event
+                raise ApiError(_STATUS.get(event.kind, 500), event.message, event.param, event.kind)
+            choice = self.choices[index]
+            choice.add(event)
+            yield choice, event
+
+    def facts(self, failed: str | None = "cancelled", arrived: bool = True) -> dict[str, Any]:
+        """What the access log and traces say of the request: tokens, compute, priority, how it ended. Never text.
+
+        failed: how those ended that did not complete; by default the client hung up. arrived: whether the tokens that
+        arrived count. Tokens of a prompt of several replies count once. ``requested``, ``allowed`` (by governor and
+        deadline) and ``realised`` are budgets in the units of `solm.core.budget`, as means over the replies, weighted
+        by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are measured.
+        """
+        jobs, choices, each = self.jobs, self.choices, self.answers.each
+        facts: dict[str, Any] = {"policy": jobs[0].order.name, "priority": jobs[0].order.priority}
+        if arrived:
+            written = [len(choice.said) if choice.ended is None else choice.ended.tokens for choice in choices]
+            facts["prompt_tokens"] = sum(len(job.ids) for job in jobs[::each])
+            facts["completion_tokens"] = sum(written)
+        facts["requested"] = _rounded(mean_terms([job.order.resolved.terms for job in jobs], [1] * len(jobs)))
+        ends = [choice.ended if arrived else None for choice in choices]
+        complete = [ended for ended in ends if ended is not None]
+        if complete:
+            weights = [max(1, ended.tokens) for ended in complete]
+            facts["cached_tokens"] = sum(ended.cached_tokens for ended in ends[::each] if ended is not None)
+            facts["allowed"] = _rounded(mean_terms([ended.allowed for ended in complete], weights))
+            facts["realised"] = _rounded(mean_terms([ended.compute.realised for ended in complete], weights))
+            if "ms" in facts["realised"]:
+                facts["saved_ms"] = round(sum(map(_saved, complete)), 1)
+        return facts | {"finish": [failed if ended is None else ended.reason for ended in ends]}
+
+
+def _saved(ended: Ended) -> float:
+    """Milliseconds that a reply's steps saved. Its first token comes from the dense prefill."""
+    spent = ended.compute.realised
+    return (spent["speed"] - 1) * spent["ms"] * max(0, ended.tokens - 1)
+
+
+def _rounded(terms: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in terms.items()}
 
 
 class Service:
@@ -88,7 +124,7 @@ class Service:
         self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
-        self.dial = Dial(lm, space, settings.slo_floor, settings.slo_tpot_ms is not None, settings.priority_floors)
+        self.budgets = RequestBudgets(lm, settings, space)
         self.scheduler = Scheduler(lm, settings, self.metrics, thread)
         self.constraints, self.ready, self._failed = Constraints(lm), False, False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
@@ -122,9 +158,9 @@ class Service:
 
         length = self.lm.sparsity.always_read + 2
         ids = np.arange(length) % self.lm.shapes.vocabulary
-        for name, policy in self.dial.policies.items() if length + 4 <= self.context else ():
-            budget = self.lm.budgets(policy).resolve(self.dial.floor(None, length, policy), length)
-            self.scheduler.submit([Job(ids, 4, Order(name, policy, budget), emit, counted=False)])
+        for name, policy in self.budgets.policies.items() if length + 4 <= self.context else ():
+            budget = self.lm.budgets(policy).resolve(self.budgets.floor(policy, length), length)
+            self.scheduler.submit([Job(ids, 4, RequestBudget(name, policy, budget), emit, counted=False)])
             while isinstance(event := await done.get(), Piece):
                 pass
             if isinstance(event, Failed) and event.kind != "timeout":  # a limit for warm replies may be short
@@ -152,15 +188,9 @@ class Service:
             if not self._tokenizer.chat_template:
                 raise SolmError("this model has no chat template; use /v1/completions")
             form = form_for(self._tokenizer.chat_template, prompt)
-            identity = None if form is None else form.identity
-            return chat_tokens(self._tokenizer, template_messages(prompt, identity), template_tools(tools))
-
-    def _calls(self, tools: Sequence[Tool]) -> CallGrammars | None:
-        """How the model calls tools; None where there are none. Raises `ApiError` where it cannot."""
-        if not tools or not self._tokenizer.chat_template:
-            return None
-        form = checked_form(self._tokenizer.chat_template)
-        return CallGrammars(form, hidden_marks(form, self._tokenizer))
+            messages = template_messages(prompt, None if form is None else form.identity)
+            offers = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
+            return chat_tokens(self._tokenizer, messages, offers)
 
     def open(
         self,
@@ -174,23 +204,16 @@ class Service:
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
         self.check_name(request.model)
-        tools: Sequence[Tool] = ()
-        calls: CallGrammars | None = None
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
+        tools, calls, echo = list[Tool](), None, False
         if isinstance(request, ChatRequest):
-            if request.max_tokens is not None and request.max_completion_tokens is not None:
-                raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
+            wanted, logprobs = _chat_limits(request)
             tools = offered(request)
-            calls = self._calls(tools)
-            prompts, echo, logprobs = [self.tokens(request.messages, tools)], False, None
-            wanted = request.max_completion_tokens or request.max_tokens
-            if request.top_logprobs is not None and not request.logprobs:
-                raise ApiError(400, "top_logprobs need logprobs to be true", "top_logprobs")
-            if wanted == 0 or request.max_tokens == 0:
-                raise ApiError(400, "max_tokens must be at least 1", "max_tokens")
-            if request.logprobs:
-                logprobs = request.top_logprobs or 0
+            if tools and self._tokenizer.chat_template:
+                form = checked_form(self._tokenizer.chat_template)
+                calls = CallGrammars(form, hidden_marks(form, self._tokenizer))
+            prompts = [self.tokens(request.messages, tools)]
         else:
             prompts, echo, logprobs = self._prompts(request.prompt), request.echo, request.logprobs
             wanted = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
@@ -200,81 +223,72 @@ class Service:
         if rows > most:
             raise ApiError(400, f"{rows} replies in one request; this server holds at most {most} in all", "n")
         self.scheduler.check_room(rows)  # before grammars are compiled
-        constraint = self.constraints.of(request, tools, calls)
+        constraint, sampling = self.constraints.of(request, tools, calls), self._sampling(request)
+        efficiency = request.efficiency
+        deadline = None
+        if efficiency is not None and efficiency.deadline_ms is not None:
+            deadline = self.scheduler.clock() + efficiency.deadline_ms / 1000
+        seed = secrets.randbits(62) if request.seed is None else request.seed
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        jobs: list[Job] = []
+        jobs, choices = list[Job](), list[Choice]()
+
+        def emit(index: int, event: Event) -> None:
+            self.scheduler.outbox.put(loop, events, (index, event))
+
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
-            order = self.dial.order(request.efficiency, len(ids) + longest // 2, self.keys.named(key))
+            budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, self.keys.named(key))
+            before = str(self._tokenizer.decode(ids)) if echo else ""
             for _ in range(request.n):
                 index = len(jobs)
-
-                def emit(event: Event, index: int = index) -> None:
-                    self.scheduler.outbox.put(loop, events, (index, event))
-
-                jobs.append(self._job(request, ids, longest, order, emit, index, logprobs, echo, constraint))
-        trace = request.efficiency is not None and request.efficiency.trace
-        reader = None
-        if calls is not None:
-            for job in jobs:
-                job.shown = set(calls.marks.values())
-            known = {tool.function.name: tool.function.parameters or {} for tool in tools}
-            reader = partial(CallReader, calls.form, known)
-        answers = Answers(
-            identity, self.name, self._tokenizer, isinstance(request, ChatRequest), logprobs is not None, trace,
-            request.n, reader,
-        )  # fmt: skip
-        before = [str(self._tokenizer.decode(ids)) if echo else "" for ids in prompts for _ in range(request.n)]
+                reader = None
+                if calls is not None:
+                    reader = CallReader(calls.form, {tool.function.name for tool in tools})
+                choices.append(Choice(index, before, reader))
+                jobs.append(
+                    Job(
+                        np.array(ids, dtype=np.int64), longest, budget, partial(emit, index),
+                        (seed + index) % (1 << 63), sampling, request.stops, logprobs, echo and logprobs is not None,
+                        deadline, constraint, () if calls is None else set(calls.marks.values()),
+                    )
+                )  # fmt: skip
+        trace = efficiency is not None and efficiency.trace
+        chat = isinstance(request, ChatRequest)
+        answers = Answers(identity, self.name, self._tokenizer, chat, logprobs is not None, trace, request.n)
         self.scheduler.submit(jobs)
-        return Exchange(jobs, events, answers, before)
+        return Exchange(jobs, events, answers, choices)
 
     def close(self, exchange: Exchange) -> None:
         """Cancel the jobs that have not ended."""
-        for index in set(range(len(exchange.jobs))) - exchange.ended:
-            self.scheduler.cancel(exchange.jobs[index])
-
-    async def gather(self, exchange: Exchange) -> list[Choice]:
-        """All choices of a request that is not streamed."""
-        choices = [Choice() for _ in exchange.jobs]
-        async for index, event in exchange.each():
-            if isinstance(event, Piece):
-                choices[index].add(event)
-            elif not isinstance(event, Failed):
-                choices[index].ended = event
-        return choices
+        for job, choice in zip(exchange.jobs, exchange.choices, strict=True):
+            if choice.ended is None:
+                self.scheduler.cancel(job)
 
     def _prompts(self, prompt: Prompt) -> list[list[int]]:
         texts: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
-        found = [self.tokens(text) if isinstance(text, str) else list(text) for text in texts]
-        vocabulary = self.lm.shapes.vocabulary
-        for ids in found:
+        prompts = [self.tokens(text) if isinstance(text, str) else list(text) for text in texts]
+        for ids in prompts:
             if not ids:
                 raise ApiError(400, "the prompt is empty", "prompt")
-            if max(ids) >= vocabulary:
-                raise ApiError(400, f"token {max(ids)} is not among the model's {vocabulary}", "prompt")
-        return found
+            self._check_token(max(ids), "prompt")
+        return prompts
+
+    def _check_token(self, token: int, field: str) -> None:
+        vocabulary = self.lm.shapes.vocabulary
+        if token >= vocabulary:
+            raise ApiError(400, f"token {token} is not among the model's {vocabulary}", field)
 
     def _longest(self, prompt: int, wanted: int | None) -> int:
+        """The most tokens of a reply to a prompt of so many. Raises `ContextLengthError`."""
         room = self.context - prompt
         if (room < 1 and wanted != 0) or room < (wanted or 0):
-            asked = "" if wanted is None else f" and {wanted} new ones"
+            more = "" if wanted is None else f" and {wanted} new ones"
             whose = "this model's context" if self.context == self.lm.context else "this server's --max-model-len"
-            raise ContextLengthError(f"{prompt} tokens of prompt{asked} exceed {whose} of {self.context}")
+            raise ContextLengthError(f"{prompt} tokens of prompt{more} exceed {whose} of {self.context}")
         return min(room, self.settings.default_max_tokens) if wanted is None else wanted
 
-    def _job(
-        self,
-        request: ChatRequest | CompletionRequest,
-        ids: list[int],
-        longest: int,
-        order: Order,
-        emit: Any,
-        index: int,
-        logprobs: int | None,
-        echo: bool,
-        constraint: Constraint | None,
-    ) -> Job:
-        vocabulary = self.lm.shapes.vocabulary
+    def _sampling(self, request: ChatRequest | CompletionRequest) -> dict[str, Any]:
+        """How tokens are chosen, in transformers' words."""
         sampling: dict[str, Any] = {"do_sample": False}
         if request.temperature > _COLDEST:
             sampling = {
@@ -288,13 +302,57 @@ class Service:
             sampling["eos_token_id"] = [-1]  # no token
         if request.logit_bias:
             biases = {int(token): bias for token, bias in request.logit_bias.items()}
-            if max(biases) >= vocabulary:
-                raise ApiError(400, f"token {max(biases)} is not among the model's {vocabulary}", "logit_bias")
+            self._check_token(max(biases), "logit_bias")
             sampling["sequence_bias"] = {(token,): bias for token, bias in biases.items()}
-        seed = secrets.randbits(62) if request.seed is None else request.seed
-        asked = None if request.efficiency is None else request.efficiency.deadline_ms
-        deadline = None if asked is None else self.scheduler.clock() + asked / 1000
-        return Job(
-            np.array(ids, dtype=np.int64), longest, order, emit, (seed + index) % (1 << 63), sampling, request.stops,
-            logprobs, echo and logprobs is not None, deadline, constraint,
-        )  # fmt: skip
+        return sampling
+
+
+def _chat_limits(request: ChatRequest) -> tuple[int | None, int | None]:
+    """The most tokens of a chat's reply and how many log-probabilities it reports, None where that is not said."""
+    if request.max_tokens is not None and request.max_completion_tokens is not None:
+        raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
+    if request.top_logprobs is not None and not request.logprobs:
+        raise ApiError(400, "top_logprobs need logprobs to be true", "top_logprobs")
+    if request.max_tokens == 0:
+        raise ApiError(400, "max_tokens must be at least 1", "max_tokens")
+    return request.max_completion_tokens or request.max_tokens, (
+        request.top_logprobs or 0
+    ) if request.logprobs else None
+
+
+def template_messages(messages: Sequence[Message], identity: int | None = None) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them. identity: letters and digits that the id of a call has to have, None:
+    any. Raises `ApiError` where fields do not go with a role."""
+    named = str if identity is None else partial(_short, length=identity)
+    return [_template_message(message, f"messages.{number}", named) for number, message in enumerate(messages)]
+
+
+def _short(identity: str, length: int) -> str:
+    """An id of another server or form as one of `length` letters and digits."""
+    plain = len(identity) == length and identity.isalnum() and identity.isascii()
+    return identity if plain else hashlib.sha256(identity.encode()).hexdigest()[:length]
+
+
+def _template_message(message: Message, place: str, named: Callable[[str], str]) -> dict[str, Any]:
+    for field, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+        if getattr(message, field) is not None and message.role != role:
+            raise ApiError(400, f"{place}.{field}: only messages with the role {role} have it", f"{place}.{field}")
+    if message.role == "tool" and message.tool_call_id is None:
+        where = f"{place}.tool_call_id"
+        raise ApiError(400, f"{where} is missing", where, "missing_required_parameter")
+    if message.content is None and message.tool_calls is None:
+        raise ApiError(400, f"{place}.content is missing", f"{place}.content", "missing_required_parameter")
+    parts = message.content if isinstance(message.content, list) else []
+    text = "".join(part.text for part in parts) if parts or message.content is None else str(message.content)
+    shown: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
+    if message.tool_calls is not None:
+        shown["tool_calls"] = [_call(call, named) for call in message.tool_calls]
+    if message.role == "tool":
+        shown["tool_call_id"] = named(str(message.tool_call_id))
+        shown |= {} if message.name is None else {"name": message.name}
+    return shown
+
+
+def _call(call: ToolCall, named: Callable[[str], str]) -> dict[str, Any]:
+    function = {"name": call.function.name, "arguments": from_json(call.function.arguments)}
+    return {"id": named(call.id), "type": "function", "function": function}

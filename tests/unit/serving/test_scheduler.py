@@ -15,10 +15,11 @@ from helpers.serving import until
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.policies.schedules import Static
-from solm.serving.dial import Order
+from solm.serving.budgets import RequestBudget
+from solm.serving.errors import ApiError
 from solm.serving.metrics import Metrics
 from solm.serving.rows import Ended, Failed, Filling, Job, Piece
-from solm.serving.scheduler import BusyError, Scheduler
+from solm.serving.scheduler import Scheduler
 from solm.serving.settings import ServeSettings
 
 
@@ -51,7 +52,7 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
 
             budget = [Budget(), Budget(mlp=0.5), Budget(attention=0.3, mlp=0.7)][number % 3]
             ids = np.concatenate([prompt(0, 150), prompt(number, 30)])
-            order = Order("static", Static(lm.space), resolved(budget))
+            order = RequestBudget("static", Static(lm.space), resolved(budget))
             return Job(ids, 16, order, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
 
         jobs = [job(number) for number in range(12)]
@@ -70,7 +71,7 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
         for number in (0, 1, 2, 4, 10, 11):
             session = lm.session()
             logits = session.prefill(jobs[number].ids[None])
-            session.control(jobs[number].order.policy, np.array([jobs[number].order.target(1.0)]), 16)
+            session.control(jobs[number].order.policy, np.array([jobs[number].order.resolved.target(1.0)]), 16)
             expected: list[int] = []
             for _ in texts[number]:
                 logits[0, 2] = -np.inf  # the end
@@ -86,7 +87,7 @@ def test_a_large_batch_computes_all_channels_unless_it_shall_always_skip(always_
     with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
         scheduler = Scheduler(lm, ServeSettings(max_rows=6, always_skip=always_skip), Metrics())
         budget, ends = Budget(mlp=0.6), []
-        order = Order("static", Static(lm.space), resolved(budget))
+        order = RequestBudget("static", Static(lm.space), resolved(budget))
 
         def emit(event) -> None:
             if isinstance(event, (Ended, Failed)):
@@ -110,7 +111,7 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
         ends: list[object] = []
 
         def job(length: int) -> Job:
-            order = Order("dense", lm.policy("dense"), resolved(Budget()))
+            order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()))
             return Job(prompt(0, length), 100, order, ends.append, sampling={"do_sample": False})
 
         def stepped(*_) -> None:
@@ -127,14 +128,14 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
         failed = [end for end in ends if not isinstance(end, Piece)]
         assert failed == [Failed("this server can no longer decode")] * 3
         assert not scheduler.busy
-        with pytest.raises(BusyError, match="can no longer decode"):
+        with pytest.raises(ApiError, match="can no longer decode"):
             scheduler.submit([job(4)])
 
 
 def test_a_step_that_fails_is_the_servers_fault_whatever_the_error(byte_tokenizer, monkeypatch, caplog):
     with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
         scheduler, ends = Scheduler(lm, ServeSettings(), Metrics()), []
-        order = Order("dense", lm.policy("dense"), resolved(Budget()))
+        order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()))
 
         def fail(*_, **__):
             raise SolmError("no memory for a step of 1 rows")
@@ -173,7 +174,7 @@ def test_a_prompt_that_made_way_frees_its_pages_when_it_is_cancelled(byte_tokeni
         scheduler = Scheduler(lm, ServeSettings(prefix_mb=0, prefill_chunk=32), Metrics())
 
         def job(priority: str) -> Job:
-            order = Order("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
+            order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
             return Job(prompt(0, 200), 6, order, lambda event: None, sampling={"do_sample": False})
 
         low, high = job("low"), job("high")
@@ -206,7 +207,7 @@ def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
                 if isinstance(event, Piece):
                     texts.setdefault(number, []).extend(said.id for said in event.tokens)
 
-            order = Order("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
+            order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
             sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
             return Job(prompt(number, length), 6, order, emit, sampling=sampling)
 

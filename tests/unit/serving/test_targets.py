@@ -11,7 +11,7 @@ from helpers.budgets import resolved
 from helpers.models import tiny_model
 from solm.core.budget import Budget
 from solm.policies.schedules import Static
-from solm.serving.dial import Order
+from solm.serving.budgets import RequestBudget
 from solm.serving.governor import Governor
 from solm.serving.rows import Job, Row
 from solm.serving.targets import Targets
@@ -32,7 +32,7 @@ def lm(byte_tokenizer):
 def rows_of(lm, count: int) -> tuple[list[Row], object]:
     """Rows that keep 0.6 of the channels on average, and their session."""
     budget = Budget(mlp=0.6)
-    order = Order("static", Static(lm.space), resolved(budget))
+    order = RequestBudget("static", Static(lm.space), resolved(budget))
     rows, session = [], None
     for number in range(count):
         row = Row(lm, Job(np.arange(3, 9 + number), 1000, order, lambda event: None))

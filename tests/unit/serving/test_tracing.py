@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.tracing import SpanSender, attributes, trace_id, tracing_wanted
+from solm.serving.logs import SpanSender, attributes, trace_id, tracing_wanted
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADER = f"00-{TRACE}-b7ad6b7169203331-01".encode()

@@ -1,7 +1,6 @@
 """The metrics of a server under vLLM's names."""
 
-from solm.serving.metrics import Metrics
-from solm.serving.vllm_names import VllmNames
+from solm.serving.metrics import Metrics, VllmNames
 
 
 def test_the_same_numbers_have_vllms_names_with_the_models():

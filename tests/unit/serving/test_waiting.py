@@ -6,7 +6,7 @@ from helpers.budgets import resolved
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.policies.schedules import Dense
-from solm.serving.dial import Order
+from solm.serving.budgets import RequestBudget
 from solm.serving.rows import Job
 from solm.serving.waiting import WaitingJobs
 
@@ -14,7 +14,7 @@ POLICY = Dense(ActionSpace.preset("cpu-wide"))
 
 
 def job(seed, priority="normal"):
-    order = Order("dense", POLICY, resolved(Budget()), priority)
+    order = RequestBudget("dense", POLICY, resolved(Budget()), priority)
     return Job(np.zeros(1, dtype=np.int64), 1, order, print, seed)
 
 
