@@ -2,16 +2,21 @@
 
 The paper leaves run-time budgets to future work (its section on limitations). A governed row keeps its policy. Its
 budget changes for the steps to come, between the request's own and its floor. Budgets are lowered where that is
-measured to make steps faster, see `solm.serving.savings`. A prompt waits until the replies that decode can spare the
-time, and as long as one row more would make steps too long at the lowest budgets, see `solm.serving.admission`.
+measured to make steps faster (`Savings`): rows of a batch share the passes over the weights, so that a row that spends
+less need not make the step shorter. A prompt waits until the replies that decode can spare the time, and as long as one
+row more would make steps too long at the lowest budgets (`Admission`): reading it makes every reply wait, and with its
+own reply every later step takes longer. A reply has time to spare where it took less than the objective per token so
+far. Only such time is spent on prompts, so that each reply meets the objective at every token, and not just on average.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
-from solm.serving.admission import Admission, Progress
-from solm.serving.savings import Savings
+import numpy as np
+
+from solm.core.arrays import Array
 from solm.serving.settings import PRIORITIES
 
 _SMOOTHING = 0.03
@@ -28,6 +33,188 @@ _ADMITTED = 0.99
 _ROUNDING = 1e-9
 _WORTH = 0.05
 """Share of a step's time that the floors must save for budgets to be lowered."""
+_PAIRS = 32
+"""Comparisons that make a measurement."""
+_FEWEST = 8
+"""Comparisons without which nothing was seen to be saved."""
+_SURE_SHARE = 2 / 3
+"""Share of the comparisons that must save as much: the median of noisy steps shows savings where there are none."""
+_LONGEST = 128
+"""Steps of a measurement, where the number of rows changes too often for as many comparisons."""
+_SAVINGS_LAST = 4000
+"""Steps after which a measurement is made anew."""
+_WEIGHT = 0.05
+"""Weight of the latest step in the time of its number of rows. The first ones count equally."""
+_SURE = 4
+"""Steps of a number of rows without which nothing is said of it: single ones are disturbed."""
+_REMEMBERED = 512
+"""Steps after which a number of rows that was not seen again is forgotten, so that one that took too long may be tried
+again."""
+_WEIGHT_OF_PROMPTS = 0.2 / 128
+"""Weight of a token that was read in the time per token. Short stretches say little."""
+_HORIZON = 256
+"""Tokens in which a reply has to be able to make up for the time it lost. One that needs more is not waited for."""
+_PATIENCE = 256
+"""Steps without a stretch of a prompt after which one is read even if no reply can spare the time."""
+
+
+class Progress(NamedTuple):
+    """A reply so far. seconds: since its first token. tokens: after the first one. left: that it may still have."""
+
+    seconds: float
+    tokens: int
+    left: int
+
+
+class StepTimes:
+    """Seconds of a step by its number of rows, as seen lately."""
+
+    def __init__(self, most: int):
+        self._seconds = np.full(most + 1, np.nan)
+        self._seen = np.zeros(most + 1, dtype=np.int64)
+        self._last = np.zeros(most + 1, dtype=np.int64)
+        self._steps = 0
+        self._by_rows: Array | None = None
+
+    def add(self, rows: int, seconds: float) -> None:
+        """A step of `rows` rows took `seconds`. Times of other numbers of rows change by the same factor: budgets,
+        contexts and other processes change them all."""
+        self._steps, self._by_rows = self._steps + 1, None
+        if self._seen[rows]:
+            ratio = seconds / self._seconds[rows]
+            own = self._seconds[rows] * ratio ** max(_WEIGHT, 1 / (self._seen[rows] + 1))
+            if self._seen[rows] >= _SURE:
+                self._seconds *= ratio**_WEIGHT
+            self._seconds[rows] = own
+        else:
+            self._seconds[rows] = seconds
+        self._seen[rows] += 1
+        self._last[rows] = self._steps
+        old = self._steps - self._last > _REMEMBERED
+        self._seconds[old], self._seen[old] = np.nan, 0
+
+    @property
+    def by_rows(self) -> Array:
+        """Seconds of a step of 0, 1, ... rows, never less than of fewer rows. Between numbers that were seen, and for
+        one row more, times lie on a line. Those of still more rows are infinite. All are 0 where none was seen."""
+        if self._by_rows is None:
+            self._by_rows = self._line()
+        return self._by_rows
+
+    def _line(self) -> Array:
+        known = np.flatnonzero(self._seen >= _SURE)
+        if not len(known):
+            return np.zeros(len(self._seconds))
+        seconds = np.maximum.accumulate(self._seconds[known])
+        next_row = seconds[-1]
+        if len(known) > 1:
+            next_row += (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
+        numbers, most = np.arange(len(self._seconds)), known[-1] + 1
+        found = np.interp(numbers, [*known, most], [*seconds, next_row])
+        found[most + 1 :] = np.inf
+        return found
+
+
+class Admission:
+    """Decides when prompts are read, for at most `max_rows` rows that decode together."""
+
+    def __init__(self, max_rows: int):
+        self._max_rows = max_rows
+        self._times = StepTimes(max_rows)
+        self._per_token = 0.0
+        """Seconds to read a token of a prompt, beside those that any pass takes."""
+        self._patience = _PATIENCE
+
+    def forget_steps(self) -> None:
+        """Forget how long steps take. Other replies, of other lengths, are to come."""
+        self._times = StepTimes(self._max_rows)
+
+    def stepped(self, rows: int, seconds: float) -> None:
+        """A step took `seconds`, all that is done between two steps included, without prompts."""
+        self._times.add(rows, seconds)
+        self._patience -= 1
+
+    def was_read(self, tokens: int, seconds: float) -> None:
+        """Tokens of a prompt were read in `seconds`, all that is done for it included."""
+        now = max(0.0, seconds - self._pass) / tokens
+        weight = min(0.5, _WEIGHT_OF_PROMPTS * tokens) if self._per_token else 1.0
+        self._per_token += weight * (now - self._per_token)
+        self._patience = _PATIENCE
+
+    def step(self, rows: int) -> float:
+        """Seconds of a step of so many rows; infinite where that cannot be told yet."""
+        return float(self._times.by_rows[rows])
+
+    def most(self, aim: float) -> int:
+        """How many rows decode together in `aim` seconds per step, at least 1."""
+        return max(1, int((self._times.by_rows <= aim).sum()) - 1)
+
+    def spared(self, aim: float, tokens: int, replies: Iterable[Progress]) -> bool:
+        """Whether all replies can wait until so many tokens of a prompt are read and have taken at most `aim` seconds
+        per token then. Those that will not reach that soon do not count. After many steps without a prompt the answer
+        is yes."""
+        replies = list(replies)
+        if self._patience <= 0:
+            return True
+        step, wait = self.step(len(replies)), self._pass + tokens * self._per_token
+        for seconds, after, left in replies:
+            spare = aim * after - seconds
+            if spare < wait and spare + min(left, _HORIZON) * (aim - step) >= 0:
+                return False
+        return True
+
+    @property
+    def _pass(self) -> float:
+        """Seconds of a pass over the weights, which a stretch of any length takes."""
+        return self.step(1)
+
+
+class Savings:
+    """Compares neighbouring steps of the same rows, of which one runs at the floors and one at what was asked for.
+
+    Results are kept by the numbers of rows and of those that can be lowered, each to a factor of two.
+    """
+
+    def __init__(self) -> None:
+        self.measuring = False
+        self.lowered = False
+        """While measuring: whether the next step runs at the floors."""
+        self._known: dict[tuple[int, int], tuple[float, int]] = {}
+        self._steps = self._begun = 0
+        self._ratios: list[float] = []
+        self._last: tuple[int, int, bool, float] | None = None
+
+    def of(self, rows: int, lowerable: int) -> float | None:
+        """The share of a step's time that the floors save at least, by two thirds of the comparisons, with `rows` rows,
+        `lowerable` of which can be lowered; None where it is not known."""
+        found = self._known.get((rows.bit_length(), lowerable.bit_length()))
+        return None if found is None or self._steps - found[1] > _SAVINGS_LAST else found[0]
+
+    def begin(self) -> None:
+        """Measure with the steps to come."""
+        self.measuring, self.lowered, self._begun = True, True, self._steps
+        self._ratios, self._last = [], None
+
+    def cancel(self) -> None:
+        """End a measurement without a result."""
+        self.measuring = False
+
+    def stepped(self, rows: int, lowerable: int, seconds: float) -> None:
+        """After every step, which took `seconds`."""
+        self._steps += 1
+        if not self.measuring:
+            return
+        if not lowerable:
+            self.cancel()
+            return
+        last, self._last = self._last, (rows, lowerable, self.lowered, seconds)
+        if last is not None and last[:2] == (rows, lowerable):
+            self._ratios.append(seconds / last[3] if self.lowered else last[3] / seconds)
+        self.lowered = not self.lowered
+        if len(self._ratios) >= _PAIRS or self._steps - self._begun >= _LONGEST:
+            saved = 1 - float(np.quantile(self._ratios, _SURE_SHARE)) if len(self._ratios) >= _FEWEST else 0.0
+            self._known[rows.bit_length(), lowerable.bit_length()] = (saved, self._steps)
+            self.measuring = False
 
 
 class Governor:

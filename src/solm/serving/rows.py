@@ -15,8 +15,8 @@ from solm.runtime.grammars import Constraint
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.reply import Compute, Token
 from solm.runtime.sampling import Sampler
-from solm.serving.admission import Progress
 from solm.serving.budgets import RequestBudget
+from solm.serving.governor import Progress
 from solm.serving.tools import overlap
 
 

@@ -5,8 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from solm.serving.admission import Admission, Progress, StepTimes
-from solm.serving.governor import Governor
+from solm.serving.governor import Admission, Governor, Progress, StepTimes
 
 TOKENS = 192
 

@@ -2,8 +2,7 @@
 
 import pytest
 
-from solm.serving.admission import Progress
-from solm.serving.governor import Governor
+from solm.serving.governor import Governor, Progress
 
 LOW, NORMAL, HIGH = 0, 1, 2
 

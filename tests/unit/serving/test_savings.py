@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from solm.serving.savings import Savings
+from solm.serving.governor import Savings
 
 
 def measured(saving, noise, rows=lambda step: 16, lowerable=16, drift=0.0, seed=0):
