@@ -15,11 +15,11 @@ from solm.cli.main import main
 from solm.core.errors import RunMismatchError, SolmError
 from solm.core.interrupt import Interrupted
 from solm.data.windows import token_stream
-from solm.fitting import job, phases
-from solm.fitting.own_texts import NAME
-from solm.fitting.plan import Compared, Speed
-from solm.fitting.run import fit
-from solm.fitting.texts import SCORED
+from solm.fit import job, timings
+from solm.fit.job import OWN
+from solm.fit.plan import Compared, Speed
+from solm.fit.run import fit
+from solm.fit.texts import SCORED
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.load import load
 
@@ -37,9 +37,9 @@ def timed(monkeypatch):
         known = made_timings(lm.sparsity, lm.shapes, tuple(contexts), (0.1,) * len(contexts), **halved)
         return known.model_copy(update={"model": lm.name, "backend": lm.backend.name})
 
-    monkeypatch.setattr(phases, "measure", measure)
-    monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
-    monkeypatch.setattr("solm.fitting.job.Job.pace", lambda job, phase: job.minutes)  # however long phases took
+    monkeypatch.setattr(timings, "measure", measure)
+    monkeypatch.setattr("solm.fit.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
+    monkeypatch.setattr("solm.fit.job.Job.pace", lambda job, phase: job.minutes)  # however long phases took
     plan = job.plan
 
     def planned(*asked, **place):
@@ -101,7 +101,7 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     for file in out.rglob("*"):  # a policy is given away, and its user's folders are nobody's business
         assert not file.is_file() or str(tmp_path).encode() not in file.read_bytes(), file
     assert trained.config.base.name == tiny_folder.name
-    assert trained.config.provenance["config"]["data"] == ["a.txt", "b.txt", NAME]
+    assert trained.config.provenance["config"]["data"] == ["a.txt", "b.txt", OWN]
     own = torch.tensor(json.loads((out / "own-texts.json").read_text()))
     assert own.shape == (2, 256 + SCORED)
     lm = load(tiny_folder, backend="cpu")
@@ -232,10 +232,10 @@ def test_a_fit_that_was_stopped_at_once_goes_on_however_slow_the_machine_is_now(
     def stopped(*place):
         raise Interrupted(130)
 
-    monkeypatch.setattr(phases, "measure", stopped)
+    monkeypatch.setattr(timings, "measure", stopped)
     with pytest.raises(Interrupted):
         fit(lm, streams, tmp_path, 0.1)
-    monkeypatch.setattr("solm.fitting.job.measure_speed", lambda lm, tokens: Speed(100, 50, 0.05))
+    monkeypatch.setattr("solm.fit.job.measure_speed", lambda lm, tokens: Speed(100, 50, 0.05))
     said: list[str] = []
     with pytest.raises(Interrupted):
         fit(lm, streams, tmp_path, 0.1, remark=said.append)

@@ -18,7 +18,7 @@ from solm.cli.sources import long_enough, read_sources, streams
 from solm.core.errors import SolmError
 
 _LEAST_TOKENS = 2056
-"""Of every source; see `solm.fitting.texts.Texts`."""
+"""Of every source; see `solm.fit.texts.Texts`."""
 
 
 def fit(
@@ -59,9 +59,9 @@ def fit(
     from solm.cli.output import curve_table, output, print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
-    from solm.fitting.plan import PHASES
-    from solm.fitting.run import fit as run
-    from solm.fitting.texts import sample
+    from solm.fit.plan import PHASES
+    from solm.fit.run import fit as run
+    from solm.fit.texts import sample
     from solm.policies.artifact import TrainedPolicy
     from solm.runtime.load import load
 

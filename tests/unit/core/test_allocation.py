@@ -2,6 +2,7 @@
 
 import pytest
 from pydantic import ValidationError
+from solm.training.allocate import find_allocation
 
 import solm
 from helpers.models import tiny_model, tokens
@@ -9,7 +10,6 @@ from helpers.policies import EVEN, profile_of
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.training.allocate import find_allocation
 
 
 @pytest.mark.parametrize(

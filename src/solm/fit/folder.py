@@ -13,9 +13,14 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.errors import RunMismatchError
 from solm.core.files import locked, read_model, write_json
-from solm.fitting.plan import Sizes
+from solm.fit.plan import Sizes
 
 MANIFEST = "fit.json"
+TIMINGS, THRESHOLDS, ALLOCATION, OWN_TEXTS = "timings.json", "thresholds.json", "allocation.json", "own-texts.json"
+SAMPLES, COLLECTED = "samples", "samples.json"
+COSTS, LONG_COSTS = "level-costs.json", "long-contexts.json"
+FITTED, EVALUATION, POLICY = "fitted/policy_config.json", "evaluation.json", "policy/policy_config.json"
+REPORT = "report.html"
 Files = Sequence[str] | None
 """Names of files in the folder; None: none."""
 
@@ -33,8 +38,6 @@ class About(BaseModel):
     data: dict[str, str]
     minutes: float
     seed: int
-    number_of_sites: int = 2
-    """Where steps drop channels, `SparsityConfig.sites`."""
 
 
 class _Manifest(BaseModel):
@@ -56,6 +59,9 @@ class _Manifest(BaseModel):
 class FitFolder:
     """An open folder, locked for one process; see `opened`."""
 
+    key = ""
+    """Of the phase under way: a digest of the files that it reads."""
+
     def __init__(self, path: Path, manifest: _Manifest):
         self.path, self._manifest = path, manifest
 
@@ -74,9 +80,9 @@ class FitFolder:
             for name in About.model_fields:
                 there, here = getattr(manifest.about, name), getattr(about, name)
                 if there != here:
-                    told = "" if name in ("model", "data") else f" ({there} there, {here} here)"
+                    values = "" if name in ("model", "data") else f" ({there} there, {here} here)"
                     raise RunMismatchError(
-                        f"--out: {path} holds a fit with another {name.replace('_', ' ')}{told}; choose another folder"
+                        f"--out: {path} holds a fit with another {name}{values}; choose another folder"
                     )
             yield cls(path, manifest)
 
@@ -92,13 +98,13 @@ class FitFolder:
         made from just these inputs. Whether it ran.
 
         make: gives the further files that it has written, which count as parts of `output`."""
-        key = self._digest(inputs)
-        if self._manifest.done.get(name) == (key, self._digest([output])):
+        if self.is_done(name, output, inputs):
             return False
+        self.key = self._digest(inputs)
         begun = time.monotonic()
         try:
             self._manifest.beside[output] = tuple(make() or ())
-            self._manifest.done[name] = (key, self._digest([output]))
+            self._manifest.done[name] = (self.key, self._digest([output]))
         finally:  # what an interrupted run has taken is no longer left for later phases
             taken = self._manifest.seconds.get(name, 0.0) + time.monotonic() - begun
             self._manifest.seconds[name] = round(taken, 1)
@@ -127,11 +133,11 @@ class FitFolder:
         return self._manifest.done.get(name) == (self._digest(inputs), self._digest([output]))
 
     def _digest(self, names: list[str]) -> str:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         for file in (file for name in names for file in (name, *self._manifest.beside.get(name, ()))):
             path = self.path / file
-            found.update(path.read_bytes() if path.is_file() else b"missing")
-        return found.hexdigest()
+            digest.update(path.read_bytes() if path.is_file() else b"missing")
+        return digest.hexdigest()
 
     def _save(self) -> None:
         content: dict[str, Any] = self._manifest.model_dump(mode="json")

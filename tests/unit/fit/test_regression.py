@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from solm.training.counterfactual import Samples, draw_levels
 
 from helpers.policies import SPACE
+from solm.fit.regression import fit_samples as fit
 from solm.policies.value_policy import ValueConfig
 from solm.training.config import FitConfig
-from solm.training.counterfactual import Samples, draw_levels
-from solm.training.regression import fit
 
 
 def planted(noise: float) -> Samples:

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 
 from solm.core.errors import DamagedFileError, RunMismatchError
-from solm.fitting.folder import MANIFEST, About, FitFolder
-from solm.fitting.plan import Sizes
+from solm.fit.folder import MANIFEST, About, FitFolder
+from solm.fit.plan import Sizes
 
 ABOUT = About(model="{}", backend="cpu int8", processor="p", threads=2, data={"a": "1"}, minutes=5, seed=0)
 SIZES = Sizes(

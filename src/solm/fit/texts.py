@@ -1,6 +1,7 @@
-"""The texts of a fit: how much of each source is read, and what is held out for the comparison."""
+"""The texts of a fit: how much of each source is read, what is held out for the comparison, and the model's own."""
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -8,6 +9,7 @@ import torch
 
 from solm.core.errors import DataError
 from solm.data.windows import TokenStream, fingerprint
+from solm.runtime.language_model import LanguageModel
 
 HELD_OUT = 0.25
 """Part of every source, at its end, that only the comparison reads."""
@@ -103,3 +105,37 @@ def _parted(stream: TokenStream, least: int) -> tuple[TokenStream, TokenStream]:
         TokenStream(stream.tokens[:cut], stream.name, f"{stream.fingerprint}:{cut}"),
         TokenStream(stream.tokens[cut:], stream.name, f"{stream.fingerprint}:-{cut}"),
     )
+
+
+def draw_windows(streams: list[TokenStream], count: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """`count` windows [count, length] int64, every one from a source drawn uniformly."""
+    picks = torch.randint(len(streams), (count,), generator=generator).tolist()
+    return torch.cat([streams[pick].random(1, length, generator) for pick in picks])
+
+
+def draw_halves(streams: list[TokenStream], texts: int, length: int, generator: torch.Generator) -> torch.Tensor:
+    """As `draw_windows`, where the second half of the texts is from the second half of every source: the halves share
+    no token, where sources have room for that."""
+    parts = [stream.parted(0.5, length) for stream in streams]
+    first = draw_windows([part[0] for part in parts], texts // 2, length, generator)
+    return torch.cat([first, draw_windows([part[1] for part in parts], texts - texts // 2, length, generator)])
+
+
+@torch.no_grad()
+def continued(
+    lm: LanguageModel, starts: torch.Tensor, length: int, seed: int, progress: Callable[[int], None]
+) -> list[list[int]]:
+    """Every row of starts [N, C], continued densely at temperature 1 to `length` tokens in all.
+
+    progress: called with the number of steps done.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    session = lm.session(capacity=length)
+    logits = session.prefill(starts)
+    rows = [starts]
+    for step in range(length - starts.shape[1]):
+        token = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
+        rows.append(token)
+        logits = session.step(token[:, 0]).logits[:, 0]
+        progress(step + 1)
+    return list(torch.cat(rows, 1).tolist())

@@ -6,42 +6,48 @@ from pathlib import Path
 
 from solm.backends.machine import give_back_freed_memory
 from solm.core.errors import SolmError, counted
-from solm.core.files import write_text
 from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import environment
 from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
-from solm.fitting import phases
-from solm.fitting.folder import About, Files, FitFolder
-from solm.fitting.job import Job, Report
-from solm.fitting.own_texts import OWN_TEXTS, continue_texts
-from solm.fitting.phases import (
+from solm.fit.allocation import allocate
+from solm.fit.comparison import compare, evaluations, write_policy, write_report
+from solm.fit.costs import cost_levels, cost_long_contexts
+from solm.fit.folder import (
     ALLOCATION,
     COLLECTED,
     COSTS,
     EVALUATION,
     FITTED,
     LONG_COSTS,
+    OWN_TEXTS,
     POLICY,
+    REPORT,
     THRESHOLDS,
     TIMINGS,
+    About,
+    Files,
+    FitFolder,
 )
-from solm.fitting.plan import PHASES, Sizes, default_minutes
-from solm.fitting.texts import Texts
+from solm.fit.job import Job, Report
+from solm.fit.plan import PHASES, Sizes, default_minutes
+from solm.fit.regression import fit_network
+from solm.fit.samples import collect, continue_texts
+from solm.fit.texts import Texts
+from solm.fit.timings import find_thresholds, time_steps
 from solm.runtime.language_model import LanguageModel
 
-REPORT = "report.html"
 ORDER: tuple[tuple[str, str, list[str], Callable[[Job], Files]], ...] = (
-    ("timings", TIMINGS, [], phases.time_steps),
-    ("thresholds", THRESHOLDS, [], phases.find_thresholds),
-    ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], phases.deal_out),
+    ("timings", TIMINGS, [], time_steps),
+    ("thresholds", THRESHOLDS, [], find_thresholds),
+    ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], allocate),
     ("own texts", OWN_TEXTS, [], continue_texts),
-    ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION, OWN_TEXTS], phases.collect_samples),
-    ("level costs", COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED], phases.cost_levels),
-    ("long contexts", LONG_COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COSTS], phases.cost_long_contexts),
-    ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS, LONG_COSTS], phases.fit_network),
-    ("comparison", EVALUATION, [TIMINGS, FITTED], phases.compare),
-    ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], phases.write_policy),
+    ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION, OWN_TEXTS], collect),
+    ("level costs", COSTS, [TIMINGS, THRESHOLDS, ALLOCATION], cost_levels),
+    ("long contexts", LONG_COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COSTS], cost_long_contexts),
+    ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS, LONG_COSTS], fit_network),
+    ("comparison", EVALUATION, [TIMINGS, FITTED], compare),
+    ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], write_policy),
 )
 """Every phase with the file that it writes, those that it reads, and what does it and gives further files that it
 wrote, which are read with the first."""
@@ -81,7 +87,6 @@ def fit(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,
         processor=environment()["machine"]["processor"], threads=lm.threads,
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
-        number_of_sites=lm.sparsity.sites,
     )  # fmt: skip
     with signals() as stop, FitFolder.opened(out, about) as folder:
         job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
@@ -98,9 +103,9 @@ def fit(
                 remark(f"{name}: done before")
             if stop and name != ORDER[-1][0]:
                 raise Interrupted(stop[0])
-        results = phases.evaluations(job)
+        results = evaluations(job)
         if importlib.util.find_spec("matplotlib") is not None:
-            folder.phase("report", REPORT, [EVALUATION], lambda: _write_report(out, results))
+            folder.phase("report", REPORT, [EVALUATION], lambda: write_report(job))
         spent = sum(folder.seconds.values()) / 60
         remark(
             f"took {counted(round(spent, 1), 'minute')} in all; the most memory, with the model: {folder.peak_gib} GiB"
@@ -138,9 +143,3 @@ def _long_line(sizes: Sizes, clock: str) -> list[str]:
         return []
     contexts = " and ".join(f"{context:,}" for context in sizes.long_contexts)
     return [f"  long contexts{clock:>9}  {_texts(sizes.long_texts)} of {sizes.cost_length} tokens after {contexts}"]
-
-
-def _write_report(out: Path, results: list[EvaluationResult]) -> None:
-    from solm.evaluation.report.combined import render
-
-    write_text(out / REPORT, render([(f"after {result.settings['context']:,} tokens", result) for result in results]))

@@ -1,24 +1,36 @@
-"""Fitting a value network to counterfactual samples."""
+"""Fitting a value network to samples of what random actions cost."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
-from solm.core.actions import FULL_BITS
+from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.files import read_json
+from solm.core.provenance import command_line, commit, plain_name, plain_names, versions
+from solm.fit.folder import COSTS, FITTED, LONG_COSTS, Files
+from solm.fit.job import Job
+from solm.fit.plan import GRID
+from solm.fit.samples import Samples, decision_layer, fitted_batches, keep_of, read_samples
+from solm.policies.artifact import WEIGHTS, PolicyConfig, TrainedPolicy
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
-from solm.training.config import FitConfig
-from solm.training.counterfactual import Samples, keep_of
-from solm.training.one_cycle import OneCycleAdamW
 
+CHOICES = ActionSpace.preset("sites-fine")
+"""Levels that the policy chooses from; the network knows those of the grid."""
+EPOCHS, BATCH = 8, 2048
+_RATE, _WEIGHT_DECAY, _DROPOUT = 2e-3, 0.5, 0.5
+_RISING = 0.1
+"""Part of the steps in which the learning rate rises."""
 _PART = 8192
 """Rows that are looked at together."""
 _LARGEST_COST = 5.0
 """Nats. A few tokens change by more; without the limit they would decide the trust in the network."""
 _LEAST = 1e-3
 """Nats that every action is taken to cost at least: the deviance needs positive means."""
+_LEAST_COST = 1e-6
+"""Nats that a level is taken to cost at least where it divides."""
 _FIRST_INTERFERENCE = 0.05
 """Nats at which the parameter `interference` starts."""
 
@@ -55,54 +67,80 @@ class _Rows:
         return (self.take(slice(first, first + _PART)) for first in range(0, len(self.cost), _PART))
 
 
-def fit(
+def fit_network(job: Job) -> Files:
+    """The policy, not yet compared."""
+    samples, sizes = read_samples(job), job.sizes("samples")
+    costs = [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
+    after = tuple((context, tuple(factors)) for context, factors in read_json(job.folder.path / LONG_COSTS))
+    config = ValueConfig(
+        base_hidden=job.lm.shapes.hidden, layer=decision_layer(job.lm), grid=GRID, costs_after=after
+    )  # fmt: skip
+    network, fit = fit_samples(samples, config, len(samples.dense) - fitted_batches(len(samples.dense)))
+    set_level_costs(network, costs)
+    streams = [*job.texts.train, *job.own_texts]
+    about = {
+        "config": {
+            "model": plain_name(job.lm.name), "data": plain_names([stream.name for stream in streams]),
+            "minutes": job.minutes, "seed": job.seed, **sizes.model_dump(mode="json"),
+        },
+        "data_fingerprint": "-".join(stream.fingerprint for stream in streams), "versions": versions(),
+        "made": {"command": command_line(), "commit": commit()},
+        "explained": [round(value, 5) for value in fit.explained],
+    }  # fmt: skip
+    made = PolicyConfig(
+        base=job.lm.identity, space=CHOICES, sparsity=job.sparsity, network=network.config, provenance=about
+    )
+    TrainedPolicy(made, network).save_pretrained((job.folder.path / FITTED).parent)
+    return [f"fitted/{WEIGHTS}"]
+
+
+def fit_samples(
     samples: Samples,
     config: ValueConfig,
-    how: FitConfig,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-    held_out: int | None = None,
+    held_out: int,
+    *,
+    epochs: int = EPOCHS,
+    batch: int = BATCH,
+    dropout: float = _DROPOUT,
 ) -> tuple[ValueNetwork, Fit]:
-    """A value network for `samples`.
+    """A value network for `samples`, of which the last `held_out` texts are not fitted to.
 
     It is fitted to divergences by Poisson deviance, as their variance grows with their mean. For a calibrated model the
     divergence is the expected cost over next tokens, so that the fit does not see the variance of the token that came
-    (a Rao-Blackwell estimate). The costs on tokens that came, of held-out texts, set the trust in the network.
-
-    progress: called with optimiser steps done and in all. held_out: so many of the last texts are held out; None: the
-    share that `how` says.
+    (a Rao-Blackwell estimate). The costs on tokens that came, of held-out texts, measure how much the network explains
+    and set the trust in it.
     """
-    torch.manual_seed(how.seed)
-    network = ValueNetwork(config, how.dropout)
+    torch.manual_seed(0)
+    network = ValueNetwork(config, dropout)
     rows, texts = _flatten(samples, config)
-    every = len(samples.dense)
-    learned = int(every * (1 - how.held_out)) if held_out is None else every - held_out
-    last = slice(learned * len(texts) // every, None)
-    train, test = rows.take(slice(last.start)), rows.take(last)
-    total = how.epochs * -(-len(train.cost) // how.batch)
+    first = (len(samples.dense) - held_out) * len(texts) // len(samples.dense)
+    train, test = rows.take(slice(first)), rows.take(slice(first, None))
+    total = epochs * -(-len(train.cost) // batch)
     # What a step loses through the savings of the steps around it is no part of its own action's cost.
     interference = torch.nn.Parameter(torch.full((3,), _FIRST_INTERFERENCE))
-    optimizer = OneCycleAdamW([*network.parameters(), interference], how.learning_rate, how.weight_decay, total)
-    explained, done = [], 0
-    for _ in range(how.epochs):
+    optimizer = torch.optim.AdamW([*network.parameters(), interference], _RATE, weight_decay=_WEIGHT_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total, pct_start=_RISING)
+    explained = []
+    for _ in range(epochs):
         network.train()
-        for index in torch.randperm(len(train.cost)).split(how.batch):
-            batch = train.take(index)
-            cost = predict(network, batch, interference)
-            (cost - batch.divergence * cost.log()).mean().backward()
+        for index in torch.randperm(len(train.cost)).split(batch):
+            some = train.take(index)
+            optimizer.zero_grad()
+            cost = predict(network, some, interference)
+            (cost - some.divergence * cost.log()).mean().backward()
             optimizer.step()
-            done += 1
-            progress(done, total)
+            schedule.step()
         network.eval()
         if len(test.cost):
             explained.append(_explained(network, train, test, interference.detach()))
     with torch.no_grad():
         count = config.kept_sensitivities
-        some = torch.randperm(len(rows.cost))[:count]
-        kept = network(rows.hidden[some].float(), rows.before[some])
+        picks = torch.randperm(len(rows.cost))[:count]
+        kept = network(rows.hidden[picks].float(), rows.before[picks])
         scale = kept.mean(0)
         slopes, errors = torch.ones(3), torch.zeros(3)
         if len(test.cost):
-            slopes, errors = _slopes(network, train, test, texts[last] - int(texts[last].min()), interference, scale)
+            slopes, errors = _slopes(network, train, test, texts[first:] - int(texts[first]), interference, scale)
         trust = (slopes - errors).clamp(0, 1)
         kept = 1 + trust * (kept / scale - 1)
         network.training_sensitivities.copy_(kept.repeat(-(-count // len(kept)), 1)[:count])
@@ -111,6 +149,25 @@ def fit(
         network.scale.copy_(scale)
         network.trust.copy_(trust)
     return network, Fit(explained, slopes.tolist(), errors.tolist())
+
+
+@torch.no_grad()
+def set_level_costs(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
+    """Set a fitted network's level costs to measured averages, per axis `costs` [levels] nats.
+
+    The fit sees single steps among others that are random. Under a budget all steps save, and a step also bears what
+    the others did to its keys and values. On the MLP and in bits this grows with the sensitivity of the token; on
+    attention it does not, so that there only the part that the fit ascribes to the step itself is multiplied with the
+    sensitivity (`ValueConfig.attention_own`).
+    """
+    own = network.level_costs[0].clone()
+    for known, measured in zip(network.level_costs, costs, strict=True):
+        # Noise may put a level above a lower one; costs fall with the level.
+        known.copy_(measured[:-1].flip(0).clamp(min=0).cummax(0).values.flip(0))
+    part = (own / network.level_costs[0].clamp(min=_LEAST_COST)).clamp(0, 1)
+    network.config = network.config.model_copy(
+        update={"attention_own": tuple(part.double().round(decimals=3).tolist())}
+    )
 
 
 def predict(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) -> torch.Tensor:

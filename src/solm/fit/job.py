@@ -6,16 +6,23 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.core.cost import MeasuredCost, StepTimings
+from solm.core.cost import MeasuredCost, StepTimings, read_timings
+from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
-from solm.fitting.folder import FitFolder
-from solm.fitting.plan import PHASES, Sizes, Speed, measure_speed, plan
-from solm.fitting.texts import Texts
+from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import ChannelThresholds
+from solm.data.windows import TokenStream
+from solm.fit.curves import measured_parts, site_axes, trusted
+from solm.fit.folder import ALLOCATION, FITTED, OWN_TEXTS, THRESHOLDS, TIMINGS, FitFolder
+from solm.fit.plan import PHASES, Sizes, Speed, measure_speed, plan
+from solm.fit.texts import Texts, WholeTexts
+from solm.policies.artifact import TrainedPolicy
 from solm.runtime.language_model import LanguageModel
-from solm.training.allocate import site_axes
 
 Report = Callable[[str, int, int, float], None]
 """Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
+OWN = "the model's own"
+"""The name of the texts that the model continued."""
 _AT_ONCE = 0.05
 """Seconds. Parts that come this soon after the first one were read from an interrupted run."""
 
@@ -71,7 +78,7 @@ class Job:
         later = sum(60 * minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
         planned = 60 * minutes * PHASES[phase]
 
-        def told(done: int, total: int) -> None:
+        def report(done: int, total: int) -> None:
             # Parts of an interrupted run took none of this run's time, and the first part also prepares the others.
             now = time.monotonic()
             if not begun or not begun[0][0] or now - begun[0][1] < _AT_ONCE:
@@ -82,7 +89,35 @@ class Job:
             if self.stop and done < total:  # after the last part the phase writes its result first
                 raise Interrupted(self.stop[0])
 
-        return told
+        return report
 
-    def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed)
+    def generator(self, number: int = 0) -> torch.Generator:
+        """Random numbers that depend on the seed and `number` alone, so that a resumed run draws what it would have."""
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
+
+    @property
+    def timings(self) -> StepTimings:
+        return read_timings(self.folder.path / TIMINGS)
+
+    @property
+    def plain(self) -> SparsityConfig:
+        """How actions are carried out: by thresholds, shares of channels count milliseconds, and all layers alike."""
+        parts = measured_parts(self.timings, self.lm.sparsity, self.lm.shapes)
+        thresholds = read_model(self.folder.path / THRESHOLDS, ChannelThresholds)
+        return self.lm.sparsity.model_copy(update={**parts, "thresholds": thresholds})
+
+    @property
+    def sparsity(self) -> SparsityConfig:
+        """The same under the allocation."""
+        return self.plain.under(trusted(read_json(self.folder.path / ALLOCATION)))
+
+    @property
+    def own_texts(self) -> list[TokenStream]:
+        """Texts that the model continued, as one source; none where it had no time."""
+        rows = read_json(self.folder.path / OWN_TEXTS)
+        return [WholeTexts.of(torch.tensor(rows), OWN)] if rows else []
+
+    @property
+    def fitted(self) -> TrainedPolicy:
+        """The policy, not yet compared."""
+        return TrainedPolicy.from_pretrained((self.folder.path / FITTED).parent)

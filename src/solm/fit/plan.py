@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 
+from solm.core.actions import ActionSpace
 from solm.core.cost import LEVELS, ModelShapes
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import ALONE, STEPS
-from solm.fitting.texts import SCORED
+from solm.fit.curves import BIT_PROBES, CHECKED, PROBED, PROBES
+from solm.fit.texts import SCORED
 from solm.runtime.language_model import LanguageModel
-from solm.training.allocate import CHECKED, SITES_APART
-from solm.training.site_curves import BIT_PROBES, PROBES
 
 PHASES = {
     "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "own texts": 0.02, "samples": 0.28, "level costs": 0.1,
@@ -32,8 +32,10 @@ _MOST_OWN = 64
 _ARMS = 5
 """Of the comparison, beside dense steps; with weight bits one more."""
 _CONTEXTS = (128, 512, 1024, 4096, 8192)
-_LEVELS, _LEVEL_LENGTH = 12, 64
-"""Passes of the preset `sites`, the dense one and both axes, and tokens of each, that level costs need after a text."""
+GRID = ActionSpace.preset("sites")
+"""Levels whose costs are measured."""
+_LEVELS, _LEVEL_LENGTH = 1 + sum(size - 1 for size in GRID.shape), 64
+"""Passes that level costs need after a text, one of them dense, and tokens of each."""
 _MUCH_LONGER, _FEW_LONG = 4, 4
 """Times the usual context from which on level costs are measured again, and texts below which a context is left out."""
 _OTHER_CONTEXTS, _OTHER_PART, _FEW = (64, 4096), 0.2, 8
@@ -196,7 +198,7 @@ def plan(
 def _allocation_texts(seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float) -> float:
     """Texts per half that the allocation has time for."""
     units = {axis: shapes.layers * (shapes.kv_heads if axis == "attention" else 1) for axis in axes}
-    passes = 2 + sum(units[axis] * len(SITES_APART[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
+    passes = 2 + sum(units[axis] * len(PROBED[axis]) + 2 * len(CHECKED.get(axis, ())) for axis in axes)
     return seconds / (2 * read + passes * _ALLOCATION_LENGTH / speed.score)
 
 

@@ -6,7 +6,7 @@ import pytest
 from helpers.policies import EVEN
 from solm.core.allocation import Allocation
 from solm.core.thresholds import PERCENTAGES
-from solm.training.site_curves import BIT_PROBES, PROBES, bit_losses, left_out, priced_curves, site_losses
+from solm.fit.curves import BIT_PROBES, PROBES, bit_losses, left_out, priced_curves, site_losses
 
 SPREAD = np.linspace(1, 0, PERCENTAGES)
 """Quantiles of |x| that is evenly spread from 0 to 1: a share s leaves out the mean square (1 - s)³ / 3."""

@@ -5,7 +5,7 @@ import torch
 
 from solm.core.errors import DataError
 from solm.data.windows import TokenStream
-from solm.fitting.texts import Texts, WholeTexts, sample
+from solm.fit.texts import Texts, WholeTexts, sample
 
 
 def stream(tokens: int, name: str = "a") -> TokenStream:

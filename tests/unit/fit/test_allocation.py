@@ -5,6 +5,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from solm.training.allocate import (
+    _rounding_cost,
+    axes_of,
+    find_allocation,
+    read_allocation,
+    trusted,
+)
+from solm.training.allocation_curves import greedy_curves
 
 import solm
 from helpers.models import tiny_model, tokens
@@ -17,14 +25,6 @@ from solm.core.errors import DamagedFileError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.training.allocate import (
-    _rounding_cost,
-    axes_of,
-    find_allocation,
-    read_allocation,
-    trusted,
-)
-from solm.training.allocation_curves import greedy_curves
 from solm.training.sources import draw_halves
 
 

@@ -9,7 +9,7 @@ from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY
 from solm.backends.cpu.call import EngineCall
 from solm.backends.results import SplitSchedule
-from solm.training.counterfactual import collect_samples, draw_levels, keep_of
+from solm.fit.samples import collect_samples, draw_levels, keep_of
 
 
 def test_drawn_levels_vary_one_axis_or_all_and_cover_every_budget():
@@ -47,7 +47,7 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens(monkeypatch
         torch.testing.assert_close(got.divergence, expected.transpose(0, 1).float(), rtol=1e-3, atol=1e-5)
         assert torch.equal(got.tokens, ids[:, CONTEXT:-1].to(torch.int32))
         assert got.hidden.shape == (2, 3, STEPS, 64)
-        monkeypatch.setattr("solm.training.counterfactual.LOGITS_AT_ONCE", 2 * 4 * 5 * lm.shapes.vocabulary)
+        monkeypatch.setattr("solm.fit.samples.LOGITS_AT_ONCE", 2 * 4 * 5 * lm.shapes.vocabulary)
         stretches = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)  # of five steps
         for name, value in vars(got).items():
             torch.testing.assert_close(getattr(stretches, name), value, rtol=1e-3, atol=1e-5)
@@ -65,7 +65,7 @@ def test_logits_of_one_stretch_are_in_memory_at_a_time(cpu_lm, monkeypatch):
         return found
 
     monkeypatch.setattr(EngineCall, "run", watched)
-    monkeypatch.setattr("solm.training.counterfactual.LOGITS_AT_ONCE", 2 * 4 * 5 * cpu_lm.shapes.vocabulary)
+    monkeypatch.setattr("solm.fit.samples.LOGITS_AT_ONCE", 2 * 4 * 5 * cpu_lm.shapes.vocabulary)
     before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
     collect_samples(cpu_lm, tokens(2, CONTEXT + STEPS + 1), CONTEXT, 1, before, after, SPACE)
     assert len(passes) == STEPS // 5

@@ -4,8 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from solm.fitting.job import Job
-from solm.fitting.plan import PHASES
+from solm.fit.job import Job
+from solm.fit.plan import PHASES
 
 
 def job(**seconds):
@@ -15,7 +15,7 @@ def job(**seconds):
 def test_the_time_left_is_told_by_the_parts_of_this_run(monkeypatch):
     """Sixty of a hundred parts are from an interrupted run; the next ones take two seconds each."""
     clock, told = [100.0], []
-    monkeypatch.setattr("solm.fitting.job.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("solm.fit.job.time.monotonic", lambda: clock[0])
     run = job()
     run.report = lambda phase, done, total, left: told.append(left)
     progress = run.progress("comparison")

@@ -6,8 +6,8 @@ import torch
 from helpers.timings import SHAPES
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
-from solm.fitting.plan import PHASES, Speed, default_minutes, measure_speed, plan
-from solm.fitting.texts import SCORED
+from solm.fit.plan import PHASES, Speed, default_minutes, measure_speed, plan
+from solm.fit.texts import SCORED
 
 SMALL = ModelShapes(
     layers=24, hidden=896, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151_936, gated=True

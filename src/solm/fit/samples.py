@@ -1,17 +1,102 @@
-"""Counterfactual samples: what random actions cost, token by token, against the dense run of the same text."""
+"""The samples of a fit: what random actions cost, token by token, against the dense run of the same text."""
 
+import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from solm.backends.logits import LOGITS_AT_ONCE, divergences, log_probabilities
 from solm.backends.results import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
+from solm.core.errors import DamagedFileError
+from solm.core.files import read_json, read_tensors, resumable, write_json, write_tensors
+from solm.core.parts import Parts
+from solm.fit.folder import COLLECTED, OWN_TEXTS, SAMPLES
+from solm.fit.job import Job
+from solm.fit.plan import GRID, OWN_ROWS, SCHEDULES
+from solm.fit.texts import SCORED, continued, draw_windows
 from solm.runtime.language_model import LanguageModel
 
+HELD_OUT = 0.1
+"""Part of the batches, from the end of every source, that the network is not fitted to."""
+_LAYER = 4
 _TILT = 3.0
 """Largest difference of log-odds between the lowest and the highest level of an axis in one row."""
+
+
+def continue_texts(job: Job) -> None:
+    """Dense samples at temperature 1, each after the beginning of a given text, so that a policy also learns from what
+    it will see when the model generates; none where there is no time for it."""
+    sizes, progress = job.sizes("own texts"), job.progress("own texts")
+    rows: list[list[int]] = []
+    with resumable(job.folder.path / OWN_TEXTS) as partial:
+        parts = Parts(partial, job.folder.key)
+        starts = (
+            draw_windows(job.texts.train, sizes.own_texts, sizes.context, job.generator()) if sizes.own_texts else None
+        )
+        batches = () if starts is None else starts.split(OWN_ROWS)
+        for number, some in enumerate(batches):
+
+            def tell(done: int, before: int = number * SCORED) -> None:
+                progress(before + done, len(batches) * SCORED)
+
+            def sample(some: torch.Tensor = some, seed: int = job.seed + number) -> list[list[int]]:
+                return continued(job.lm, some, sizes.context + SCORED, seed, tell)
+
+            tell(0)
+            rows += parts.get(str(number), sample)
+        write_json(job.folder.path / OWN_TEXTS, rows)
+
+
+def decision_layer(lm: LanguageModel) -> int:
+    """The layer before which the policy decides: it reads the residual stream that enters it."""
+    return min(_LAYER, lm.shapes.layers // 4)
+
+
+def collect(job: Job) -> None:
+    """One file of samples per text, and how many there are."""
+    sizes, progress, folder = job.sizes("samples"), job.progress("samples"), _folder(job)
+    for other in folder.parent.glob("*"):
+        if other != folder:
+            shutil.rmtree(other)  # made from another allocation
+    lm, length = job.lm.with_policy(None, job.sparsity), sizes.context + sizes.sample_length + 1
+    parts = [stream.parted(HELD_OUT, length) for stream in [*job.texts.train, *job.own_texts]]
+    progress(0, sizes.sample_batches)
+    for number in range(sizes.sample_batches):
+        path = folder / f"{number:05d}.safetensors"
+        if not path.exists():
+            generator, last = job.generator(2 + number), number >= fitted_batches(sizes.sample_batches)
+            windows = draw_windows([part[last] for part in parts], 1, length, generator)
+            before, after = draw_levels(GRID, 1, SCHEDULES, sizes.sample_length, generator)
+            samples = collect_samples(lm, windows, sizes.context, decision_layer(lm), before, after, GRID)
+            write_tensors(path, dict(vars(samples)))
+        progress(number + 1, sizes.sample_batches)
+    write_json(job.folder.path / COLLECTED, {"folder": folder.name, "texts": sizes.sample_batches})
+
+
+def fitted_batches(batches: int) -> int:
+    """Of so many batches those that the network is fitted to; the last ones are held out."""
+    return int(batches * (1 - HELD_OUT))
+
+
+def read_samples(job: Job) -> "Samples":
+    """What `collect` left; raises `DamagedFileError`."""
+    about = read_json(job.folder.path / COLLECTED)
+    paths = sorted((job.folder.path / SAMPLES / about["folder"]).glob("*.safetensors"))
+    return Samples.join(map(_read, paths), about["texts"])
+
+
+def _read(path: Path) -> "Samples":
+    try:
+        return Samples(**read_tensors(path))
+    except TypeError as error:
+        raise DamagedFileError(f"{path} does not hold samples: {error}") from error
+
+
+def _folder(job: Job) -> Path:
+    return job.folder.path / SAMPLES / job.folder.key[:16]
 
 
 @dataclass(frozen=True)

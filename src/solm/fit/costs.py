@@ -1,0 +1,79 @@
+"""What every level costs where all steps take it, after the usual context and after long ones."""
+
+from collections.abc import Callable
+
+import torch
+
+from solm.backends.logits import LOGITS_AT_ONCE
+from solm.core.actions import AXES
+from solm.core.files import read_json, resumable, write_json
+from solm.core.parts import Parts
+from solm.fit.folder import COSTS, LONG_COSTS
+from solm.fit.job import Job
+from solm.fit.plan import GRID
+from solm.fit.texts import draw_windows
+from solm.policies.priced import SAME_COSTS
+from solm.runtime.level_costs import expected_costs
+
+_MOST_TEXTS = 8
+"""That share a pass."""
+_LEAST_FACTOR = 0.01
+
+
+def cost_levels(job: Job) -> None:
+    """Per axis of `GRID` [levels] nats per token, at least 0, after the usual context."""
+    sizes = job.sizes("level costs")
+    batch = max(1, min(_MOST_TEXTS, LOGITS_AT_ONCE // (2 * sizes.cost_length * job.lm.shapes.vocabulary)))
+    with resumable(job.folder.path / COSTS) as partial:
+        parts = Parts(partial, job.folder.key)
+        costs = _average(job, sizes.context, sizes.cost_texts, batch, parts, job.progress("level costs"))
+        write_json(job.folder.path / COSTS, costs)
+
+
+def cost_long_contexts(job: Job) -> None:
+    """The factors per axis by which costs differ after long contexts, where pages are worth much and few of them are
+    needed: a list of (context, factors) that begins with the usual context, or nothing."""
+    sizes, progress = job.sizes("long contexts"), job.progress("long contexts")
+    near, factors = read_json(job.folder.path / COSTS), [(sizes.context, SAME_COSTS)]
+    total = sizes.long_texts * len(sizes.long_contexts)
+    with resumable(job.folder.path / LONG_COSTS) as partial:
+        parts = Parts(partial, job.folder.key)
+        for number, context in enumerate(sizes.long_contexts):
+
+            def tell(done: int, _: int, before: int = number * sizes.long_texts) -> None:
+                progress(before + done, total)
+
+            far = _average(job, context, sizes.long_texts, 1, parts, tell)
+            factors.append((context, cost_factors(near, far)))
+        write_json(job.folder.path / LONG_COSTS, factors if sizes.long_contexts else [])
+
+
+@torch.no_grad()
+def _average(
+    job: Job, context: int, texts: int, batch: int, parts: Parts, progress: Callable[[int, int], None]
+) -> list[list[float]]:
+    """Per axis the mean costs of its levels, over `texts` texts of which `batch` share a pass. parts: keeps passes."""
+    lm, length = job.lm.with_policy(None, job.sparsity), job.sizes("level costs").cost_length
+    windows = draw_windows(job.texts.train, texts, context + length + 1, job.generator(1))
+
+    def measure(some: torch.Tensor) -> list[list[float]]:
+        session = lm.session(capacity=context)
+        session.prefill(some[:, :context])
+        return [axis.sum((0, 1)).tolist() for axis in expected_costs(session, some[:, context:], GRID)]
+
+    sums = []
+    progress(0, texts)
+    for number, some in enumerate(windows.split(batch)):
+        sums.append(parts.get(f"{context} {number}", lambda some=some: measure(some)))  # type: ignore[misc]
+        progress(min((number + 1) * batch, texts), texts)
+    return [[sum(levels) / (texts * length) for levels in zip(*axis, strict=True)] for axis in zip(*sums, strict=True)]
+
+
+def cost_factors(near: list[list[float]], far: list[list[float]]) -> tuple[float, float, float]:
+    """Per axis the level costs `far`, summed over the levels, divided by `near`: between 0.01 and 100, and 1 where
+    `near` is 0. Each per axis [levels] nats, after another context."""
+    totals = [(sum(far[axis]), sum(near[axis])) for axis in range(len(AXES))]
+    attention, mlp, bits = (
+        min(max(more / less, _LEAST_FACTOR), 1 / _LEAST_FACTOR) if less > 0 else 1.0 for more, less in totals
+    )
+    return attention, mlp, bits

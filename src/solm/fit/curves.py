@@ -1,0 +1,214 @@
+"""Curves of an allocation: of the channels of all sites under one price of time, and of the pages of KV heads."""
+
+from typing import Any
+
+import numpy as np
+
+from solm.core.allocation import KNOTS, Allocation, Curves
+from solm.core.cost import ModelShapes, StepTimings
+from solm.core.sparsity import SparsityConfig
+from solm.core.thresholds import PERCENTAGES
+
+PROBES = {"mlp": (0.45, 0.95), "hidden": (0.2,), "qkv": (0.45,), "out": (0.45,)}
+"""By site, in the order of `solm.core.thresholds.SITES`, shares of its channels at which a layer is measured alone. The
+first costs several times what rounding does. At 0.95 nearly all that is lost comes from later layers, which round
+differently: this is subtracted."""
+BIT_PROBES = {"input_bits": (0.0,), "hidden_bits": (0.0,)}
+"""The same for the bits of weights that the sites of the MLP read: a layer alone reads only the upper ones."""
+HEAD_PROBES = (0.02, 0.12, 0.3)
+"""Shares of the pages that may be skipped which one KV head keeps while the others keep all."""
+PROBED = {"attention": HEAD_PROBES, **PROBES, **BIT_PROBES}
+"""By axis the shares that one unit keeps while all others keep everything: a KV head of its pages, a layer of the
+channels of one site, or a layer of the bits of one site's weights."""
+CHECKED = {"attention": (0.1, 0.2, 0.4), "mlp": (0.5, 0.7, 0.9)}
+"""Keep rates at which the allocation is compared with uniform shares, on other texts."""
+_POWER = 1.3
+"""How a loss grows with the mean square that a site leaves out: about 1.0 (hidden channels) to 1.3 (input channels) was
+measured where one layer leaves channels out, and 1.3 lost least where all do (0.5 billion weights, training texts)."""
+_LEAST = 1e-5
+"""Nats: bound against noise."""
+_CELLS = PERCENTAGES - 1
+UNIFORM = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
+"""The curve of a layer or head that keeps the average."""
+_STEP = 0.01
+"""Share of the pages that is given to one head at a time."""
+_FLATTEST = -0.5
+"""Bound against noise: the flattest slope of a cost's logarithm per share."""
+_PART_RANGE = 0.15
+"""How far from the part of the weights a measured `input_part` may lie: timings are noisy, and shares depend on it."""
+_UPPER_RANGE = 0.5, 1.0
+"""In which a measured `upper_bits_part` is believed: half of the bits take at least half of the time."""
+_LOWEST_PRICE, _HIGHEST_PRICE, _HALVINGS = 1e-9, 1e9, 60
+"""Nats for the time of all channels: bounds of a search."""
+
+
+def site_axes(sparsity: SparsityConfig) -> tuple[str, ...]:
+    """What is allocated under one price of time: the sites of a layer that drop channels, and the bits of its weights
+    where these can be read in part."""
+    return (*list(PROBES)[: sparsity.sites], *(BIT_PROBES if sparsity.bits_site == "weights" else ()))
+
+
+def trusted(result: dict[str, Any]) -> Allocation:
+    """The allocation in a result of `find_allocation`. An axis is uniform where, on the texts left out, it lost more on
+    average than uniform shares."""
+    allocation = Allocation.model_validate(result["allocation"])
+    changes: dict[str, Any] = {}
+    for axis in CHECKED:
+        if not sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis) > 0:
+            sites = dict.fromkeys(site for site in PROBED if site not in CHECKED) if axis == "mlp" else {}
+            changes |= {axis: (UNIFORM,) * len(getattr(allocation, axis))} | sites
+    return allocation.model_copy(update=changes)
+
+
+def left_out(limits: np.ndarray) -> np.ndarray:
+    """Mean square per channel of the activations that a share leaves out, of all percentages kept [layers, sites, 101].
+
+    limits [layers, sites, 101]: as of `ChannelThresholds`, the quantiles of |x| from the largest to the least.
+    """
+    rising = limits[..., ::-1].astype(np.float64) ** 2
+    cells = (rising[..., 1:] + rising[..., :-1]) / 2 / _CELLS
+    return np.concatenate([np.zeros_like(rising[..., :1]), cells.cumsum(-1)], -1)[..., ::-1]
+
+
+def site_losses(costs: dict[str, np.ndarray], limits: np.ndarray) -> np.ndarray:
+    """Nats that sites lose at all percentages kept: [layers, sites, 101].
+
+    costs: by site, the first ones of `PROBES` or all, [layers, shares] nats of a layer that alone keeps a share.
+    limits: as in `left_out`.
+    The loss follows the mean square that is left out, so that one probe gives the whole curve, and the part near 1,
+    where a loss is too small to be measured, as well as any other.
+    """
+    squares = left_out(limits)
+    found = []
+    for site, axis in enumerate(axis for axis in PROBES if axis in costs):
+        probed = squares[:, site, round(PROBES[axis][0] * _CELLS), None].clip(1e-30)
+        cost = (costs[axis][:, 0] - costs["mlp"][:, -1]).clip(_LEAST)
+        found.append(cost[:, None] * (squares[:, site] / probed) ** _POWER)
+    return np.stack(found, 1)
+
+
+def bit_losses(costs: dict[str, np.ndarray], sites: int) -> np.ndarray:
+    """Nats that a layer loses which reads only the upper bits of a site's weights: [layers, sites], infinite where that
+    is no choice. costs: by the names of `BIT_PROBES` and ``mlp``, as in `site_losses`."""
+    found = np.full((len(costs["mlp"]), sites), np.inf)
+    for site, axis in enumerate(axis for axis in BIT_PROBES if axis in costs):
+        found[:, site] = (costs[axis][:, 0] - costs["mlp"][:, -1]).clip(_LEAST)
+    return found
+
+
+def priced_curves(
+    lost: np.ndarray, parts: tuple[float, ...], of_bits: np.ndarray | None = None, upper_part: float = 1.0
+) -> dict[str, Curves]:
+    """Curves of the sites, by the names of `PROBES` and `BIT_PROBES`, from what they lose [layers, sites, 101].
+
+    At a price of time every layer and site keeps the channels that are worth it, each by what it loses less per time
+    that it takes. It gives up the lower bits of its weights where that and the channels which are worth their time then
+    lose less, with the price of the time that is left. The curves have the lowest price at which the average step
+    realises the share of a knot.
+
+    parts: of the time of all channels what those of each site take. of_bits: of `bit_losses`; None: all bits are read.
+    upper_part: the time of a channel of which only the upper bits are read, as a part of that of the whole one.
+    """
+    layers, sites, _ = lost.shape
+    weight = np.array(parts) / layers
+    worth = -np.diff(lost, axis=-1) * _CELLS / weight[:, None]
+    kept, whole = np.ones((layers, sites)), np.ones((layers, sites), dtype=bool)
+    shares, bits = np.ones((KNOTS, layers, sites)), np.ones((KNOTS, layers, sites))
+    place = np.arange(layers)[:, None], np.arange(sites)
+
+    def at(price: float) -> tuple[np.ndarray, np.ndarray, float]:
+        """What is kept, which weights are read whole, and the share that this realises. Never more than at lower
+        prices, so that curves rise."""
+        options = []
+        for part, more in ((1.0, 0.0), (upper_part, np.inf if of_bits is None else of_bits)):
+            some = np.minimum((worth > price * part).sum(-1), np.round(kept * _CELLS).astype(int))
+            loss = lost[(*place, some)] + more + price * part * weight * some / _CELLS
+            options.append((some / _CELLS, loss))
+        (full, full_loss), (upper, upper_loss) = options
+        all_bits = whole & (full_loss <= upper_loss)
+        share = np.where(all_bits, full, upper)
+        return share, all_bits, float((share * np.where(all_bits, 1.0, upper_part) * weight).sum())
+
+    for knot in reversed(range(KNOTS - 1)):
+        low, high = _LOWEST_PRICE, _HIGHEST_PRICE
+        for _ in range(_HALVINGS):
+            middle = (low * high) ** 0.5
+            low, high = (low, middle) if at(middle)[2] <= knot / (KNOTS - 1) + 1e-9 else (middle, high)
+        kept, whole, _ = at(high)
+        shares[knot], bits[knot] = kept, whole
+    names = list(zip(range(sites), PROBES, strict=False))
+    curves = {axis: _curves(shares[..., site]) for site, axis in names}
+    if of_bits is not None:
+        curves |= {axis: _curves(bits[..., site]) for site, axis in enumerate(BIT_PROBES)}
+    return curves
+
+
+def _curves(table: np.ndarray) -> Curves:
+    return tuple(map(tuple, table.T.tolist()))
+
+
+def greedy_curves(costs: np.ndarray, shares: tuple[float, ...]) -> Curves:
+    """Curves of an allocation [units][KNOTS], from costs [units, shares] in nats of heads that alone keep a share.
+
+    The logarithm of a unit's cost is modelled as linear in its share, and costs of units as additive. The share is
+    given out in steps of 0.01, each to the unit whose cost falls most. Curves therefore rise, and the mean at every
+    knot is exactly the knot's share.
+    """
+    units = len(costs)
+    grid = np.arange(0, 1 + _STEP / 2, _STEP)
+    slope, height = np.polyfit(shares, np.log(costs.clip(_LEAST)).T, 1)
+    predicted = np.exp(height[:, None] + slope.clip(max=_FLATTEST)[:, None] * grid)
+    saved = np.append(-np.diff(predicted, axis=1), np.full((units, 1), -1.0), axis=1)
+    taken, last = np.zeros(units, dtype=int), 0
+    curves = np.zeros((units, KNOTS))
+    for knot in range(KNOTS):
+        wanted = units * knot / (KNOTS - 1)
+        while grid[taken].sum() < wanted - 1e-9:
+            last = int(saved[np.arange(units), taken].argmax())
+            taken[last] += 1
+        curves[:, knot] = grid[taken]
+        curves[last, knot] -= grid[taken].sum() - wanted
+    curves[:, -1] = 1
+    return tuple(tuple(curve) for curve in np.maximum.accumulate(curves.clip(0, 1), axis=1).round(9).tolist())
+
+
+def measured_parts(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> dict[str, float]:
+    """`SparsityConfig.input_part` and `SparsityConfig.projection_part` that count milliseconds: what all input channels
+    of the MLP take of what all its channels take, and what the inputs of attention's projections take of all. Where
+    bits are those of weights also `SparsityConfig.upper_bits_part`: what the MLP takes with their upper bits alone.
+
+    Fitted by least squares to all levels and contexts, of steps whose sites keep shares together and of steps that
+    leave out channels of one kind of site. The first is at most 0.15 from the part of the weights, the second between a
+    quarter of it and all; they hold without measurements.
+    """
+    by_weights = shapes.up_weights / (shapes.up_weights + shapes.down_weights)
+    most = shapes.projection_part if sparsity.projection_part else 0.0
+    if not timings.hidden:
+        return {"input_part": by_weights, "projection_part": most}
+    rows, saved = [], []
+    for context, dense_ms in enumerate(timings.dense_ms):
+        for level, ms in zip(timings.mlp, timings.mlp_ms[context], strict=True):
+            rows.append((1 - level, 1 - level**sparsity.hidden_power, (1 - level) * (most > 0)))
+            saved.append(dense_ms - ms)
+        for site, (levels, table) in enumerate(
+            ((timings.hidden, timings.hidden_ms), (timings.projected, timings.projected_ms)), start=1
+        ):
+            for level, ms in zip(levels, table[context] if levels else (), strict=True):
+                rows.append((0.0, (1 - level) * (site == 1), (1 - level) * (site == 2)))
+                saved.append(dense_ms - ms)
+    inputs, hidden, projected = np.maximum(np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0], 0)
+    of_inputs = inputs / (inputs + hidden) if inputs + hidden > 0 else by_weights
+    of_projections = projected / (inputs + hidden + projected) if timings.projected and inputs + hidden > 0 else most
+    return {
+        "input_part": round(float(np.clip(of_inputs, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3),
+        "projection_part": round(float(np.clip(of_projections, most / 4, most)), 3),
+        **_upper_bits_part(timings, float(inputs + hidden)),
+    }
+
+
+def _upper_bits_part(timings: StepTimings, of_mlp: float) -> dict[str, float]:
+    """`SparsityConfig.upper_bits_part`, where it was measured. of_mlp: milliseconds of all of the MLP's channels."""
+    if not timings.halved_ms or of_mlp <= 0:
+        return {}
+    saved = float(np.mean(np.subtract(timings.dense_ms, timings.halved_ms)))
+    return {"upper_bits_part": round(float(np.clip(1 - saved / of_mlp, *_UPPER_RANGE)), 3)}

@@ -1,1 +1,0 @@
-"""`solm fit`: from a model and text to a policy with a budget dial, by timing, allocation, training and evaluation."""
