@@ -1,63 +1,54 @@
-"""The main job, end to end: decode fast, train a policy for the embedded model, compare it on held-out text, use it."""
+"""The main job, end to end: decode under budgets, fit a policy to the embedded model, compare it, and use it."""
 
-import json
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
+from html import escape
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from solm.backends.cpu.build import find_compiler
+from solm.backends.session import Session
 from solm.core.errors import SolmError
-from solm.core.files import resumable, write_bytes, write_json, write_text
-from solm.core.provenance import commit, processor, versions
-from solm.core.sparsity import SparsityConfig
+from solm.core.files import write_json, write_text
+from solm.core.provenance import commit, processor
+from solm.core.timings import machine
+from solm.core.words import counted
 from solm.data.text import documents
 from solm.data.windows import token_stream
-from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.evaluation.report.quickstart import render
+from solm.evaluation.report.actions import coloured
+from solm.evaluation.report.page import head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
-from solm.evaluation.show import plot
-from solm.evaluation.speeds import Speeds, side_by_side
+from solm.evaluation.show import plot, verdict
+from solm.fit.run import fit
 from solm.policies.artifact import TrainedPolicy
+from solm.runtime.generate import stream, summarise
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
-from solm.runtime.reply import Reply
-from solm.training.allocate import read_allocation
-from solm.training.config import ValueTrainConfig
-from solm.training.values import SAMPLES, train_values
+from solm.runtime.reply import Reply, Token, step_milliseconds
 
-MODEL = "builtin:smollm2-135m"
-PRETRAINED = "builtin:smollm2-135m"
-HELD_OUT = "pydoc:heldout"
-
-FAST_POLICY = "builtin:smollm2-135m-cpu"
-FAST: dict[str, Any] = {"context": 4000, "budgets": [0.85, 0.7], "tokens": 100, "rounds": 3}
-"""Budgets are shares of the dense step's time, by the policy's step times. A short prompt would show little: a step
+MODEL, SHIPPED = "builtin:smollm2-135m", "builtin:smollm2-135m-cpu"
+DATA = "pydoc:train"
+MINUTES = 1.75
+"""Of the fit."""
+CONTEXT, BUDGETS, TOKENS, ROUNDS = 4000, (0.85, 0.7), 100, 3
+"""Of the decoding that is timed. Budgets are shares of the dense step's time. A short prompt would show little: a step
 that reads many keys has more to leave out."""
-SIMULATED: dict[str, Any] = {"context": 500, "budgets": [0.95, 0.85], "tokens": 40, "rounds": 1}
-"""The same where only the torch backend runs, whose steps take ten times as long."""
 PASSAGE = "Compound statements"
 QUESTION = "Explain in a few sentences what the text above says about compound statements."
-
-CONFIG = {"model": MODEL, "data": "pydoc:train", "level_cost_texts": 8}
-SETTINGS = EvaluationSettings(budgets=(0.5,), texts=16, context=512, length=128, trials=2, batch=4)
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
-TOKENS = 100
-"""Of the reply to `PROMPT`, at most."""
+STAGES = ("decoding", "fit", "reply and report")
+COLUMNS = ("", "tokens/s", "ms per token", "speed", "bytes read", "KV pages", "MLP channels")
 
-STAGES = ("speeds", "training", "comparison", "replies and report")
-
-Report = Callable[..., None]
-"""Called as report(what is done now, parts done, parts in all[, training record])."""
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is done now, parts done and parts in all."""
 
 
 @dataclass
 class Clock:
-    """Seconds of the stages in this run; a stage that had been finished before takes next to none."""
+    """Seconds of the stages in this run; a fit that was finished before takes next to none."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -70,137 +61,198 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """replies: by net keep. seconds: by stage."""
+class Decoded:
+    """A reply to the question after the passage. budget: share of the dense step's time, None for dense. attention,
+    mlp, bytes: shares realised. milliseconds: of a step. same: how many of its first tokens are those of the dense
+    one."""
 
-    result: EvaluationResult
-    replies: dict[float, Reply]
-    seconds: dict[str, float]
+    budget: float | None
+    attention: float
+    mlp: float
+    bytes: float
+    milliseconds: float
+    tokens: int
+    same: int
+    text: str
+
+    @property
+    def name(self) -> str:
+        return "dense" if self.budget is None else f"budget {self.budget:.2f}"
+
+    def cells(self, dense: "Decoded") -> list[str]:
+        """A row of a table, by `COLUMNS`."""
+        return [
+            self.name, f"{1000 / self.milliseconds:.0f}", f"{self.milliseconds:.2f}",
+            f"{dense.milliseconds / self.milliseconds:.2f}×", f"{self.bytes:.2f}", f"{self.attention:.2f}",
+            f"{self.mlp:.2f}",
+        ]  # fmt: skip
+
+    def difference(self, dense: "Decoded") -> str:
+        """How its text differs from the dense one; empty for the dense one."""
+        if self.budget is None:
+            return ""
+        if self.same == self.tokens == dense.tokens:
+            return "the same text as dense"
+        return f"the first {self.same} of {self.tokens} tokens as dense, then other words"
 
 
-def decode(out: Path, report: Report, clock: Clock) -> Speeds:
-    """Decode one prompt dense and under budgets with the policy that ships with solm, and keep what was found in `out`.
+@dataclass(frozen=True)
+class Speeds:
+    """Replies to one prompt of `prompt` tokens, dense first; machine: backend and threads, in words."""
 
-    On the compiled engine; where it cannot run, the torch backend shows the texts, and the note says why. What the same
-    code has found before is not measured again.
+    machine: str
+    prompt: int
+    replies: list[Decoded]
+
+
+def decode(out: Path, progress: Progress, clock: Clock) -> Speeds:
+    """Decode one prompt dense and under budgets with the policy that ships with solm; kept in ``speeds.json``.
+
+    The prompt is read once. A step's time is the median over interleaved rounds of their mean steps.
     """
     with clock.stage(STAGES[0]):
-        made: dict[str, Any] = {
-            "commit": commit(), "versions": versions(), "compiler": find_compiler(),
-            "threads": torch.get_num_threads(), "processor": processor(), "settings": FAST,
-        }  # fmt: skip
-        path = out / "speeds.json"
-        found = None if made["commit"].endswith("+changes") else _speeds_before(path, made)
-        if found is None:
-            found = _speeds(report)
-            write_json(path, {"made": made, **found.as_dict()})
-        return found
+        progress("loading the model, and building the engine at the first run", 0, None)
+        lm = load(MODEL, SHIPPED, backend="cpu")
+        ids = _passage(lm)
+        progress(f"reading a prompt of {ids.shape[1]:,} tokens", 0, None)
+        read = lm.session(capacity=ids.shape[1])
+        read.prefill(ids[:, :-1])
+        orders, done = (None, *BUDGETS), 0
+        times: dict[float | None, list[float]] = {budget: [] for budget in orders}
+        tokens: dict[float | None, list[Token]] = {}
+        for _ in range(ROUNDS):
+            for budget in orders:
+                progress("decoding dense and under budgets", done, ROUNDS * len(orders))
+                tokens[budget], milliseconds = _timed(lm, ids, budget, read.copy(ids.shape[1] - 1, _room(ids)))
+                times[budget].append(milliseconds)
+                done += 1
+        replies = []
+        for budget, found in tokens.items():
+            reply = summarise(lm, found, {}, ids.shape[1])
+            spent, same = reply.compute.realised, _common(found, tokens[None])
+            replies.append(
+                Decoded(
+                    budget, spent["attention"], spent["mlp"], spent["bytes"], statistics.median(times[budget]),
+                    len(found), same, reply.text,
+                )
+            )  # fmt: skip
+        lm.detach()
+        speeds = Speeds(machine(lm.backend.name, lm.threads), ids.shape[1], replies)
+        write_json(out / "speeds.json", {"commit": commit(), "processor": processor(), **asdict(speeds)})
+        return speeds
 
 
-def _speeds(report: Report) -> Speeds:
-    trained = TrainedPolicy.from_pretrained(FAST_POLICY)
-    report("loading the model, and building the engine at the first run", 0, None)
-    note = ""
-    try:
-        lm, how = load(MODEL, trained, backend="cpu"), FAST
-    except SolmError as error:
-        lm, how = load(MODEL, trained, backend="torch"), SIMULATED
-        cure = (
-            "" if find_compiler() else "; install one (apt install g++, or xcode-select --install) and run this again"
-        )
-        note = f"{error}{cure}. The torch backend computes what a budget leaves out, so its speeds say nothing."
-    ids = _passage(lm, how["context"])
-    found = side_by_side(lm, ids, QUESTION, how["budgets"], how["tokens"], how["rounds"], report)
-    lm.detach()
-    return replace(found, note=note)
+def fitted(
+    out: Path, minutes: float, progress: Progress, remark: Callable[[str], None], clock: Clock
+) -> EvaluationResult:
+    """Fit a policy in the folder ``out/fit``, where an interrupted fit goes on; the comparison on held-out text."""
+    with clock.stage(STAGES[1]):
+        lm = load(MODEL, backend="cpu")
+        assert lm.tokenizer is not None
+        return fit(
+            lm, [token_stream(DATA, lm.tokenizer)], out / "fit", minutes, strict=False, remark=remark,
+            report=lambda phase, done, total, left: progress(f"fit: {phase}", done, total),
+        )  # fmt: skip
 
 
-def _speeds_before(path: Path, made: dict[str, Any]) -> Speeds | None:
-    """What the same code has found in the same setting; None where there is nothing, or it is of something else."""
-    try:
-        content = json.loads(path.read_text())
-        return Speeds.from_dict(content) if content.pop("made") == made else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+def report(out: Path, speeds: Speeds, result: EvaluationResult | None, progress: Progress, clock: Clock) -> Reply:
+    """A reply under the policy, kept in ``reply.json``, and the page ``report.html``. result: None: the policy is the
+    one that ships with solm."""
+    with clock.stage(STAGES[2]):
+        progress("a reply under the policy", 0, None)
+        trained = TrainedPolicy.from_pretrained(SHIPPED if result is None else out / "fit" / "policy")
+        lm = load(MODEL, trained, backend="cpu")
+        budget = BUDGETS[0] if result is None else result.settings["budgets"][len(result.settings["budgets"]) // 2]
+        reply: Reply = lm.generate(PROMPT, budget=budget, max_new_tokens=TOKENS)
+        lm.detach()
+        write_json(out / "reply.json", reply.as_dict())
+    write_text(out / "report.html", "\n".join(_page(speeds, result, reply, budget, clock)) + "\n")
+    write_json(out / "seconds.json", clock.seconds)
+    return reply
 
 
-def _passage(lm: LanguageModel, tokens: int) -> torch.Tensor:
-    """About `tokens` tokens of Python's documentation and a question about them: ids [1, C]."""
-    tokenizer = lm.tokenizer
-    assert tokenizer is not None
+def summary(speeds: Speeds, result: EvaluationResult | None) -> list[str]:
+    """What was measured, in sentences."""
+    dense, *others = speeds.replies
+    faster = " and ".join(
+        f"{one.milliseconds:.1f} ms under budget {one.budget:.2f} "
+        f"({dense.milliseconds / one.milliseconds:.2f} times as fast)"
+        for one in others
+    )
+    lines = [
+        f"Speed: after {speeds.prompt:,} tokens a dense step took {dense.milliseconds:.1f} ms here, {faster}. A short "
+        "context saves less."
+    ]
+    if result is None:
+        return lines
+    s = result.settings
+    sample = f"{counted(s['texts'], 'text')} of {s['length']} tokens, {result.points[0].tokens:,} in all."
+    return [*lines, *(f"Fitted policy: {line}." for line in verdict(result)), f"Sample: {sample}"]
+
+
+def _passage(lm: LanguageModel) -> torch.Tensor:
+    """About `CONTEXT` tokens of Python's documentation and a question about them: ids [1, C]."""
+    assert lm.tokenizer is not None
     text = max(documents("pydoc"), key=lambda document: (document.startswith(PASSAGE), len(document)))
-    beginning = tokenizer.decode(tokenizer(text).input_ids[:tokens])
+    beginning = lm.tokenizer.decode(lm.tokenizer(text).input_ids[:CONTEXT])
     return lm.encode(f"{beginning}\n\n{QUESTION}")
 
 
-def run(out: Path, speeds: Speeds, batches: int, report: Report, clock: Clock, pretrained: bool = False) -> Outcome:
-    """Train, compare and generate in the folder `out`; parts that are finished are reused.
-
-    speeds: for the report. batches: of training. pretrained: use the policy that ships with solm instead of training.
-    """
-    with clock.stage(STAGES[1]):
-        trained = TrainedPolicy.from_pretrained(PRETRAINED) if pretrained else _train(out, batches, report)
-    with clock.stage(STAGES[2]):
-        report("loading the model with the policy", 0, None)
-        lm = load(MODEL, trained, backend="torch")
-        result = _compare(out, lm, report)
-    with clock.stage(STAGES[3]):
-        replies = {}
-        for index, net in enumerate(SETTINGS.budgets):
-            report("generating with the policy", index, len(SETTINGS.budgets))
-            replies[net] = lm.generate(PROMPT, budget=f"keep={net}", max_new_tokens=TOKENS)
-        lm.detach()
-        write_json(out / "replies.json", {str(net): reply.as_dict() for net, reply in replies.items()})
-        picture = plot(result)
-        write_bytes(out / "result.png", picture)
-        write_text(out / "report.html", render(result, picture, PROMPT, replies, clock.seconds, speeds))
-    write_json(out / "seconds.json", clock.seconds)
-    return Outcome(result, replies, clock.seconds)
+def _room(ids: torch.Tensor) -> int:
+    return int(ids.shape[1]) + TOKENS
 
 
-def _train(out: Path, batches: int, report: Report) -> TrainedPolicy:
-    # An allocation is the model's, whatever the policy, and takes as long to find as a policy takes to train.
-    sparsity = SparsityConfig().under(read_allocation(PRETRAINED))
-    config = ValueTrainConfig.build({**CONFIG, "sparsity": sparsity, "batches": batches}, "the quickstart")
-    lm = load(config.model, sparsity=config.sparsity, backend="torch")
-    if not (out / "policy").exists():
-        report("training a policy", min(batches, len(list((out / SAMPLES).glob("*")))), batches)
-
-    trained = train_values(
-        lm, config, out,
-        lambda record: report("training a policy", record["update"], batches, record),
-        level_costs=lambda done, total: report("measuring what every level costs, and fitting the policy", done, total),
-    )  # fmt: skip
-    lm.detach()
-    return trained
+def _timed(lm: LanguageModel, ids: torch.Tensor, budget: float | None, session: Session) -> tuple[list[Token], float]:
+    """The tokens of a greedy reply and the milliseconds of a step."""
+    tokens, moments = [], []
+    policy = "dense" if budget is None else None
+    for token in stream(lm, ids, budget=budget, policy=policy, max_new_tokens=TOKENS, session=session):
+        tokens.append(token)
+        moments.append(time.perf_counter())
+    milliseconds = step_milliseconds(moments)
+    if milliseconds is None:
+        raise SolmError(f"the time of a step needs at least 3 tokens, this reply has {len(tokens)}")
+    return tokens, milliseconds
 
 
-def _compare(out: Path, lm: LanguageModel, report: Report) -> EvaluationResult:
-    """The comparison on held-out text, from `out` where it is there and of this policy."""
-    assert lm.tokenizer is not None
-    assert lm.trained is not None
-    found = _reuse(out / "result.json", lm.trained.config.provenance)
-    if found is not None:
-        return found
-    report("comparing on held-out text", 0, -(-SETTINGS.texts // SETTINGS.batch))
-    with resumable(out / "result.json") as partial:
-        result = evaluate(
-            lm,
-            [token_stream(HELD_OUT, lm.tokenizer)],
-            SETTINGS,
-            partial=partial,
-            progress=lambda done, total: report("comparing on held-out text", done, total),
+def _common(ours: list[Token], theirs: list[Token]) -> int:
+    """How many first tokens are the same."""
+    pairs = zip(ours, theirs, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one.id != other.id), min(len(ours), len(theirs)))
+
+
+def _page(speeds: Speeds, result: EvaluationResult | None, reply: Reply, budget: float, clock: Clock) -> Iterator[str]:
+    """The lines of the page."""
+    dense = speeds.replies[0]
+    took = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in clock.seconds.items())
+    facts = f"{MODEL}, commit {commit()}, {processor()}. Seconds taken: {took}."
+    yield head("solm quickstart")
+    yield f"<h1>A compute dial for a frozen model</h1><p class=soft>{escape(facts)}</p><ul>"
+    yield from (f"<li>{escape(line)}</li>" for line in summary(speeds, result))
+    yield (
+        f"</ul><h2>What the dial saves on this machine</h2><p>The same prompt of {speeds.prompt:,} tokens, decoded on "
+        f"{escape(speeds.machine)}. A budget is a share of the dense step's time.</p><div class='scroll names'><table>"
+        f"<tr>{''.join(f'<th>{column}' for column in COLUMNS)}</tr>"
+    )
+    yield from (f"<tr>{''.join(f'<td>{cell}' for cell in one.cells(dense))}</tr>" for one in speeds.replies)
+    yield f"</table></div><p class=soft>{escape(QUESTION)}</p>"
+    for one in speeds.replies:
+        yield f"<p><b>{one.name}</b> <span class=soft>{one.difference(dense)}</span></p>"
+        yield f"<div class=reply>{escape(one.text.strip())}</div>"
+    if result is not None:
+        yield "<h2>How the fitted policy compares</h2>"
+        yield perplexity_table(result)
+        yield (
+            "<p class=soft>Differences are policy minus arm, in nats per token, with paired bootstrap 95 % intervals "
+            "over texts. Negative is better. An interval that holds 0 is within the noise.</p>"
         )
-        write_text(out / "result.json", result.model_dump_json(indent=2) + "\n")
-    return result
-
-
-def _reuse(path: Path, provenance: dict[str, Any]) -> EvaluationResult | None:
-    """The result at `path`; None where there is none, or where it belongs to another policy or other settings."""
-    try:
-        result = EvaluationResult.model_validate_json(path.read_bytes())
-    except (OSError, ValueError):
-        return None
-    asked = SETTINGS.model_dump(mode="json")
-    same = result.policy == json.loads(json.dumps(provenance)) and asked.items() <= result.settings.items()
-    return result if same else None
+        yield image(plot(result), f"perplexity against {result.currency}")
+    spent = reply.compute.realised
+    yield (
+        f"<h2>A reply under the policy</h2><p>{escape(PROMPT)}</p><p><b>budget {budget:.2f}</b> <span class=soft>"
+        f"{spent['bytes']:.2f} of dense bytes, attention {spent['attention']:.2f}, MLP {spent['mlp']:.2f}. Background: "
+        "bytes read by the step behind each token, from green (few) to red (dense).</span></p>"
+    )
+    yield coloured(
+        (token.text, token.cost, f"{token.action}, {token.cost:.2f} of dense bytes") for token in reply.tokens
+    )

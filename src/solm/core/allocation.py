@@ -23,7 +23,7 @@ class Allocation(Frozen):
     is given, the share of those that the down projection reads, and `mlp` is that of those that gate and up read.
     qkv, out: the same for the inputs of attention's projections; both or none. Sites without curves of their own
     follow `mlp`. input_bits, hidden_bits: where a layer's curve is below a half, steps read only the upper bits of the
-    weights of gate and up, or of down; both or none. Curves rise to 1. `solm.training.allocate` finds curves whose mean
+    weights of gate and up, or of down; both or none. Curves rise to 1. `solm.fit.allocation` finds curves whose mean
     is the average share. Others are allowed, as ledgers count realised shares.
     """
 

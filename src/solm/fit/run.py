@@ -59,6 +59,7 @@ def fit(
     out: Path,
     minutes: float | None = None,
     seed: int = 0,
+    strict: bool = True,
     report: Report = lambda phase, done, total, left: None,
     remark: Callable[[str], None] = lambda text: None,
 ) -> EvaluationResult:
@@ -70,7 +71,7 @@ def fit(
     stopped, but for the timings.
 
     minutes: in all, on this machine; by default by the model's size. report: how far it is. remark: gets the plan and
-    what is worth saying, in lines.
+    what is worth saying, in lines. strict: refuse minutes that are too few instead of taking longer.
 
     Raises:
         Interrupted: at SIGINT or SIGTERM, with at most the unit of work under way lost.
@@ -92,7 +93,7 @@ def fit(
         job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
         left = [name for name, output, inputs, _ in ORDER if not folder.is_done(name, output, inputs)]
         if not folder.is_planned:  # else the speed of today could refuse what was accepted before
-            for line in plan_lines(job):
+            for line in plan_lines(job, strict):
                 remark(line)
         elif left:
             spent = sum(folder.seconds.values()) / 60
@@ -113,10 +114,10 @@ def fit(
     return results[0]
 
 
-def plan_lines(job: Job) -> list[str]:
-    """What is going to be measured, and for how long. Raises `SolmError` where the minutes are too few."""
+def plan_lines(job: Job, strict: bool) -> list[str]:
+    """What is going to be measured, and for how long. strict: raise `SolmError` where the minutes are too few."""
     speed = job.speed()
-    sizes = job.planned(speed, strict=True)
+    sizes = job.planned(speed, strict=strict)
     compared = ", ".join(f"{_texts(c.texts)} of {c.length} tokens after {c.context}" for c in sizes.comparisons)
     clock = {name: f"{job.minutes * share:.1f} min" for name, share in PHASES.items()}
     return [
