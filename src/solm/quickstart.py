@@ -11,11 +11,10 @@ from pathlib import Path
 import torch
 
 from solm.backends.session import Session
-from solm.core.errors import SolmError
+from solm.core.cost import machine
+from solm.core.errors import SolmError, counted
 from solm.core.files import write_json, write_text
 from solm.core.provenance import commit, processor
-from solm.core.timings import machine
-from solm.core.words import counted
 from solm.data.text import documents
 from solm.data.windows import token_stream
 from solm.evaluation.report.actions import coloured

@@ -8,7 +8,7 @@ import pytest
 from solm.cli.checks import out_file
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import beside, locked, read_json, read_model, read_object, resumable, write_bytes, write_json
-from solm.training.config import ValueTrainConfig
+from solm.core.sparsity import SparsityConfig
 
 
 def test_a_folder_is_held_by_one_process_until_it_lets_go(tmp_path):
@@ -26,9 +26,9 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         write_bytes(path / "below", b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
-    path.write_text('{"batches": ')
+    path.write_text('{"window": ')
     with pytest.raises(DamagedFileError, match="damaged or of another version"):
-        read_model(path, ValueTrainConfig)
+        read_model(path, SparsityConfig)
 
 
 def test_a_pipe_is_written_to_and_stays_alone(tmp_path):

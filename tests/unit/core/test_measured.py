@@ -6,7 +6,7 @@ import pytest
 from helpers.timings import CPU, SHAPES, made_timings
 from solm.core.cost import MeasuredCost
 from solm.core.sparsity import SparsityConfig
-from solm.fitting.site_parts import measured_parts
+from solm.fit.curves import measured_parts
 
 
 def test_rates_are_those_of_the_levels_that_were_measured():

@@ -2,12 +2,13 @@
 
 import pytest
 import torch
-from solm.training.counterfactual import Samples, draw_levels
 
 from helpers.policies import SPACE
-from solm.fit.regression import fit_samples as fit
-from solm.policies.value_policy import ValueConfig
-from solm.training.config import FitConfig
+from solm.fit.costs import cost_factors
+from solm.fit.regression import fit_samples, set_level_costs
+from solm.fit.samples import Samples, draw_levels
+from solm.policies.value_network import ValueNetwork
+from solm.policies.value_policy import ValueConfig, ValuePolicy
 
 
 def planted(noise: float) -> Samples:
@@ -28,7 +29,7 @@ def planted(noise: float) -> Samples:
 
 def test_regression_finds_what_is_there_and_little_where_nothing_is():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
-    network, found = fit(planted(noise=1), config, FitConfig(batch=512, dropout=0.1))
+    network, found = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
     assert found.explained[-1] > 0.2
     # Sensitivities are 1 on average; the costs are the planted ones, on the planted axis alone.
     torch.testing.assert_close(network.training_sensitivities.float().mean(0), torch.ones(3), rtol=0, atol=0.05)
@@ -37,22 +38,22 @@ def test_regression_finds_what_is_there_and_little_where_nothing_is():
     assert float(costs[0][0]) == pytest.approx(0, abs=0.1)
     nothing = planted(noise=1)
     nothing.divergence.copy_(torch.rand(nothing.cost.shape, generator=torch.Generator().manual_seed(3)))
-    assert fit(nothing, config, FitConfig(epochs=2, batch=512))[1].explained[-1] < 0.01
+    assert fit_samples(nothing, config, 12, epochs=2, batch=512)[1].explained[-1] < 0.01
 
 
 def test_trust_in_the_network_is_the_slope_on_held_out_samples_less_its_error():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
-    network, found = fit(planted(noise=1), config, FitConfig(batch=512, dropout=0.1))
+    network, found = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
     assert found.slopes[1] == pytest.approx(1, abs=0.25)
     assert 0 < found.errors[1] < 0.2
     assert float(network.trust[1]) == pytest.approx(min(found.slopes[1] - found.errors[1], 1))
     luck = planted(noise=1)
     order = torch.randperm(luck.cost.numel(), generator=torch.Generator().manual_seed(4))
     luck.cost.copy_(luck.cost.flatten()[order].view(luck.cost.shape))
-    network, found = fit(luck, config, FitConfig(batch=512, dropout=0.1))
+    network, found = fit_samples(luck, config, 12, batch=512, dropout=0.1)
     assert float(network.trust[1]) < 0.2
     few = Samples(*(getattr(luck, name)[:20] for name in Samples.__dataclass_fields__))
-    network, found = fit(few, config, FitConfig(batch=512, dropout=0.1))
+    network, found = fit_samples(few, config, 2, batch=512, dropout=0.1)
     assert found.errors[1] > 0.2, "two texts are held out"
     assert float(network.trust[1]) == pytest.approx(min(max(found.slopes[1] - found.errors[1], 0), 1))
 
@@ -61,11 +62,27 @@ def test_one_held_out_text_does_not_say_how_far_the_network_can_be_trusted():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     whole = planted(noise=1)
     few = Samples(*(getattr(whole, name)[:10] for name in Samples.__dataclass_fields__))
-    network, found = fit(few, config, FitConfig(epochs=2, batch=512))
+    network, found = fit_samples(few, config, 1, epochs=2, batch=512)
     assert found.errors == [float("inf")] * 3
     assert network.trust.tolist() == [0, 0, 0]
-    by_number, by_share = (
-        fit(few, config, FitConfig(epochs=1, batch=512, held_out=share), held_out=number)[1]
-        for share, number in ((0.1, 3), (0.3, None))
-    )
-    assert by_number == by_share, "three of ten texts"
+
+
+def test_only_a_steps_own_part_of_attentions_cost_scales_with_sensitivity():
+    made = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
+    with torch.no_grad():
+        for costs in made.level_costs:
+            costs.copy_(torch.tensor([0.5, 0.1]))
+        measured = ([1.0, 0.4, 0.0], [0.8, 0.2, 0.0], [0.3, 0.05, 0.0])
+        set_level_costs(made, [torch.tensor(costs) for costs in measured])
+    assert made.config.attention_own == (0.5, 0.25)
+    attention, mlp, bits = ValuePolicy(made, SPACE).level_costs(torch.tensor([[1.0, 1, 1], [3, 3, 3]]))
+    wanted = torch.tensor([[1.0, 0.4, 0], [2.0, 0.6, 0]]).double()
+    torch.testing.assert_close(attention, wanted, rtol=0, atol=1e-7)
+    torch.testing.assert_close(mlp[1], 3 * mlp[0])
+    torch.testing.assert_close(bits[1], 3 * bits[0])
+
+
+def test_what_levels_cost_after_another_context_is_one_multiple_per_axis():
+    near, far = [[0.4, 0.1, 0.0], [1.0, 0.2, 0.0], [0.0]], [[0.15, 0.1, 0.0], [2.0, 1.6, 0.0], [0.0]]
+    assert cost_factors(near, far) == pytest.approx((0.5, 3, 1))
+    assert cost_factors(near, [[0.0] * 3, *near[1:]]) == pytest.approx((0.01, 1, 1)), "never free"
