@@ -59,9 +59,9 @@ def fit(
     out: Path,
     minutes: float | None = None,
     seed: int = 0,
-    strict: bool = True,
     report: Report = lambda phase, done, total, left: None,
     remark: Callable[[str], None] = lambda text: None,
+    strict: bool = True,
 ) -> EvaluationResult:
     """Fit a policy to a model without one, in the folder `out`, and compare it; the comparison after the context that
     it was learned after.
