@@ -29,11 +29,11 @@ finally:
     print("imported:", *heavy, file=sys.stderr)
 """
 SLOWER = """
-add = decode.Draft.add
+take = batch.Row.take
 def slowly(*given):
     time.sleep(0.05)
-    return add(*given)
-decode.Draft.add = slowly
+    return take(*given)
+batch.Row.take = slowly
 """
 TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 PROMPT = "the fox jumps over the dog " * 4
@@ -150,7 +150,7 @@ def test_what_needs_transformers_imports_it(places):
 def test_an_interrupted_reply_is_kept_and_ends_with_one_line(places, tmp_path):
     out = tmp_path / "reply.json"
     given = ["--model", places["model"], "--backend", "cpu", "--max-new-tokens", "300", "--out", str(out), PROMPT]
-    slow = RUNNER.replace("import sys\n", "import sys, time\nimport solm.runtime.decode as decode\n" + SLOWER, 1)
+    slow = RUNNER.replace("import sys\n", "import sys, time\nimport solm.runtime.batch as batch\n" + SLOWER, 1)
     # A shell's background jobs ignore interrupts, and so would what they start.
     heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     process = subprocess.Popen(

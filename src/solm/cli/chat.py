@@ -183,15 +183,13 @@ def _answer(talk: "Talk", line: str) -> None:
     from solm.cli.generate import paint
     from solm.cli.output import complain, say
     from solm.core.interrupt import SIGTERM_CODE, signals
-    from solm.runtime.generate import summarise
 
-    tokens, moments = [], []
+    moments: list[float] = []
     coloured = sys.stdout.isatty()
     with signals("") as stop:
         try:
             reply = talk.stream(line)
             for token in reply:
-                tokens.append(token)
                 moments.append(time.perf_counter())
                 text = "" if token.id in talk.special else token.text
                 print(paint(text, token.cost) if coloured else text, end="", flush=True)
@@ -203,10 +201,11 @@ def _answer(talk: "Talk", line: str) -> None:
             complain(f"{error}; /reset starts a new conversation" if anew else str(error))
             return
     print()
-    done = summarise(talk.lm, tokens, talk.requested(), talk.read)
+    done = talk.reply
+    assert done is not None
     told = [spent.speed(moments)]
     if done.compute.requested["net"] < 1:
-        for line in spent.lines(talk.lm, talk.budget, done, talk.read + len(tokens) // 2):
+        for line in spent.lines(talk.lm, talk.budget, done, talk.read + len(moments) // 2):
             say(line)
         told.append(str(spent.saved(talk.lm, done, moments, talk.read)))
     say(f"[{'; '.join(told)}{'; stopped' if stop else ''}]")

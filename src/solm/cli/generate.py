@@ -87,7 +87,7 @@ def generate(
     from solm.core.budget import Budget, BudgetRequest
     from solm.core.errors import check_unicode
     from solm.core.files import write_json
-    from solm.runtime.generate import check_length, seen_on_average, summarise
+    from solm.runtime.language_model import check_length
     from solm.runtime.load import load
     from solm.runtime.prompts import encode
 
@@ -114,7 +114,7 @@ def generate(
     with checks.option("PROMPT"):
         ids = encode(tokenizer, text, system)
         check_length(ids.shape[1], max_new_tokens, config.context)
-    seen = seen_on_average(ids, max_new_tokens)
+    seen = ids.shape[1] + max_new_tokens // 2
     trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
     decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
     known = checks.step_times(timings, model, backend)
@@ -132,14 +132,12 @@ def generate(
         )  # fmt: skip
     chosen = lm.policy(decider, grid)
     with checks.option("--budget"):
-        resolved = lm.budgets(chosen).resolve(request, seen)
-    tokens, moments = [], []
+        lm.budget(request, seen, chosen)
+    stream = lm.stream(ids, budget=request, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options)
+    moments: list[float] = []
     coloured, special = sys.stdout.isatty() and not json, set(lm.tokenizer.all_special_ids)
     try:
-        for token in lm.stream(
-            ids, budget=resolved.budget, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options
-        ):
-            tokens.append(token)
+        for token in stream:
             moments.append(time.perf_counter())
             if not json and token.id not in special:  # not the end's
                 print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
@@ -148,8 +146,8 @@ def generate(
             print(flush=True)
         raise
     finally:
-        reply = summarise(lm, tokens, resolved.terms, ids.shape[1])
-        if out is not None and tokens:
+        reply = stream.reply
+        if out is not None and moments:
             write_json(out, _told(lm, budget, reply))
     if json:
         print_json(_told(lm, budget, reply))

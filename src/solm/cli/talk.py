@@ -9,12 +9,11 @@ from solm.cli.options import DECIDERS
 from solm.core.budget import Terms, in_time
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import check_length, chosen_policy, stream
-from solm.runtime.language_model import LanguageModel
+from solm.runtime.language_model import LanguageModel, Stream, check_length
 from solm.runtime.load import noted
 from solm.runtime.prefixes import PrefixCache
 from solm.runtime.prompts import chat_tokens
-from solm.runtime.reply import Token
+from solm.runtime.reply import Reply, Token
 
 _MEMORY = 512e6
 """Bytes of the conversation's keys and values that are kept."""
@@ -32,6 +31,7 @@ class Talk:
         self.lm, self.sampling = lm, sampling
         self.policy: str | None = policy
         self.budget: str | None = None
+        self._stream: Stream | None = None
         self.read = 0
         """Tokens of the last prompt, with the conversation before it."""
         self.start(None)
@@ -84,24 +84,26 @@ class Talk:
         Raises `ContextLengthError` where the conversation has become too long, which then stays as it was.
         """
         self.messages.append({"role": "user", "content": said})
-        tokens: list[Token] = []
+        self._stream = None
         try:
             ids = self._encode(self.messages)
             self.read = ids.shape[1]
             check_length(self.read, self.sampling["max_new_tokens"], self.lm.context)
             budget = None if self.policy == "dense" else self.budget
-            for token in stream(
-                self.lm, ids, budget=budget, policy=self.policy, session=self._read(ids), **self.sampling
-            ):
-                tokens.append(token)
-                yield token
+            self._stream = self.lm.stream(
+                ids, budget=budget, policy=self.policy, session=self._read(ids), **self.sampling
+            )
+            yield from self._stream
         finally:
-            if tokens:
-                assert self.lm.tokenizer is not None
-                text = self.lm.tokenizer.decode([token.id for token in tokens], skip_special_tokens=True)
-                self.messages.append({"role": "assistant", "content": str(text)})
+            if self.reply is not None and self.reply.trace.ids:
+                self.messages.append({"role": "assistant", "content": self.reply.text})
             else:
                 self.messages.pop()
+
+    @property
+    def reply(self) -> Reply | None:
+        """What has been generated of the last reply; None where it could not begin."""
+        return None if self._stream is None else self._stream.reply
 
     def fits_alone(self, said: str) -> bool:
         """Whether there is room for `said` and a reply in a new conversation."""
@@ -122,7 +124,7 @@ class Talk:
     def _check(self, policy: str | None, budget: str | None) -> Terms:
         if policy == "dense":
             budget = None  # which spends everything
-        chosen = chosen_policy(self.lm, policy, budget)
+        chosen = self.lm.decider(policy, budget)
         seen = self.read + self.sampling["max_new_tokens"] // 2
         return self.lm.budgets(chosen).resolve(budget, seen).terms
 

@@ -81,6 +81,7 @@ class ControlledModel:
         self._given = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
         carried = None if policy is None or policy.curve is None else policy.curve.timings
         self.timings = self._given or carried
+        self._policies: dict[tuple[str, ActionSpace | None], AnyPolicy] = {}
         self._budgets: dict[tuple[ActionSpace, int, bool], Budgets] = {}
 
     def __enter__(self) -> Self:
@@ -190,16 +191,27 @@ class ControlledModel:
         return self.backend.session(sparsity or self.sparsity, capacity)
 
     def policy(self, name: str = "policy", space: ActionSpace | None = None) -> AnyPolicy:
-        """The trained policy (``policy``), or one of ``dense``, ``static``, ``random`` in `space`."""
+        """The trained policy (``policy``), or one of ``dense``, ``static``, ``random`` in `space`: always the same
+        object, since rows of one policy are decided together."""
+        if (name, space) not in self._policies:
+            self._policies[name, space] = self._policy(name, self.space if space is None else space)
+        return self._policies[name, space]
+
+    def _policy(self, name: str, space: ActionSpace) -> AnyPolicy:
         if name == "policy":
             if self.trained is None:
                 raise SolmError("no policy is loaded; give one, or choose dense, static or random")
             return self.trained.policy()
         if name not in UNTRAINED:
             raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
-        space = self.space if space is None else space
         self.check_space(space)
         return static(space, self.sparsity) if name == "static" else UNTRAINED[name](space)
+
+    def decider(self, policy: str | AnyPolicy | None, budget: BudgetLike) -> AnyPolicy:
+        """The policy that was requested, by name or itself; else the loaded one; without one, static where there is a
+        budget, else dense."""
+        requested = policy or ("policy" if self.trained is not None else "dense" if budget is None else "static")
+        return self.policy(requested) if isinstance(requested, str) else requested
 
     def overhead(self, policy: AnyPolicy) -> int:
         """Weights that `policy` reads at every step besides the model's."""

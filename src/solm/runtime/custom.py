@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from copy import copy
+from functools import partial
 from typing import Any
 
 import torch
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from solm.backends.session import AnyPolicy
+from solm.core.arrays import as_numpy
 from solm.core.budget import BudgetLike
 from solm.core.errors import SolmError
+from solm.runtime.batch import Row, decode
 from solm.runtime.controlled import ControlledModel
-from solm.runtime.decode import Draft, Row, decode
-from solm.runtime.generate import chosen_policy
 from solm.runtime.processors import Processed
 from solm.runtime.sampling import Sampler
 
@@ -45,25 +46,24 @@ def custom_generate(
         if streamer is not None and len(input_ids) != 1:
             raise SolmError(f"a streamer takes one prompt, got {len(input_ids)}")
         longest = int(generation_config.max_length) - input_ids.shape[1]
-        decides, mask = chosen_policy(lm, policy, budget), kwargs.get("attention_mask")
+        decides, mask = lm.decider(policy, budget), kwargs.get("attention_mask")
         rows = []
         for number, padded in enumerate(input_ids):
             ids = padded if mask is None else padded[mask[number].bool()]
             # The global generator, so that torch.manual_seed and transformers' set_seed decide.
             seed = int(torch.randint(1 << 62, ()))
-            draws = bool(generation_config.do_sample)
             own = _of_row(logits_processor, number)
             scoring = Processed(padded[None], own, lm.beside_engine) if own else None
-            sampler = Sampler(seed, scoring, draws)
-            target = lm.budget(budget, len(ids) + longest // 2, decides)
-            draft = Draft(lm, sampler, len(ids), decides)
-            rows.append(Row(ids[None], decides, target, longest, draft, _End(padded, stopping_criteria)))
+            sampler = Sampler(seed, scoring, bool(generation_config.do_sample))
+            target = lm.budget(budget, len(ids) + longest // 2, decides).shares
+            criteria = partial(_ended, stopping_criteria, padded)
+            rows.append(Row(as_numpy(ids), decides, target, longest, sampler, criteria=criteria))
         if streamer is not None:
             streamer.put(input_ids.cpu())
-        for _, token in decode(lm, rows, _BATCH):
+        for row in decode(lm, rows, _BATCH):
             if streamer is not None:
-                streamer.put(torch.tensor([token.id]))
-        return _padded(input_ids, [row.draft for row in rows], generation_config._pad_token_tensor)
+                streamer.put(torch.tensor([row.ids[-1]]))
+        return _padded(input_ids, [row.ids for row in rows], generation_config._pad_token_tensor)
 
     return loop
 
@@ -79,21 +79,15 @@ def _of_row(processors: Any, number: int) -> LogitsProcessorList:
     return own
 
 
-class _End:
+def _ended(criteria: Any, prompt: torch.Tensor, reply: list[int]) -> bool:
     """Whether transformers' criteria end a reply to prompt [C], padding included."""
-
-    def __init__(self, prompt: torch.Tensor, criteria: Any):
-        self._prompt, self._criteria = prompt, criteria
-
-    def __call__(self, draft: Draft) -> bool:
-        said = self._prompt.new_tensor([token.id for token in draft.tokens])
-        return bool(self._criteria(torch.cat([self._prompt, said])[None], None).all())
+    return bool(criteria(torch.cat([prompt, prompt.new_tensor(reply)])[None], None).all())
 
 
-def _padded(input_ids: torch.Tensor, drafts: list[Draft], padding: torch.Tensor | None) -> torch.Tensor:
+def _padded(input_ids: torch.Tensor, replies: list[list[int]], padding: torch.Tensor | None) -> torch.Tensor:
     """Prompts and replies [N, C + longest reply]."""
-    most = max(len(draft.tokens) for draft in drafts)
-    replies = input_ids.new_full((len(drafts), most), 0 if padding is None else int(padding))
-    for reply, draft in zip(replies, drafts, strict=True):
-        reply[: len(draft.tokens)] = torch.tensor([token.id for token in draft.tokens])
-    return torch.cat([input_ids, replies], 1)
+    longest = max(map(len, replies))
+    padded = input_ids.new_full((len(replies), longest), 0 if padding is None else int(padding))
+    for row, reply in zip(padded, replies, strict=True):
+        row[: len(reply)] = torch.tensor(reply)
+    return torch.cat([input_ids, padded], 1)

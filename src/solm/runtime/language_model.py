@@ -1,21 +1,89 @@
-"""`LanguageModel`: what `solm.load` and `solm.attach` return."""
+"""`LanguageModel`: what `solm.load` and `solm.attach` return. It generates under a budget."""
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, overload
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from numbers import Integral
+from typing import TYPE_CHECKING, Any, Self, overload
 
 import numpy as np
 
-from solm.backends.session import AnyPolicy
+from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array, as_tensor
-from solm.core.budget import BudgetLike
-from solm.core.errors import DataError
+from solm.core.budget import Budget, BudgetLike, Terms
+from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
+from solm.policies.schedules import Dense
+from solm.runtime.batch import Batch, Row, decode
 from solm.runtime.controlled import ControlledModel
-from solm.runtime.generate import ending, generate, stream
+from solm.runtime.grammars import Grammar
 from solm.runtime.prompts import Message, Prompt, Prompts, are_ids, encode, token_rows
-from solm.runtime.reply import Reply, Token
+from solm.runtime.reply import Reply, TextStream, Token
+from solm.runtime.sampling import Sampler
 
 if TYPE_CHECKING:
     import torch
+
+
+@dataclass(frozen=True)
+class GenerateOptions:
+    """How a reply is generated.
+
+    Args:
+        budget: what the steps may spend on average, in any form of `LanguageModel.budget`: ``0.7`` (a share of the
+            dense step's time or bytes), ``"keep=0.6"``, ``"attention=0.4,mlp=0.8"``, ``"ms=4.5"`` or a `Budget`; None:
+            dense.
+        policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
+            loaded one; without one, ``static`` where there is a budget, else ``dense``.
+        max_new_tokens: most tokens of the reply; by default 128.
+        max_length: most tokens of prompt and reply together, in place of `max_new_tokens`.
+        seed: of all random numbers.
+        stop_strings: texts that end the reply, which still contains them.
+        grammar: what the reply must fit.
+        sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
+            top_k, min_p, repetition_penalty, ...), and presence_penalty and frequency_penalty. Greedy by default.
+
+    Raises `SolmError` for values that no prompt could be generated with.
+    """
+
+    budget: BudgetLike = None
+    policy: str | AnyPolicy | None = None
+    max_new_tokens: int | None = None
+    max_length: int | None = None
+    seed: int = 0
+    stop_strings: str | list[str] | tuple[str, ...] = ()
+    grammar: Grammar | None = None
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any]) -> Self:
+        """From keyword arguments, of which those that are no fields are sampling options."""
+        names = {each.name for each in fields(cls)} - {"sampling"}
+        own = {name: value for name, value in options.items() if name in names}
+        return cls(**own, sampling={name: value for name, value in options.items() if name not in names})
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.seed, Integral):
+            raise SolmError(f"seed must be a whole number, got {self.seed!r}")
+        stops = [self.stop_strings] if isinstance(self.stop_strings, str) else self.stop_strings or []
+        if not isinstance(stops, list | tuple) or not all(isinstance(stop, str) and stop for stop in stops):
+            raise SolmError(f"stop_strings must be texts that are not empty, got {self.stop_strings!r}")
+        object.__setattr__(self, "stop_strings", tuple(stops))
+        if self.grammar is not None and not isinstance(self.grammar, Grammar):
+            kind = type(self.grammar).__name__
+            raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {kind}")
+
+    def longest(self, prompt: int) -> int:
+        """How many tokens a reply to `prompt` tokens may have. Raises `SolmError` for an impossible length."""
+        if self.max_length is not None:
+            if self.max_new_tokens is not None:
+                raise SolmError("max_new_tokens and max_length say the same thing twice; give one of them")
+            if not isinstance(self.max_length, Integral) or self.max_length <= prompt:
+                raise SolmError(f"max_length must be above the {prompt} tokens of the prompt, got {self.max_length!r}")
+            return self.max_length - prompt
+        longest = 128 if self.max_new_tokens is None else self.max_new_tokens
+        if not isinstance(longest, Integral) or longest < 1:
+            raise SolmError(f"max_new_tokens must be a whole number of at least 1, got {longest!r}")
+        return longest
 
 
 class LanguageModel(ControlledModel):
@@ -27,24 +95,55 @@ class LanguageModel(ControlledModel):
     def generate(self, prompt: list[str] | list[list[Message]], **options: Any) -> list[Reply]: ...
     @overload
     def generate(self, prompt: Array | None = None, **options: Any) -> Any: ...
-    def generate(self, prompt: Prompts | None = None, **options: Any) -> Any:
-        """Generate under a budget; see `solm.runtime.generate.generate` for the options.
+    def generate(
+        self, prompt: Prompts | None = None, *, streamer: Any = None, batch_size: int = 16, **options: Any
+    ) -> Any:
+        """Generate under a budget.
 
-        The prompt is text, a list of messages (dicts with role and content), token ids [N, C] with their
-        attention_mask, what a tokenizer returns (``generate(**inputs, budget=0.6)``), or a list of texts or of lists of
-        messages. One prompt gives a `Reply`; several prompts, or N > 1, give a list of them.
+        Args:
+            prompt: text, a list of messages (dicts with role and content), token ids [N, C] with their attention_mask,
+                what a tokenizer returns (``generate(**inputs, budget=0.6)``), or a list of texts or of lists of
+                messages. One prompt gives a `Reply`; several prompts, or N > 1, give a list of them.
+            streamer: of transformers, such as `TextStreamer` or `TextIteratorStreamer`, for one prompt: gets the prompt
+                and every token, and is ended.
+            batch_size: most prompts that decode together; the others wait.
+            options: of `GenerateOptions`. A list of budgets has one for every prompt. seed: of the first prompt; prompt
+                i draws as it would alone with seed + i.
+
+        Raises:
+            BudgetError: a budget that cannot be read or met.
+            ContextLengthError: prompt and new tokens exceed the model's context.
+            GrammarError: a grammar that is malformed, or that takes too much.
+            SolmError: an option that is unknown or not supported, or an impossible length; of several prompts the
+                message says which, before anything is generated.
         """
-        with ending(options.get("streamer")):
-            rows, several = self._rows(prompt, options)
-            replies = generate(self, rows, **options)
-        return replies if several else replies[0]
+        with ending(streamer):
+            prompts, several = self._prompts(prompt, options)
+            if batch_size < 1:
+                raise SolmError(f"batch_size must be at least 1, got {batch_size}")
+            if streamer is not None and len(prompts) != 1:
+                raise SolmError(f"a streamer takes one prompt, got {len(prompts)}")
+            made = self._rows(prompts, options)
+            if streamer is not None:
+                streamer.put(as_tensor(prompts[0]).cpu())
+            for row in decode(self, [row for row, _ in made], batch_size):
+                if streamer is not None:
+                    streamer.put(as_tensor([row.ids[-1]]))
+            replies = [self._reply(row, requested) for row, requested in made]
+            return replies if several else replies[0]
 
-    def stream(self, prompt: Prompt | None = None, **options: Any) -> Iterator[Token]:
-        """The reply to one prompt, token by token; see `solm.runtime.generate.stream` for the options."""
-        rows, several = self._rows(prompt, options)
+    def stream(self, prompt: Prompt | None = None, *, session: Session | None = None, **options: Any) -> "Stream":
+        """The reply to one prompt, token by token. Prompt, options and errors as for `generate`.
+
+        session: one row that has read the first tokens of the prompt, at most all but the last; by default a new one.
+        It must not be used afterwards.
+        """
+        prompts, several = self._prompts(prompt, options)
         if several:
-            raise DataError(f"stream takes one prompt, got {len(rows)}; generate takes several")
-        return stream(self, rows[0], **options)
+            raise DataError(f"stream takes one prompt, got {len(prompts)}; generate takes several")
+        row, requested = self._row(prompts[0], GenerateOptions.of(options), read_text=True)
+        row.session = session
+        return Stream(self, row, requested)
 
     def custom_generate(
         self, budget: BudgetLike = None, policy: str | AnyPolicy | None = None, streamer: Any = None
@@ -64,8 +163,9 @@ class LanguageModel(ControlledModel):
             return as_tensor(np.concatenate(rows))
         return as_tensor(encode(self.tokenizer, prompt, system))  # type: ignore[arg-type]
 
-    def _rows(self, prompt: Prompts | None, options: dict[str, Any]) -> tuple[list[np.ndarray], bool]:
-        """The rows of a prompt, or of `input_ids` and `attention_mask` taken out of `options`."""
+    def _prompts(self, prompt: Prompts | None, options: dict[str, Any]) -> tuple[list[np.ndarray], bool]:
+        """The token ids [1, C] of every prompt, of `input_ids` and `attention_mask` taken out of `options` where they
+        are there, and whether there are several."""
         rows, several = token_rows(
             self.tokenizer, prompt, options.pop("input_ids", None), options.pop("attention_mask", None)
         )
@@ -76,3 +176,91 @@ class LanguageModel(ControlledModel):
                 wrong = low if low < 0 else high
                 raise DataError(f"token {wrong} is not among the model's {self.shapes.vocabulary}")
         return rows, several
+
+    def _rows(self, prompts: list[np.ndarray], options: Mapping[str, Any]) -> list[tuple[Row, Terms]]:
+        """The row of every prompt, with its budget in all units."""
+        budget, seed = options.get("budget"), options.get("seed", 0)
+        budgets: list[Any] = list(budget) if isinstance(budget, list | tuple) else [budget] * len(prompts)
+        if len(budgets) != len(prompts):
+            raise BudgetError(f"there are {len(budgets)} budgets for {len(prompts)} prompts; give one, or one for each")
+        GenerateOptions.of({**options, "budget": None})
+        rows = []
+        for number, (ids, own) in enumerate(zip(prompts, budgets, strict=True)):
+            try:
+                rows.append(self._row(ids, GenerateOptions.of({**options, "budget": own, "seed": int(seed) + number})))
+            except SolmError as error:
+                if len(prompts) == 1:
+                    raise
+                raise type(error)(f"prompt {number}: {error}") from error
+        return rows
+
+    def _row(self, ids: np.ndarray, options: GenerateOptions, read_text: bool = False) -> tuple[Row, Terms]:
+        """The row of a prompt [1, C], with its budget in all units. read_text: the text of every token is wanted."""
+        prompt = ids.shape[1]
+        longest = options.longest(prompt)
+        if options.stop_strings and self.tokenizer is None:
+            raise SolmError("stop_strings need a tokenizer; pass one to attach")
+        check_length(prompt, longest, self.context)
+        policy = self.decider(options.policy, options.budget)
+        budget = self.budgets(policy).resolve(options.budget, prompt + longest // 2)
+        if isinstance(policy, Dense) and budget.budget != Budget():
+            raise BudgetError(f"budget {options.budget} needs another policy than dense, which spends everything")
+        constraint = None if options.grammar is None else self.compiler.compile(options.grammar)
+        sampler = Sampler.of(self, ids, int(options.seed), options.sampling, constraint)
+        text = TextStream(self.tokenizer) if read_text or options.stop_strings else None
+        row = Row(ids[0], policy, budget.budget.shares, longest, sampler, text=text, stops=options.stop_strings)
+        return row, budget.terms
+
+    def _reply(self, row: Row, requested: Terms) -> Reply:
+        """What a row has generated so far."""
+        text = "" if self.tokenizer is None else str(self.tokenizer.decode(row.ids, skip_special_tokens=True))
+        budgets = self.budgets(row.policy)
+        return Reply(text, row.trace.compute(budgets, requested), row.trace, self.tokenizer, budgets)
+
+
+class Stream(Iterator[Token]):
+    """The tokens of a reply as they are generated. reply: what has been generated so far; requested: the budget in all
+    units."""
+
+    def __init__(self, lm: LanguageModel, row: Row, requested: Terms):
+        self.requested = requested
+        self._lm, self._row = lm, row
+        self._budgets, self._batch = lm.budgets(row.policy), Batch[Row](lm)
+
+    def __next__(self) -> Token:
+        row = self._row
+        if row.reason is not None:
+            raise StopIteration
+        if not row.ids:
+            self._batch.read(row)
+        else:
+            self._batch.step()
+            if row.error is not None:
+                raise row.error
+        return row.trace.token(len(row.ids) - 1, row.new, self._budgets)
+
+    def close(self) -> None:
+        """End the reply."""
+        if self._row.reason is None:
+            self._row.reason = "cancelled"
+            self._batch.clear()
+
+    @property
+    def reply(self) -> Reply:
+        return self._lm._reply(self._row, self.requested)
+
+
+@contextmanager
+def ending(streamer: Any) -> Iterator[None]:
+    """End `streamer`, where there is one, however the block ends: somebody may wait for it in another thread."""
+    try:
+        yield
+    finally:
+        if streamer is not None:
+            streamer.end()
+
+
+def check_length(prompt: int, new: int, context: int | None) -> None:
+    """Raises `ContextLengthError` where `prompt` tokens and `new` ones exceed the model's context."""
+    if context is not None and prompt + new > context:
+        raise ContextLengthError(f"a prompt of {prompt} and {new} new tokens exceed this model's context of {context}")

@@ -21,8 +21,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.controlled import sparsity_of
 from solm.runtime.facts import facts_of, generation_options, model_facts, policy_called
-from solm.runtime.generate import ending
-from solm.runtime.language_model import LanguageModel
+from solm.runtime.language_model import LanguageModel, ending
 
 if TYPE_CHECKING:
     import torch

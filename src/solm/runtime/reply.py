@@ -1,13 +1,64 @@
 """A reply: its text, its tokens with what each cost, and what was spent on average."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from solm.core.actions import AXES, Action
+from solm.core.actions import AXES, Action, ActionSpace
 from solm.core.budget import Budgets, Spent, Terms
+
+_UNFINISHED = "\ufffd"
+_LONGEST = 16
+"""Tokens after which a character counts as finished: one has four bytes at most, and a token has at least one."""
+
+
+class TextStream:
+    """The text of a growing list of tokens, piece by piece, without ever showing half a character.
+
+    Only the last few tokens are decoded anew, so that a long reply costs no more per token than a short one (as
+    text-generation-inference and vLLM do).
+
+    skip_special_tokens: the text has none of them but `shown`.
+    """
+
+    def __init__(self, tokenizer: Any, skip_special_tokens: bool = False, shown: Collection[int] = ()):
+        self.tokenizer, self.skip, self._always = tokenizer, skip_special_tokens, shown
+        self.ids: list[int] = []
+        self._context = self._shown = 0
+        self._before = ""
+        """The text of the tokens from `_context` to `_shown`, which is final."""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes; empty while a character is unfinished."""
+        self.ids.append(token)
+        return self._read(finished=False)
+
+    def flush(self) -> str:
+        """What is left at the end, unfinished characters as replacement characters."""
+        return self._read(finished=True)
+
+    def _read(self, finished: bool) -> str:
+        now = self._decode(self.ids[self._context :])
+        finished = finished or len(self.ids) - self._shown >= _LONGEST
+        if not finished and (len(now) <= len(self._before) or now.endswith(_UNFINISHED)):
+            return ""
+        new, last = now[len(self._before) :], self._shown
+        self._shown, self._before = len(self.ids), now
+        if self._shown - self._context >= _LONGEST:
+            self._context, self._before = last, self._decode(self.ids[last:])
+        return new
+
+    def _decode(self, ids: list[int]) -> str:
+        if self.tokenizer is None or not ids:
+            return ""
+        place = next((place for place, token in enumerate(ids) if token in self._always), None)
+        if place is not None:
+            shown = str(self.tokenizer.decode(ids[place : place + 1]))
+            return self._decode(ids[:place]) + shown + self._decode(ids[place + 1 :])
+        return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip))
 
 
 @dataclass(frozen=True)
@@ -66,31 +117,70 @@ class Compute:
     realised: Terms
     whole_attention: int = 0
 
-    @classmethod
-    def of(cls, budgets: Budgets, tokens: Sequence[Token], prompt: int, requested: Terms) -> "Compute":
-        """What a reply to `prompt` tokens spent. A loss is told where one is among what was requested."""
-        steps, spent = tokens[1:], Spent(budgets)
-        if steps:
-            spent.add(
-                np.array([token.shares for token in steps]), np.array([token.on for token in steps]),
-                np.array([token.seen for token in steps]),
-            )  # fmt: skip
-        realised = spent.terms(prompt + 1, not requested.keys().isdisjoint(("loss", "loss_above")))
-        return cls(requested, realised, spent.steps - int(spent.counted[AXES.index("attention")]))
-
     @property
     def bytes(self) -> float:
         """Bytes read as a share of what dense steps read."""
         return self.realised["bytes"]
 
 
+class Trace:
+    """The tokens of a reply to `prompt` tokens, and the steps that processed all of them but the last.
+
+    ids: the tokens. actions: of every step, its index in `space`; realised, controllable: of every step, its shares
+    [axes], and whether it could be controlled. Costs are computed where somebody reads them.
+    """
+
+    def __init__(self, prompt: int, space: ActionSpace):
+        self.prompt, self.space = prompt, space
+        self.ids: list[int] = []
+        self.actions: list[int] = []
+        self.realised: list[list[float]] = []
+        self.controllable: list[list[bool]] = []
+
+    def stepped(self, action: int, realised: list[float], controllable: list[bool]) -> None:
+        """A step took place."""
+        self.actions.append(action)
+        self.realised.append(realised)
+        self.controllable.append(controllable)
+
+    def token(self, place: int, text: str, budgets: Budgets) -> Token:
+        """The token at `place`, whose text is `text`. budgets: of the policy that decided."""
+        seen, step = self.prompt + place, place - 1
+        if not place:
+            dense, shares, on = self.space.actions[-1], [1.0] * len(AXES), [False] * len(AXES)
+            return Token(self.ids[0], text, dense, shares, on, seen, budgets)
+        taken = self.space.actions[self.actions[step]]
+        return Token(self.ids[place], text, taken, self.realised[step], self.controllable[step], seen, budgets)
+
+    def tokens(self, tokenizer: Any, budgets: Budgets) -> list[Token]:
+        """All tokens."""
+        text = TextStream(tokenizer)
+        return [self.token(place, text.push(token), budgets) for place, token in enumerate(self.ids)]
+
+    def compute(self, budgets: Budgets, requested: Terms) -> Compute:
+        """What the steps spent. A loss is told where one is among what was requested."""
+        spent = Spent(budgets)
+        if self.actions:
+            seen = self.prompt + 1 + np.arange(len(self.actions))
+            spent.add(np.array(self.realised), np.array(self.controllable), seen)
+        realised = spent.terms(self.prompt + 1, not requested.keys().isdisjoint(("loss", "loss_above")))
+        return Compute(requested, realised, spent.steps - int(spent.counted[AXES.index("attention")]))
+
+
 @dataclass(frozen=True)
 class Reply:
-    """A generated reply: its text without special tokens, its tokens, and what was requested and spent."""
+    """A generated reply: its text without special tokens, what was requested and spent, and the steps behind it."""
 
     text: str
-    tokens: list[Token]
     compute: Compute
+    trace: Trace = field(repr=False)
+    tokenizer: Any = field(repr=False)
+    budgets: Budgets = field(repr=False)
+
+    @cached_property
+    def tokens(self) -> list[Token]:
+        """Its tokens, each with what its step cost."""
+        return self.trace.tokens(self.tokenizer, self.budgets)
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON form: text, tokens with their actions, requested and realised compute."""

@@ -233,7 +233,7 @@ class Sampler:
         lm: ControlledModel,
         ids: Array,
         seed: int,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
         constraint: Constraint | None = None,
     ) -> "Sampler":
         """The sampler after ids [1, C] that transformers' generation options make.

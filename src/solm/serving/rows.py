@@ -10,14 +10,13 @@ from solm.backends.session import Session
 from solm.core.actions import AXES
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Budget
-from solm.runtime.decode import Draft, StepTaken
+from solm.runtime import batch
 from solm.runtime.grammars import Constraint
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.reply import Compute, Token
+from solm.runtime.reply import Compute, TextStream, Token
 from solm.runtime.sampling import Sampler
 from solm.serving.budgets import RequestBudget
 from solm.serving.governor import Progress
-from solm.serving.tools import overlap
 
 
 @dataclass(frozen=True)
@@ -96,55 +95,38 @@ class Job:
     """What is read of the prompt, where it had to make way for another."""
 
 
-class Row:
+class Row(batch.Row):
     """A job that decodes."""
 
     def __init__(self, lm: LanguageModel, job: Job):
-        self.job, self._lm = job, lm
         constraint = None if job.constraint is None else job.constraint.copy()
         sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling, constraint)
-        self.draft = Draft(lm, sampler, len(job.ids), job.order.policy, True, job.shown)
+        target = job.order.resolved.target(1.0)
+        super().__init__(
+            job.ids, job.order.policy, target, job.max_tokens, sampler, text=TextStream(lm.tokenizer, True, job.shown),
+            stops=job.stops,
+        )  # fmt: skip
+        self.job, self._budgets = job, lm.budgets(job.order.policy)
+        if job.logprobs is not None:
+            self.largest = 0
         self.cached = 0
-        self.finished: str | None = None
         self.begun = 0.0
         """When its first token was."""
         self.told: float | None = None
         """When its last token was."""
-        self._pending = ""
-        self.target = job.order.resolved.target(1.0)
+        self.granted = target
         """Shares that governor and deadline let the next steps spend on average."""
-        self.aimed = self.target
-        """Those that the session knows."""
         self._lowered = False
         self._allowed, self._counted = [0.0] * len(AXES), [0] * len(AXES)
 
     def allow(self, dial: float, bits: float) -> None:
         """Let the steps from here on spend what dials say, see `ResolvedBudget.target`."""
-        self.target = self.job.order.resolved.target(dial, bits)
+        self.granted = self.job.order.resolved.target(dial, bits)
         self._lowered = self._lowered or (min(dial, bits) < 1 and self.job.order.resolved.lowerable)
-
-    def control(self, session: Session) -> None:
-        """Put a session of one row, whose prompt is read, under the job's policy."""
-        self.draft.control(session, np.array([self.job.order.resolved.target(1.0)]), max(1, self.job.max_tokens))
-
-    @property
-    def largest(self) -> int:
-        """How many of the largest logits are all that is needed; 0: all of them."""
-        return self.draft.sampler.largest if self.job.logprobs is None else 0
-
-    @property
-    def last(self) -> int:
-        """The token that was chosen last."""
-        return self.draft.tokens[-1].id
-
-    @property
-    def left(self) -> int:
-        """Tokens that the reply may still have."""
-        return self.job.max_tokens - len(self.draft.tokens)
 
     def progress(self, now: float) -> Progress:
         """How fast it was so far."""
-        return Progress(now - self.begun, len(self.draft.tokens) - 1, self.left)
+        return Progress(now - self.begun, len(self.ids) - 1, self.left)
 
     def echo(self, logits: Array, start: int) -> None:
         """Report the prompt's tokens from `start` on, with log-probabilities from the logits [C, V] after each."""
@@ -155,25 +137,17 @@ class Row:
             told.insert(0, Said(int(ids[0])))
         self.job.emit(Piece("", tuple(told)))
 
-    def take(self, logits: Array, step: StepTaken | None = None) -> None:
-        """Choose the next token from logits [V] and report it.
-
-        step: the decode step that gave the logits, None: the prefill.
-        """
-        if self.job.max_tokens == 0:
-            self.finished = "length"
+    def tell(self) -> None:
+        """Report the token that was chosen last."""
+        if not self.ids:
             return
-        if step is not None:
-            for axis, could in enumerate(step[2]):
+        if len(self.ids) > 1:
+            for axis, could in enumerate(self.trace.controllable[-1]):
                 if could:
-                    self._allowed[axis] += self.target[axis]
+                    self._allowed[axis] += self.granted[axis]
                     self._counted[axis] += 1
-        token = self.draft.add(logits, step)
-        new, ended = token.text, self.draft.sampler.ended(token.id)
-        if ended or self.left == 0:
-            self.finished = "stop" if ended else "length"
-            new += self.draft.text.flush()
-        self._tell(new, self._said(token.id, self.draft.possible, token))
+        token = self.trace.token(len(self.ids) - 1, self.new, self._budgets)
+        self.job.emit(Piece(self.shown, (self._said(token.id, self.possible, token),)))
 
     def _said(self, token: int, logits: Array, spent: Token | None) -> Said:
         if self.job.logprobs is None:
@@ -188,26 +162,12 @@ class Row:
         likely = tuple(zip(best.tolist(), known[best].tolist(), strict=True))
         return Said(token, float(known[token]), likely, spent)
 
-    def _tell(self, new: str, said: Said) -> None:
-        """Emit text as far as it cannot become part of a stop string."""
-        text = self._pending + new
-        places = [place for place in (text.find(stop) for stop in self.job.stops) if place >= 0]
-        if places:
-            text, self._pending, self.finished = text[: min(places)], "", "stop"
-        elif self.finished:
-            self._pending = ""
-        else:
-            held = max((overlap(text, stop) for stop in self.job.stops), default=0)
-            text, self._pending = text[: len(text) - held], text[len(text) - held :]
-        self.job.emit(Piece(text, (said,)))
-
     def end(self) -> Ended:
         """Report the end of the reply."""
         job = self.job
-        assert self.finished is not None
-        tokens = self.draft.tokens
-        found = Compute.of(self._lm.budgets(job.order.policy), tokens, len(job.ids), job.order.resolved.terms)
-        ended = Ended(self.finished, len(job.ids), self.cached, len(tokens), found, self._granted())
+        assert self.reason is not None
+        spent = self.trace.compute(self._budgets, job.order.resolved.terms)
+        ended = Ended(self.reason, len(job.ids), self.cached, len(self.ids), spent, self._granted())
         job.emit(ended)
         return ended
 
@@ -220,8 +180,8 @@ class Row:
             total / count if count else share
             for total, count, share in zip(self._allowed, self._counted, order.resolved.budget.shares, strict=True)
         ]
-        context = len(self.job.ids) + len(self.draft.tokens) // 2
-        return self._lm.budgets(order.policy).terms(Budget.of(averages), context, order.resolved.request)
+        context = len(self.job.ids) + len(self.ids) // 2
+        return self._budgets.terms(Budget.of(averages), context, order.resolved.request)
 
 
 def chunk_end(length: int, done: int, size: int) -> int:

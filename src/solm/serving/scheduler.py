@@ -5,12 +5,8 @@ import threading
 import time
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 
-import numpy as np
-
-from solm.backends.session import Session
-from solm.core.arrays import Array
 from solm.core.errors import DataError, SolmError
-from solm.runtime.decode import StepTaken, steps
+from solm.runtime.batch import Batch
 from solm.runtime.language_model import LanguageModel
 from solm.serving.errors import ApiError
 from solm.serving.governor import Governor
@@ -48,8 +44,7 @@ class Scheduler:
         self._targets = Targets(lm, self.governor, settings.always_skip)
         self.outbox = Outbox()
         self._waiting = WaitingJobs()
-        self._session: Session | None = None  # of the rows that decode, in the order of `_rows`
-        self._rows: list[Row] = []
+        self._batch: Batch[Row] = Batch(lm)
         self._some_cancelled = False
         self._changed = threading.Condition()
         self._prompts = Prompts(lm, settings, self.governor, self._waiting, self._changed, self.clock)
@@ -75,7 +70,7 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
-        return len(self._waiting) + (self._prompts.filling is not None) + len(self._rows)
+        return len(self._waiting) + (self._prompts.filling is not None) + len(self._batch.rows)
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs. Raises `ApiError` (429) where too many wait, while the server stops, and after it failed."""
@@ -110,9 +105,9 @@ class Scheduler:
         with self._changed:  # what is submitted from now on is refused
             self.failed = end is _FAILED
             filling = self._prompts.filling
-            rows = self._rows if filling is None else [*self._rows, filling.row]
+            rows = self._batch.clear() if filling is None else [*self._batch.clear(), filling.row]
             left = [*self._waiting.clear(), *(row.job for row in rows)]
-            self._rows, self._prompts.filling, self._session = [], None, None
+            self._prompts.filling = None
         for job in left:
             self._fail(job, end)
         self.outbox.send()
@@ -134,16 +129,16 @@ class Scheduler:
 
     def _measure(self) -> None:
         metrics, filling = self.metrics, self._prompts.filling
-        metrics.running.set(len(self._rows))
+        metrics.running.set(len(self._batch.rows))
         metrics.waiting.set(len(self._waiting) + (filling is not None))
         governor, running, waiting = self.governor, [0] * len(PRIORITIES), self._waiting.counts
-        for row in self._rows:
+        for row in self._batch.rows:
             running[row.job.order.rank] += 1
         if filling is not None:
             waiting[filling.row.job.order.rank] += 1
         metrics.set_classes(running, waiting, governor.dials)
-        if self._rows:  # else what was known last stays
-            saved = governor.savings.of(len(self._rows), sum(self._lowerable()))
+        if self._batch.rows:  # else what was known last stays
+            saved = governor.savings.of(len(self._batch.rows), sum(self._lowerable()))
             metrics.saving.set(float("nan") if saved is None else saved)
         metrics.allowed.set(self.governor.rows)
         metrics.prefix_tokens.set(self._prompts.prefixes.tokens)
@@ -168,26 +163,16 @@ class Scheduler:
             self._some_cancelled = False
         if self._prompts.filling is not None and over(self._prompts.filling.row.job):
             self._prompts.filling = None
-        for index in reversed(range(len(self._rows))):
-            if over(self._rows[index].job):
-                self._leave(index)
+        for row in [row for row in self._batch.rows if over(row.job)]:
+            self._batch.leave(row)
 
     def _fail(self, job: Job, failed: Failed) -> None:
         self.metrics.of(job.counted).ended.labels(failed.kind).inc()
         job.emit(failed)
 
-    def _leave(self, index: int) -> None:
-        self._rows[index] = self._rows[-1]
-        self._rows.pop()
-        assert self._session is not None
-        if self._rows:
-            self._session.leave(index)
-        else:
-            self._session = None
-
     def _fill(self) -> None:
         """Read a stretch of the next prompt, where the rows that decode can spare the time."""
-        job = self._prompts.turn(self._rows)
+        job = self._prompts.turn(self._batch.rows)
         if job is None:
             return
         begun, tokens = self.clock(), 0
@@ -219,63 +204,49 @@ class Scheduler:
             return chunk.shape[1]
         if not job.echo:
             prompts.prefixes.keep(job.ids, session)
-        self._take(row, logits[0])
-        if row.finished is None:
-            row.control(session)
-            if self._session is None:
-                self._session = session
-            else:
-                self._session.join(session)
-            self._rows.append(row)
+        self._batch.join(row, logits[0], session)
+        self._tell(row)
         prompts.filling = None
         return chunk.shape[1]
 
     def _step(self) -> None:
         """One token for every row that decodes."""
-        rows, session, governor = self._rows, self._session, self.governor
-        if session is None:
+        rows, governor = len(self._batch.rows), self.governor
+        if not rows:
             governor.idle()
             return
-        self._targets.set(session, rows, self.clock())
+        self._targets.set(self._batch, self.clock())
         begun, lowerable = self.clock(), self._lowerable()
         try:
-            found = session.step(
-                np.array([row.last for row in rows]), exact_largest=np.array([row.largest for row in rows])
-            )
+            stepped = self._batch.step()
         except Exception as error:
-            for row in rows:  # none of them can go on, and none of them is to blame
+            for row in self._batch.clear():  # none of them can go on, and none of them is to blame
                 self._broken(row.job, error, own=False)
-            self._rows, self._session = [], None
             return
         seconds = self.clock() - begun
         self.metrics.steps.observe(seconds)
-        governor.stepped(len(rows), lowerable, seconds)
-        taken = steps(found, [row.job.order.policy for row in rows])
-        for index in reversed(range(len(rows))):
-            row = rows[index]
-            try:
-                self._take(row, found.logits[index, 0], taken[index])
-            except Exception as error:
-                self._broken(row.job, error)
-                row.finished = "error"
-            if row.finished is not None:
-                self._leave(index)
+        governor.stepped(rows, lowerable, seconds)
+        for row in stepped:
+            if row.error is not None:
+                self._broken(row.job, row.error)
+                continue
+            self._tell(row)
 
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""
-        orders = [row.job.order for row in self._rows]
+        orders = [row.job.order for row in self._batch.rows]
         ranks = [order.rank for order in orders if order.resolved.lowerable]
         return [ranks.count(rank) for rank in range(len(PRIORITIES))]
 
-    def _take(self, row: Row, logits: Array, step: StepTaken | None = None) -> None:
-        row.take(logits, step)
+    def _tell(self, row: Row) -> None:
+        row.tell()
         now, metrics = self.clock(), self.metrics.of(row.job.counted)
         told, since = (metrics.gap, row.told) if row.told is not None else (metrics.first, row.job.arrived)
         told.observe(now - since)
         row.begun, row.told = now if row.told is None else row.begun, now
         metrics.completion_tokens.inc(row.job.max_tokens > 0)
-        if row.finished is not None:
-            metrics.ended.labels(row.finished).inc()
+        if row.reason is not None:
+            metrics.ended.labels(row.reason).inc()
             order, realised = row.job.order, row.end().compute.realised
             metrics.spent(order.rank, order.resolved.budget.net, order.resolved.floor.net, realised["net"])
 

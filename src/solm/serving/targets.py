@@ -1,10 +1,6 @@
 """What the next step of every row may spend."""
 
-from collections.abc import Sequence
-
-import numpy as np
-
-from solm.backends.session import Session
+from solm.runtime.batch import Batch
 from solm.runtime.language_model import LanguageModel
 from solm.serving.governor import Governor
 from solm.serving.rows import Row
@@ -23,18 +19,14 @@ class Targets:
         self._skipping_rows = None if always_skip else lm.backend.skipping_rows
         self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
 
-    def set(self, session: Session, rows: Sequence[Row], now: float) -> None:
-        """Tell the session of `rows` what their next step may spend. now: seconds, on the scheduler's clock."""
-        governor = self.governor
+    def set(self, batch: Batch[Row], now: float) -> None:
+        """Tell the rows of `batch` what their next step may spend. now: seconds, on the scheduler's clock."""
+        governor, rows = self.governor, batch.rows
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             for row in rows:
                 dial, whole = governor.dials_for(row.job.order.rank, row.job.deadline, now, row.left)
                 row.allow(dial, whole if self._whole_bits else dial)
         if self._skipping_rows is None or len(rows) <= self._skipping_rows:
-            targets = [row.target for row in rows]
+            batch.aim([row.granted for row in rows])
         else:
-            targets = [(row.target[0], 1.0, row.target[2]) for row in rows]
-        if any(target != row.aimed for target, row in zip(targets, rows, strict=True)):
-            session.aim(np.array(targets))
-            for target, row in zip(targets, rows, strict=True):
-                row.aimed = target
+            batch.aim([(row.granted[0], 1.0, row.granted[2]) for row in rows])

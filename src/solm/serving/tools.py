@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from solm.backends.chat_template import names_tools
+from solm.runtime.batch import overlap
 from solm.runtime.grammar_trial import GrammarTooSlowError
 from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_schema, quoted
 from solm.serving.errors import ApiError
@@ -331,11 +332,6 @@ class CallReader:
             self._text = self._text[place + (len(sign) if sign in follows else 0) :]
             self._read = self._content
         return True
-
-
-def overlap(text: str, mark: str) -> int:
-    """Length of the longest suffix of `text` that is a prefix of `mark`, and not all of it."""
-    return next((size for size in range(min(len(text), len(mark) - 1), 0, -1) if mark.startswith(text[-size:])), 0)
 
 
 def _merged(parts: list[str | CallPart]) -> list[str | CallPart]:

@@ -7,6 +7,8 @@ from helpers.policies import under_values
 from solm.core.budget import Budget
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
+from solm.runtime.batch import Batch, Row, decode
+from solm.runtime.reply import TextStream
 from solm.runtime.sampling import Sampler
 
 
@@ -30,59 +32,87 @@ REQUESTS = [
 ]
 
 
-def run_together(lm, requests, changed=None):
-    """Every request's tokens and actions, decoded in one batch that they join and leave."""
-    batch, rows, said = None, [], {}
-    policies = {name: lm.policy(name) for name in ("policy", "static", "random", "dense")}
-    step = 0
-    while rows or any(joins >= step for joins, *_ in requests):
-        for number, (joins, length, name, budget, seed, tokens) in enumerate(requests):
-            if joins != step:
-                continue
-            ids = prompt(seed, length)
-            sampler = Sampler.of(lm, ids, seed, {"temperature": 1.5})
-            session = lm.session(capacity=length)
-            first = sampler.choose(session.prefill(ids)[0])
-            generator = sampler.schedule_generator if name == "random" else sampler.generator
-            session.control(policies[name], lm.budget(budget).tensor(1), tokens, generator)
-            if batch is None:
-                batch = session
-            else:
-                batch.join(session)
-            rows.append(number)
-            said[number] = (sampler, [first], [])
-        if rows:
-            stepped = batch.step(torch.tensor([said[number][1][-1] for number in rows]))
-            for row in reversed(range(len(rows))):
-                sampler, ids, actions = said[rows[row]]
-                ids.append(sampler.choose(stepped.logits[row, 0]))
-                actions.append(int(stepped.actions[row, 0]))
-                if len(ids) == requests[rows[row]][5]:
-                    rows[row] = rows[-1]
-                    rows.pop()
-                    if rows:
-                        batch.leave(row)
-                    else:
-                        batch = None
-        step += 1
-    assert batch is None
-    return said
+def run_together(lm, requests):
+    """Every request's row, decoded in one batch that they join and leave."""
+    batch, rows = Batch(lm), []
+    for step in range(1 + max(joins + tokens for joins, *_, tokens in requests)):
+        for joins, length, name, budget, seed, tokens in requests:
+            if joins == step:
+                ids = prompt(seed, length).numpy()
+                sampler = Sampler.of(lm, ids, seed, {"temperature": 1.5, "eos_token_id": -1})
+                rows.append(Row(ids[0], lm.policy(name), lm.budget(budget).shares, tokens, sampler))
+                batch.read(rows[-1])
+        if batch.rows:
+            batch.step()
+    assert batch.session is None
+    return rows
 
 
 @pytest.mark.parametrize("kind", ["value_lm", "policy_lm", "cpu_lm"])
 def test_a_row_generates_and_spends_what_it_would_alone(kind, request):
     lm = request.getfixturevalue(kind)
-    said = run_together(lm, REQUESTS)
-    for number, (_, length, name, budget, seed, tokens) in enumerate(REQUESTS):
+    rows = run_together(lm, REQUESTS)
+    for row, (_, length, name, budget, seed, tokens) in zip(rows, REQUESTS, strict=True):
         alone = lm.generate(
             prompt(seed, length), budget=budget, policy=name, seed=seed, max_new_tokens=tokens, temperature=1.5,
-            min_new_tokens=0, eos_token_id=-1,
+            eos_token_id=-1,
         )  # fmt: skip
-        _, ids, actions = said[number]
-        space = lm.policy(name).space
-        assert ids == [token.id for token in alone.tokens], number
-        assert [space.actions[action].tag for action in actions] == [token.action for token in alone.tokens[1:]]
-    assert len({action for _, _, actions in said.values() for action in actions}) > 2
+        assert row.reason == "length"
+        assert row.ids == [token.id for token in alone.tokens]
+        assert row.trace.actions == alone.trace.actions
+        assert row.trace.realised == alone.trace.realised
+    assert len({action for row in rows for action in row.trace.actions}) > 2
+
+
+def test_a_row_that_is_dropped_or_fails_leaves_the_others_alone(value_lm):
+    ids = [prompt(seed, 60).numpy() for seed in range(3)]
+
+    policy, shares, batch = value_lm.policy("static"), value_lm.budget("keep=0.8").shares, Batch(value_lm)
+    first, second, third = rows = [Row(each[0], policy, shares, 12, Sampler(0, None, False)) for each in ids]
+    for row in rows:
+        batch.read(row)
+    batch.step()
+    batch.leave(first)
+    second.sampler = None
+    assert set(batch.step()) == {second, third}
+    assert (first.reason, second.reason) == ("cancelled", "error")
+    assert isinstance(second.error, AttributeError)
+    while batch.rows:
+        batch.step()
+    alone = value_lm.generate(ids[2], budget="keep=0.8", policy="static", max_new_tokens=12, eos_token_id=-1)
+    assert third.ids == alone.trace.ids
+    assert (third.left, third.reason) == (0, "length")
+
+
+def test_text_is_held_back_while_it_may_become_a_stop_string(tiny_lm):
+    """Of text that the rows' samplers write letter by letter."""
+
+    class Written:
+        largest, draws, seed = 1, False, 0
+
+        def __init__(self, text):
+            self.left = [*tiny_lm.tokenizer.encode(text)]
+
+        def possible(self, logits):
+            return logits
+
+        def choose(self, logits):
+            return self.left.pop(0)
+
+        def ended(self, token):
+            return False
+
+    def shown(text, *stops):
+        row = Row(
+            prompt(1, 40).numpy()[0], tiny_lm.policy("dense"), (1.0,) * 3, len(text), Written(text),
+            text=TextStream(tiny_lm.tokenizer), stops=stops,
+        )  # fmt: skip
+        return [row.shown for _ in decode(tiny_lm, [row], 1)], row.reason
+
+    assert shown("abcd", "xy") == (["a", "b", "c", "d"], "length")
+    assert shown("abcd", "bcx") == (["a", "", "", "bcd"], "length")
+    assert shown("abcdef", "cd") == (["a", "b", "", ""], "stop")
+    assert shown("ababac", "abac") == (["", "", "", "ab", "", ""], "stop")
 
 
 def test_a_changed_target_holds_from_then_on(value_lm):

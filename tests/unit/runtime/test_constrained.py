@@ -10,7 +10,7 @@ pytest.importorskip("llguidance")
 import solm
 from helpers.texts import FOX
 from solm.backends.base import BaseSession
-from solm.runtime.decode import Draft, Row, decode
+from solm.runtime.batch import Row, decode
 from solm.runtime.sampling import Sampler
 
 
@@ -67,14 +67,13 @@ def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm, mo
             constraint = grammar.copy() if constrained and number > 3 else None
             policy = cpu_lm.policy("policy" if number % 3 else "dense")
             sampler = Sampler.of(cpu_lm, ids, number, options, constraint)
-            draft = Draft(cpu_lm, sampler, ids.shape[1], policy)
             budget = cpu_lm.budget("keep=0.7" if number % 3 else None, 100, policy)
-            rows.append(Row(ids, policy, budget, 20, draft, lambda draft: len(draft.tokens) == 20))
-        for number, _ in decode(cpu_lm, rows, 6):
+            rows.append(Row(ids[0], policy, budget.shares, 20, sampler))
+        for row in decode(cpu_lm, rows, 6):
+            number = rows.index(row)
             if number < 4:
-                possible = rows[number].draft.possible
-                logits.append(np.sort(possible)[-50 if number % 2 else -1 :])
-        return [[token.id for token in row.draft.tokens] for row in rows[:4]], logits, rows
+                logits.append(np.sort(row.possible)[-50 if number % 2 else -1 :])
+        return [row.ids for row in rows[:4]], logits, rows
 
     alone, logits, _ = told(False)
     assert approximate[-1]["exact_largest"].tolist() == [1, 50] * 3
@@ -82,4 +81,4 @@ def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm, mo
     assert approximate[-1]["exact_largest"].tolist() == [1, 50, 1, 50, 0, 0]
     assert beside == alone
     assert all(map(np.array_equal, logits, same))
-    assert all(re.fullmatch("[ab]{20}", "".join(token.text for token in row.draft.tokens)) for row in rows[4:])
+    assert all(re.fullmatch("[ab]{20}", cpu_lm.tokenizer.decode(row.ids)) for row in rows[4:])

@@ -2,7 +2,7 @@
 
 import copy
 
-from solm.runtime.text import TextStream
+from solm.runtime.reply import TextStream
 
 
 def test_text_never_shows_half_a_character(byte_tokenizer):

@@ -1,0 +1,203 @@
+"""The one decode loop: rows join a batch, step together and leave it; each has its own policy, budget and sampler."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Generic, TypeVar
+
+import numpy as np
+
+from solm.backends.session import AnyPolicy, Session
+from solm.core.arrays import Array
+from solm.policies.priced import PricedPolicy
+from solm.policies.schedules import Dense, Random, Static
+from solm.runtime.controlled import ControlledModel
+from solm.runtime.reply import TextStream, Trace
+from solm.runtime.sampling import Sampler
+
+Shares = tuple[float, ...]
+
+
+class Row:
+    """One reply that decodes.
+
+    reason: why it ended: ``stop``, ``length``, ``cancelled``, or ``error``, which is in `error`; None while it decodes.
+    possible: the logits [V] that the last token was chosen by: the model's, but for what a grammar forbids. new: the
+    text that the last token completed. shown: text that the last token made final: what may become a stop string is
+    held back, and what follows one is never shown. largest: how many of the largest logits count, 0: all of them.
+    session: one row that has read the first tokens of the prompt, at most all but the last; None: nothing is read yet.
+    """
+
+    def __init__(
+        self,
+        prompt: np.ndarray,
+        policy: AnyPolicy,
+        target: Sequence[float],
+        longest: int,
+        sampler: Sampler,
+        *,
+        text: TextStream | None = None,
+        stops: Sequence[str] = (),
+        criteria: Callable[[list[int]], bool] | None = None,
+    ):
+        """
+        Args:
+            prompt: token ids [C] int64.
+            policy: decides the steps.
+            target: shares per axis [axes] that steps may spend on average.
+            longest: most tokens of the reply, over which `target` is an average.
+            sampler: chooses the tokens, and ends the reply after an end token.
+            text: where the text of every token is wanted, or `stops` are given.
+            stops: texts that end the reply.
+            criteria: called with all tokens of the reply after each; whether it ends the reply.
+        """
+        self.prompt, self.longest, self.sampler = prompt, longest, sampler
+        self.policy = Random(policy.space, sampler.seed) if isinstance(policy, Random) else policy
+        self.target: Shares = tuple(target)
+        self.trace = Trace(len(prompt), policy.space)
+        self.ids = self.trace.ids
+        self.largest = sampler.largest
+        self.possible: Array = np.zeros(0, np.float32)
+        self.new = self.shown = self._held = ""
+        self.reason: str | None = None
+        self.error: Exception | None = None
+        self.session: Session | None = None
+        self._text, self._stops, self._criteria = text, stops, criteria
+
+    @property
+    def left(self) -> int:
+        """Tokens that the reply may still have."""
+        return self.longest - len(self.ids)
+
+    def take(self, logits: Array) -> None:
+        """Choose the next token by logits [V]."""
+        if not self.longest:
+            self.reason = "length"
+            return
+        self.possible = self.sampler.possible(logits)
+        token = self.sampler.choose(self.possible)
+        self.ids.append(token)
+        if self.sampler.ended(token) or (self._criteria is not None and self._criteria(self.ids)):
+            self.reason = "stop"
+        elif len(self.ids) >= self.longest:
+            self.reason = "length"
+        if self._text is not None:
+            self.new = self._text.push(token)
+            self._show(self._held + self.new + (self._text.flush() if self.reason else ""))
+
+    def _show(self, text: str) -> None:
+        """Show `text`, as far as it cannot become part of a stop string."""
+        places = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        if places:
+            self.shown, self._held, self.reason = text[: min(places)], "", "stop"
+            return
+        held = 0 if self.reason else max((overlap(text, stop) for stop in self._stops), default=0)
+        self.shown, self._held = text[: len(text) - held], text[len(text) - held :]
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
+
+
+_Row = TypeVar("_Row", bound=Row)
+
+
+class Batch(Generic[_Row]):
+    """Rows that share the passes over the weights of one model.
+
+    rows: in the order of the session's rows. session: None while there are no rows.
+    """
+
+    def __init__(self, lm: ControlledModel):
+        self._lm = lm
+        self.rows: list[_Row] = []
+        self.session: Session | None = None
+
+    def read(self, row: _Row) -> None:
+        """Read what is left of the prompt of `row`, and let it join. Its session must not be used afterwards."""
+        session = row.session or self._lm.session(capacity=len(row.prompt) + row.longest)
+        row.session = None
+        logits = session.prefill(row.prompt[None, session.length(0) if session.rows else 0 :])
+        self.join(row, logits[0], session)
+
+    def join(self, row: _Row, logits: Array, session: Session) -> None:
+        """Choose the first token by logits [V]. Unless it ends the reply, `row` decodes from here on.
+
+        session: one row that has read the whole prompt. It must not be used afterwards.
+        """
+        row.take(logits)
+        if row.reason is not None:
+            return
+        blind = isinstance(row.policy, Dense | Static | Random | PricedPolicy)
+        generator = None if blind else row.sampler.generator
+        session.control(row.policy, np.array([row.target]), row.longest, generator)
+        if self.session is None:
+            self.session = session
+        else:
+            self.session.join(session)
+        self.rows.append(row)
+
+    def step(self) -> list[_Row]:
+        """One token for every row. Returns the rows that stepped; those that have ended have left the batch.
+
+        What a row's own sampler raises is in its `error`, and the others go on. Raises what the pass itself does.
+        """
+        assert self.session is not None
+        rows = list(self.rows)
+        done = self.session.step(
+            np.array([row.ids[-1] for row in rows]), exact_largest=np.array([row.largest for row in rows])
+        )
+        assert done.actions is not None
+        steps = zip(done.actions.tolist(), done.realised.tolist(), done.controllable.tolist(), strict=True)
+        for place, (row, (actions, realised, controllable)) in enumerate(zip(rows, steps, strict=True)):
+            row.trace.stepped(actions[0], realised[0], controllable[0])
+            try:
+                row.take(done.logits[place, 0])
+            except Exception as error:
+                row.error, row.reason = error, "error"
+        for place in reversed(range(len(rows))):
+            if rows[place].reason is not None:
+                self._leave(place)
+        return rows
+
+    def aim(self, targets: Sequence[Shares]) -> None:
+        """Let rows spend other shares [N][axes] on average from here on."""
+        if any(target != row.target for target, row in zip(targets, self.rows, strict=True)):
+            assert self.session is not None
+            self.session.aim(np.array(targets))
+            for target, row in zip(targets, self.rows, strict=True):
+                row.target = target
+
+    def leave(self, row: _Row) -> None:
+        """Drop a row before its end."""
+        row.reason = "cancelled"
+        self._leave(self.rows.index(row))
+
+    def clear(self) -> list[_Row]:
+        """Drop all rows."""
+        rows, self.rows, self.session = self.rows, [], None
+        return rows
+
+    def _leave(self, place: int) -> None:
+        self.rows[place] = self.rows[-1]
+        self.rows.pop()
+        assert self.session is not None
+        if self.rows:
+            self.session.leave(place)
+        else:
+            self.session = None
+
+
+def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterator[Row]:
+    """Decode all rows, at most `batch_size` together: a row after each of its tokens. Raises what a row's sampler
+    does."""
+    batch, waiting = Batch[Row](lm), deque(rows)
+    while waiting or batch.rows:
+        while waiting and len(batch.rows) < batch_size:
+            row = waiting.popleft()
+            batch.read(row)
+            yield row
+        for row in batch.step() if batch.rows else ():
+            if row.error is not None:
+                raise row.error
+            yield row
