@@ -12,9 +12,9 @@ from solm.core.actions import AXES
 from solm.core.budget import Budget
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.arms import Arm
-from solm.runtime.decode import Draft, Row, decode
-from solm.runtime.generate import check_length
-from solm.runtime.language_model import LanguageModel
+from solm.runtime.batch import Row, decode
+from solm.runtime.language_model import LanguageModel, check_length
+from solm.runtime.reply import TextStream
 from solm.runtime.sampling import Sampler
 
 _AFTER = 4
@@ -61,7 +61,7 @@ class Prompts:
         if number not in self._dense:
             dense = Arm(self.lm.policy("dense"))
             (row,) = _decoded(self, [number], dense, [Budget()], longest, [lambda text: False], 1)
-            reply = torch.tensor([[token.id for token in row.draft.tokens]])
+            reply = torch.tensor([row.ids])
             logits = torch.zeros(1, 0, 0)
             if reply.shape[1] > 1:
                 scored = self.read(number, longest, None).score(reply, keep_logits=True)
@@ -92,13 +92,13 @@ def reply(
     rows = _decoded(prompts, numbers, arm, budgets, longest, [problem.complete for problem in problems], batch)
     made = []
     for number, row in zip(numbers, rows, strict=True):
-        tokens, solved = row.draft.tokens, problems[number].solved
+        tokens, solved = row.ids, problems[number].solved
         assert solved is not None
-        text = prompts.lm.tokenizer.decode([token.id for token in tokens], skip_special_tokens=True)
-        realised = np.array([[token.realised[axis] for axis in AXES] for token in tokens[1:]]).reshape(-1, len(AXES))
-        counted = np.array([[token.controllable[axis] for axis in AXES] for token in tokens[1:]], bool)
-        spent = prompts.spent(number, realised, counted.reshape(realised.shape))
-        ended = len(tokens) < longest or row.draft.sampler.ended(tokens[-1].id)
+        text = prompts.lm.tokenizer.decode(tokens, skip_special_tokens=True)
+        realised = np.array(row.trace.realised).reshape(-1, len(AXES))
+        counted = np.array(row.trace.controllable, bool).reshape(realised.shape)
+        spent = prompts.spent(number, realised, counted)
+        ended = len(tokens) < longest or row.sampler.ended(tokens[-1])
         metrics = {"solved": float(solved(text))}
         made.append(Made(metrics=metrics, tokens=len(tokens), ended=ended, steps=len(tokens) - 1, spent=spent))
     return made
@@ -115,19 +115,22 @@ def _decoded(
         check_length(prompts.ids[number].shape[1], longest, lm.context)
     for number, budget, whole in zip(numbers, budgets, complete, strict=True):
         ids = prompts.ids[number]
-        draft = Draft(lm, Sampler.of(lm, ids, 0, {}), ids.shape[1], arm.policy, skip_special_tokens=True)
-        session = prompts.session(number, longest, arm.sparsity)
-        rows.append(Row(ids, arm.policy, budget, longest, draft, _ended(longest, whole), session))
+        criteria = _complete(TextStream(lm.tokenizer, skip_special_tokens=True), whole)
+        sampler = Sampler.of(lm, ids, 0, {})
+        rows.append(Row(ids[0], arm.policy, budget.shares, longest, sampler, criteria=criteria))
+        rows[-1].session = prompts.session(number, longest, arm.sparsity)
     for _ in decode(lm, rows, batch):
         pass
     return rows
 
 
-def _ended(longest: int, complete: Callable[[str], bool]) -> Callable[[Draft], bool]:
-    def ended(draft: Draft) -> bool:
-        last = draft.tokens[-1].id
-        said = "".join(token.text for token in draft.tokens)
-        return draft.sampler.ended(last) or len(draft.tokens) == longest or complete(said)
+def _complete(stream: TextStream, complete: Callable[[str], bool]) -> Callable[[list[int]], bool]:
+    text = ""
+
+    def ended(ids: list[int]) -> bool:
+        nonlocal text
+        text += stream.push(ids[-1])
+        return complete(text)
 
     return ended
 
