@@ -23,10 +23,9 @@ from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot, verdict
 from solm.fit.run import fit
 from solm.policies.artifact import TrainedPolicy
-from solm.runtime.generate import stream, summarise
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
-from solm.runtime.reply import Reply, Token, step_milliseconds
+from solm.runtime.reply import Reply, step_milliseconds
 
 MODEL, SHIPPED = "builtin:smollm2-135m", "builtin:smollm2-135m-cpu"
 DATA = "pydoc:train"
@@ -118,25 +117,24 @@ def decode(out: Path, progress: Progress, clock: Clock) -> Speeds:
         read.prefill(ids[:, :-1])
         orders, done = (None, *BUDGETS), 0
         times: dict[float | None, list[float]] = {budget: [] for budget in orders}
-        tokens: dict[float | None, list[Token]] = {}
+        replies: dict[float | None, Reply] = {}
         for _ in range(ROUNDS):
             for budget in orders:
                 progress("decoding dense and under budgets", done, ROUNDS * len(orders))
-                tokens[budget], milliseconds = _timed(lm, ids, budget, read.copy(ids.shape[1] - 1, _room(ids)))
+                replies[budget], milliseconds = _timed(lm, ids, budget, read.copy(ids.shape[1] - 1, _room(ids)))
                 times[budget].append(milliseconds)
                 done += 1
-        replies = []
-        for budget, found in tokens.items():
-            reply = summarise(lm, found, {}, ids.shape[1])
-            spent, same = reply.compute.realised, _common(found, tokens[None])
-            replies.append(
+        decoded = []
+        for budget, reply in replies.items():
+            spent, same = reply.compute.realised, _common(reply.trace.ids, replies[None].trace.ids)
+            decoded.append(
                 Decoded(
                     budget, spent["attention"], spent["mlp"], spent["bytes"], statistics.median(times[budget]),
-                    len(found), same, reply.text,
+                    len(reply.trace.ids), same, reply.text,
                 )
             )  # fmt: skip
         lm.detach()
-        speeds = Speeds(machine(lm.backend.name, lm.threads), ids.shape[1], replies)
+        speeds = Speeds(machine(lm.backend.name, lm.threads), ids.shape[1], decoded)
         write_json(out / "speeds.json", {"commit": commit(), "processor": processor(), **asdict(speeds)})
         return speeds
 
@@ -201,23 +199,21 @@ def _room(ids: torch.Tensor) -> int:
     return int(ids.shape[1]) + TOKENS
 
 
-def _timed(lm: LanguageModel, ids: torch.Tensor, budget: float | None, session: Session) -> tuple[list[Token], float]:
-    """The tokens of a greedy reply and the milliseconds of a step."""
-    tokens, moments = [], []
+def _timed(lm: LanguageModel, ids: torch.Tensor, budget: float | None, session: Session) -> tuple[Reply, float]:
+    """A greedy reply and the milliseconds of a step."""
     policy = "dense" if budget is None else None
-    for token in stream(lm, ids, budget=budget, policy=policy, max_new_tokens=TOKENS, session=session):
-        tokens.append(token)
-        moments.append(time.perf_counter())
+    stream = lm.stream(ids, budget=budget, policy=policy, max_new_tokens=TOKENS, session=session)
+    moments = [time.perf_counter() for _ in stream]
     milliseconds = step_milliseconds(moments)
     if milliseconds is None:
-        raise SolmError(f"the time of a step needs at least 3 tokens, this reply has {len(tokens)}")
-    return tokens, milliseconds
+        raise SolmError(f"the time of a step needs at least 3 tokens, this reply has {len(moments)}")
+    return stream.reply, milliseconds
 
 
-def _common(ours: list[Token], theirs: list[Token]) -> int:
+def _common(ours: list[int], theirs: list[int]) -> int:
     """How many first tokens are the same."""
     pairs = zip(ours, theirs, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one.id != other.id), min(len(ours), len(theirs)))
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))
 
 
 def _page(speeds: Speeds, result: EvaluationResult | None, reply: Reply, budget: float, clock: Clock) -> Iterator[str]:
