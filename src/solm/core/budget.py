@@ -488,12 +488,17 @@ class Spent:
             self.milliseconds += float(self.budgets.measured.milliseconds(shares, kv_length).sum())
             self.dense_milliseconds += float(self.budgets.measured.milliseconds(np.ones_like(shares), kv_length).sum())
 
+    def include(self, other: "Spent") -> None:
+        """Add the steps that `other` counts."""
+        for name in ("shares", "counted", "steps", "keys", "bytes", "milliseconds", "dense_milliseconds"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
     @property
     def average(self) -> np.ndarray:
         """Mean share per axis [axes]; 1 where no step could be controlled."""
         return np.where(self.counted > 0, self.shares / self.counted.clip(min=1), 1.0)
 
-    def terms(self, context: int, priced: bool) -> Terms:
+    def terms(self, context: int, priced: bool = False) -> Terms:
         """The averages over all steps. context: keys that a step would have seen, where there was none. priced: with
         what the policy's curve says that they lost."""
         average: list[float] = self.average.tolist()

@@ -5,7 +5,6 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Self
 
-import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -16,13 +15,12 @@ from tqdm import tqdm
 
 from solm.backends.machine import free_memory
 from solm.backends.session import AnyPolicy
-from solm.core.actions import AXES, FULL_BITS, ActionSpace
-from solm.core.budget import Budget, BudgetLike
+from solm.core.actions import AXES, WHOLE, ActionSpace
+from solm.core.budget import Budget, BudgetLike, Spent
 from solm.core.errors import BudgetError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Prefills, likelihoods
 from solm.evaluation.pair_groups import Controlled
-from solm.evaluation.spent import Spent
 from solm.runtime.controlled import UNTRAINED
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
@@ -111,7 +109,7 @@ class ControlledLM(TemplateLM):
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
         self.context_tokens, self.under_control, self._bars = int(context), control, bars
         self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
-        self.spent: list[Spent] = []
+        self.spent = Spent(self.controlled.budgets(self.policy))
         self._sparsity: SparsityConfig | None = None
         self._progress: _Progress = None
         self._prefills = Prefills(_room()) if keep else None
@@ -152,7 +150,7 @@ class ControlledLM(TemplateLM):
 
         sparsity: another than the model's to score under. progress: called with likelihoods found and asked for.
         """
-        self.policy, self.target, self.spent, self._sparsity, self._progress = policy, target, [], sparsity, progress
+        self.policy, self.target, self._sparsity, self._progress = policy, target, sparsity, progress
         return self
 
     def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
@@ -195,7 +193,8 @@ class ControlledLM(TemplateLM):
             self.under_control,
         )
         bar.close()
-        self._add(found.spent)
+        self.spent.include(found.spent)
+        self._tell()
         answers = list(zip(found.log_probabilities, found.greedy, strict=True))
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:
@@ -248,15 +247,9 @@ class ControlledLM(TemplateLM):
                     break
             text = self.tok_decode([token.id for token in tokens])
             text = postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
-            steps = tokens[1:]  # the first token comes from reading the prompt
-            shares = torch.tensor([list(step.realised.values()) for step in steps], dtype=torch.float64).view(-1, 3)
-            could = torch.tensor([list(step.controllable.values()) for step in steps], dtype=torch.bool).view(-1, 3)
-            cost = sum(step.cost for step in steps)
-            known, ms, dense_ms = self.controlled.budgets(self.policy).measured, 0.0, 0.0
-            if known is not None and steps:
-                took, seen = torch.where(could, shares, 1.0).numpy(), len(ids) + 1 + np.arange(len(steps))
-                ms, dense_ms = (float(known.milliseconds(each, seen).sum()) for each in (took, np.ones_like(took)))
-            self._add(Spent((shares * could).sum(0), cost, could.sum(0), len(steps), ms, dense_ms), quiet=True)
+            if len(tokens) > 1:  # the first comes from reading the prompt
+                steps = ([getattr(token, name) for token in tokens[1:]] for name in ("shares", "on", "seen"))
+                self.spent.add(*map(np.array, steps))
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()
@@ -265,16 +258,8 @@ class ControlledLM(TemplateLM):
     @property
     def compute(self) -> Compute:
         """Budget and what was spent so far, averages over the steps that could be controlled on an axis."""
-        total = Spent.sum(self.spent)
-        realised = total.average.tolist()
-        asked, spent = (dict(zip(AXES, shares, strict=True)) for shares in (self.target.shares, realised))
-        asked["net"], spent["net"] = self.target.net, sum(realised) / 3
-        spent["bytes"] = total.bytes / total.steps if total.steps else 1.0
-        wanted = self.controlled.budgets(self.policy).terms(self.target, self.context_tokens)
-        if "time" in wanted and total.dense_milliseconds:
-            asked["time"], spent["time"] = wanted["time"], total.milliseconds / total.dense_milliseconds
-            spent["ms"] = total.milliseconds / total.steps
-        return Compute(asked, spent)
+        requested = self.controlled.budgets(self.policy).terms(self.target, self.context_tokens)
+        return Compute(requested, self.spent.terms(self.context_tokens))
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval keeps this beside its results."""
@@ -282,19 +267,13 @@ class ControlledLM(TemplateLM):
         told = {"requested": compute.requested, "realised": compute.realised}
         return {"model_dtype": self.controlled.backend.dtype, "backend": self.controlled.backend.name, "compute": told}
 
-    def _add(self, spent: Spent, quiet: bool = False) -> None:
-        self.spent.append(spent)
-        if not quiet:
-            self._tell()
-
     def _tell(self) -> None:
         compute = self.compute
-        total = Spent.sum(self.spent)
         line = ", ".join(
             f"{axis} {compute.realised[axis] * scale:.3g} of {compute.requested[axis] * scale:.3g}"
-            for axis, scale in zip((*AXES, "net"), (1, 1, FULL_BITS, 1), strict=True)
+            for axis, scale in zip((*AXES, "net"), (*WHOLE, 1), strict=True)
         )
-        log.info("spent: %s; attention controllable in %d of %d steps", line, total.controllable[0], total.steps)
+        log.info("spent: %s; attention controllable in %d of %d steps", line, self.spent.counted[0], self.spent.steps)
         for axis, low in zip(AXES, self.policy.space.ranges, strict=True):
             if compute.requested[axis] < 1 and compute.realised[axis] == 1 and low[0] < 1:
                 log.warning("the axis %s never acted: every step was dense on it, so its budget means nothing", axis)

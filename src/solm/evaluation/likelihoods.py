@@ -1,19 +1,16 @@
 """Likelihoods of many continuations of many contexts under control: what multiple-choice tasks need."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
-import numpy as np
 import torch
 
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
-from solm.core.budget import Ledger
-from solm.core.cost import MeasuredCost
+from solm.core.budget import Ledger, Spent
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.pair_groups import Controlled, Group, Pair, Row, Tokens, clustered
-from solm.evaluation.spent import Spent, step_costs
 from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Random, Static
 from solm.policies.unroll import unroll
@@ -109,10 +106,7 @@ def likelihoods(
             job.run(some, prefix)
             done += sum(len(row.pairs) for group in some for row in group.rows)
             progress(done, len(pairs))
-    spent = Spent(
-        job.ledger.spent[0], job.bytes, job.ledger.steps[0], job.steps, job.milliseconds, job.dense_milliseconds
-    )
-    return Likelihoods(job.scores.tolist(), job.greedy.tolist(), spent)
+    return Likelihoods(job.scores.tolist(), job.greedy.tolist(), job.spent)
 
 
 def _slots(rows: torch.Tensor, positions: torch.Tensor, count: int, filler: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -142,13 +136,11 @@ class _Job:
         control: Controlled,
     ):
         self.control = control
-        self.measured = None if lm.timings is None else MeasuredCost(lm.timings, sparsity, lm.shapes)
         self.lm, self.policy, self.target, self.pairs, self.prefills = lm, policy, target, pairs, prefills
         self.sparsity = sparsity
         self.left, self.generator = total, generator
         self.shuffled = torch.randperm(_PHASES, generator=generator)
-        self.ledger = Ledger.empty(1)
-        self.bytes, self.steps, self.milliseconds, self.dense_milliseconds = 0.0, 0, 0.0, 0.0
+        self.spent = Spent(replace(lm.budgets(policy), sparsity=sparsity))
         self.scores = torch.zeros(len(pairs), dtype=torch.float64)
         self.greedy = torch.ones(len(pairs), dtype=torch.bool)
 
@@ -229,7 +221,8 @@ class _Job:
         if not self.policy.reads_model:
             session.control(self.policy, target, length, self.generator, ledger=self._phases(session, self.policy))
             return
-        ledger, early = self.ledger.rows(torch.zeros(session.rows, dtype=torch.int64)), None
+        sums = (torch.from_numpy(sums).expand(session.rows, -1) for sums in (self.spent.shares, self.spent.counted))
+        ledger, early = Ledger(*sums), None
         if isinstance(self.policy, PricedPolicy):
             # What the layers before the policy's owe or own, on top of what the budget has allowed so far.
             early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps
@@ -239,7 +232,7 @@ class _Job:
     def _phases(self, session: Session, policy: AnyPolicy) -> Ledger:
         """For every row what a policy that depends on budgets alone would have over- or underspent after another number
         of steps: the phases of a static one in turn, and for a random one in an order drawn once."""
-        phase = (self.steps + torch.arange(session.rows)) % _PHASES
+        phase = (self.spent.steps + torch.arange(session.rows)) % _PHASES
         if isinstance(policy, Random):
             policy, phase = Static(policy.space), self.shuffled[phase]
         assert not isinstance(policy, PricedPolicy)
@@ -248,19 +241,10 @@ class _Job:
         schedule = unroll(policy, kv_length, self.sparsity, self.lm.shapes, _PHASES, target, Ledger.empty(session.rows))
         counted = self.sparsity.controllable(kv_length[:, None] + torch.arange(_PHASES))
         owed = ((schedule.realised - target[:, None]) * counted).cumsum(1)
-        return Ledger(owed[torch.arange(session.rows), phase], torch.zeros(session.rows, 3, dtype=torch.int64))
+        return Ledger(owed[torch.arange(session.rows), phase], torch.zeros_like(target, dtype=torch.int64))
 
     def _add(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
-        counted = found.controllable & real[..., None]
-        cost = step_costs(self.lm, self.policy, self.sparsity, found.realised, kv_length)
-        self.bytes += float(cost[real].sum())
-        if self.measured is not None:
-            shares, seen = torch.where(found.controllable, found.realised, 1.0)[real].double().numpy(), kv_length[real]
-            self.milliseconds += float(self.measured.milliseconds(shares, seen.numpy()).sum())
-            self.dense_milliseconds += float(self.measured.milliseconds(np.ones_like(shares), seen.numpy()).sum())
-        spent = (found.realised * counted).sum((0, 1))
-        self.ledger = Ledger(self.ledger.spent + spent, self.ledger.steps + counted.sum((0, 1)))
-        self.steps += int(real.sum())
+        self.spent.add(*(each[real].numpy() for each in (found.realised, found.controllable, kv_length)))
         self.left -= int(real.sum())
 
     def _score(self, logits: torch.Tensor, wanted: torch.Tensor, slots: torch.Tensor) -> None:

@@ -12,7 +12,7 @@ from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
-from solm.core.cost import CostModel, MeasuredCost
+from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.parts import Parts
 from solm.core.provenance import command_line, environment
@@ -22,7 +22,6 @@ from solm.evaluation.points import points, random_trials
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.resume import arm_fingerprints, resume_key
 from solm.evaluation.sources import shares_of, text_facts
-from solm.evaluation.spent import step_costs
 from solm.evaluation.use import Taken, action_use, examples
 from solm.policies.priced import LevelCosts
 from solm.policies.schedules import Dense, Random
@@ -248,7 +247,8 @@ def _kv_length(settings: EvaluationSettings) -> torch.Tensor:
 
 def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
     """What every step of an arm costs as a share of the dense one [N, T]."""
-    return step_costs(lm, arm.policy, arm.sparsity, _shares(scored), _kv_length(settings), model)
+    rules, overhead = arm.sparsity or lm.sparsity, lm.overhead(arm.policy)
+    return relative_cost(_shares(scored), _kv_length(settings), lm.shapes, rules, model, overhead)
 
 
 def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
@@ -257,7 +257,8 @@ def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: Evaluation
     if lm.timings is None:
         cost.append(torch.full_like(nats, torch.nan))
     else:
-        measured = MeasuredCost(lm.timings, lm.sparsity, lm.shapes)
+        measured = lm.budgets().measured
+        assert measured is not None
         taken = measured.milliseconds(_shares(scored).double().cpu().numpy(), _kv_length(settings).numpy())
         cost.append(torch.from_numpy(taken.mean(1)))
     if scored.divergences is not None:

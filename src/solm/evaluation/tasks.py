@@ -16,7 +16,7 @@ from lm_eval.api.task import Task
 from lm_eval.evaluator import evaluate as lm_eval_evaluate
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.core.actions import ActionSpace
+from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, BudgetRequest
 from solm.core.errors import SolmError
 from solm.core.parts import Parts
@@ -27,7 +27,6 @@ from solm.evaluation.harness import ControlledLM
 from solm.evaluation.pair_groups import Controlled
 from solm.evaluation.result import Difference, TaskPoint, TaskResult
 from solm.evaluation.resume import arm_fingerprints, resume_key
-from solm.evaluation.spent import budget_of
 from solm.evaluation.statistics import paired_difference
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
@@ -121,7 +120,7 @@ def evaluate_tasks(
             if lm.trained is not None:
                 policy = run(task, "policy", Arm(lm.policy("policy")), net, budget)
                 points.append(_point(task, "policy", net, policy, None))
-                budget = budget_of(policy["realised"])
+                budget = Budget.of([policy["realised"][axis] for axis in AXES])
                 points[-1].differences = _differences(policy["answers"], found["answers"])
             for name, arm in arms.items():
                 points.append(_point(task, name, net, run(task, name, arm, net, budget), policy))
