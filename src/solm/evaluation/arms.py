@@ -10,10 +10,9 @@ from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.cost import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
-from solm.policies.levels import take, two_levels
 from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
 from solm.policies.protocol import Observation
-from solm.policies.schedules import BlindSchedule, Static, static
+from solm.policies.schedules import BlindSchedule, Static, static, take, two_levels
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 

@@ -7,8 +7,8 @@ import torch
 
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
-from solm.policies.levels import take, two_levels
 from solm.policies.priced import PricedPolicy
+from solm.policies.schedules import take, two_levels
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from solm.core.actions import AXES, ActionSpace
-from solm.core.arrays import Array, as_numpy
+from solm.core.arrays import AnyArray, Array, as_numpy
 from solm.core.budget import Budget
 from solm.core.recent import Recent
-from solm.policies.levels import SAME_SHARE, SHORTEST_HORIZON, due_share, take, two_levels, without_bias
-from solm.policies.protocol import Count, feasible_levels
+from solm.policies.protocol import SHORTEST_HORIZON, Count, due_share, feasible_levels
+from solm.policies.schedules import take, two_levels
 
 if TYPE_CHECKING:
     import torch
@@ -22,6 +22,11 @@ NET_RATES = (1 / len(AXES),) * len(AXES)
 """What the whole of every axis is worth in net keep, the mean of the shares."""
 SAME_COSTS = (1.0,) * len(AXES)
 """Factors of level costs per axis that change nothing."""
+UNBIASED_STEPS = 16
+"""After so many steps half of the difference between what they realised and what their prices were set for is taken to
+last (`without_bias`), and more after more of them."""
+_SAME_SHARE = 1e-9
+"""Shares that differ by less count as equal."""
 _LEAST_RATE = 1e-6
 _KEPT_CURVES = 64
 _HALVINGS = 64
@@ -97,6 +102,19 @@ def equal_prices(
     gap = cost(cheap) - cost(dear)
     part = 0.0 if gap < 1e-12 else min(1.0, max(0.0, (target - cost(dear)) / gap))
     return Budget.of((dear + part * (cheap - dear)).tolist())
+
+
+def without_bias(due: AnyArray, spent: AnyArray, expected: AnyArray, steps: AnyArray) -> AnyArray:
+    """The share for which a price must be set so that the next steps realise `due`.
+
+    Prices are those at which the tokens of training realise a share. The tokens of one text may realise more at every
+    price, or less. If only what is left of the budget made that good, a reply would begin above its budget and end
+    below it, and one that ends early would have exceeded it.
+
+    spent, expected: sums over the `steps` counted so far, of the shares realised and of those that prices were set for.
+    """
+    unbiased: AnyArray = due - (spent - expected) / (steps + UNBIASED_STEPS)
+    return unbiased
 
 
 class PricedPolicy(ABC):
@@ -197,7 +215,7 @@ def _nominal_share(wanted: np.ndarray, realised: np.ndarray, nominal: np.ndarray
 
     realised: [N, L] shares, rising, that levels of nominal shares [L] realise; in short contexts several may be equal.
     """
-    lower, upper = two_levels(realised, wanted, SAME_SHARE)
+    lower, upper = two_levels(realised, wanted, _SAME_SHARE)
     low, high = take(realised, lower), take(realised, upper)
-    part = ((wanted - low) / np.maximum(high - low, SAME_SHARE)).clip(0, 1)
+    part = ((wanted - low) / np.maximum(high - low, _SAME_SHARE)).clip(0, 1)
     return np.asarray(nominal[lower] + part * (nominal[upper] - nominal[lower]))

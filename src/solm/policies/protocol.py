@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 import numpy as np
 
 from solm.core.actions import ActionSpace
+from solm.core.arrays import AnyArray
 from solm.core.budget import Ledger
-from solm.policies.levels import due_share
 
 if TYPE_CHECKING:
     import torch
@@ -16,6 +16,8 @@ Count = int | np.ndarray
 """A number of steps: the same for all rows, or [N] int64."""
 SCALARS = 8
 """Numbers in `Observation.scalars`."""
+SHORTEST_HORIZON = 8
+"""Steps over which a deviation from the budget is made good, even where fewer are left."""
 _PRIOR_SHARPNESS = 3.0
 
 
@@ -86,6 +88,16 @@ class Policy(Protocol):
         self, observation: Observation, state: Any, generator: "torch.Generator | None"
     ) -> "tuple[torch.Tensor, Any]":
         """Action indices [N] int64 and the next state."""
+
+
+def due_share(target: AnyArray, spent: AnyArray, steps: AnyArray, horizon: AnyArray | int) -> AnyArray:
+    """The average share that the next `horizon` steps must realise for the average over all steps to be `target`.
+
+    target: share requested; spent: sum of the shares realised in the `steps` counted so far. NumPy arrays or tensors of
+    any shapes that broadcast.
+    """
+    due: AnyArray = (target * (steps + horizon) - spent) / horizon
+    return due
 
 
 def budget_prior(observation: Observation) -> "torch.Tensor":

@@ -8,11 +8,29 @@ import numpy as np
 from solm.core.actions import ActionSpace
 from solm.core.arrays import as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig
-from solm.policies.levels import SHORTEST_HORIZON, due_share, take, two_levels
-from solm.policies.protocol import Count, Observation
+from solm.policies.protocol import SHORTEST_HORIZON, Count, Observation, due_share
 
 if TYPE_CHECKING:
     import torch
+
+
+def two_levels(levels: np.ndarray, target: np.ndarray, tolerance: float = 1e-12) -> tuple[np.ndarray, np.ndarray]:
+    """Indices [...] int64 of the two neighbouring levels around `target` [...], the lower one first.
+
+    levels: [..., L] realised shares, rising. Below the first level and above the last one: the first or last two. The
+    same index twice where there is one level. tolerance: a level that exceeds the target by no more counts as met.
+    """
+    last = levels.shape[-1] - 1
+    # Every token needs them: minimum and maximum take a third of the time of clip.
+    met = (levels <= target[..., None] + tolerance).sum(-1) - 1
+    lower = np.minimum(np.maximum(met, 0), max(0, last - 1))
+    return lower, np.minimum(lower + 1, last)
+
+
+def take(levels: np.ndarray, index: np.ndarray) -> np.ndarray:
+    """The entries [...] of levels [..., L] at `index` [...]."""
+    flat = levels.reshape(-1, levels.shape[-1])  # np.take_along_axis takes five times as long
+    return flat[np.arange(index.size), index.reshape(-1)].reshape(index.shape)
 
 
 class BlindSchedule:

@@ -10,9 +10,9 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
-from solm.policies.levels import due_share, take, two_levels
 from solm.policies.mid_pass import decide_known
-from solm.policies.schedules import Random, Static
+from solm.policies.protocol import due_share
+from solm.policies.schedules import Random, Static, take, two_levels
 from solm.policies.unroll import unroll
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy

@@ -24,7 +24,8 @@ from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
-from solm.policies.levels import SHORTEST_HORIZON, UNBIASED_STEPS
+from solm.policies.priced import UNBIASED_STEPS
+from solm.policies.protocol import SHORTEST_HORIZON
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TESTS = Path(__file__).parents[3]
