@@ -27,7 +27,7 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_policy, under_values
 from helpers.texts import FISH, FOX
 from solm.backends.torch.families import TESTED_FAMILIES
-from solm.core.cache_folder import cache_folder
+from solm.core.files import cache_folder
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate

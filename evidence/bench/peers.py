@@ -16,7 +16,7 @@ from typing import Any
 from gguf import LlamaFileType
 
 from solm.backends.gguf_header import read_header
-from solm.core.cache_folder import cache_folder
+from solm.core.files import cache_folder
 
 WORKER = Path(__file__).with_name("peer_worker.py")
 MODULES = {"llama.cpp": "llama_cpp", "openvino": "openvino_genai"}

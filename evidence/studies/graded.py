@@ -21,7 +21,7 @@ from evidence.studies.replies import Made, Prompts, follow, reply
 from evidence.studies.sandbox import Sandbox, sandbox
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
-from solm.core.parts import Parts
+from solm.core.files import Parts
 from solm.evaluation.arms import Arm
 from solm.evaluation.result import Record, record
 from solm.evaluation.spent import budget_of

@@ -11,11 +11,10 @@ from helpers.models import keep_of, tiny_model, tokens
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.nested_linear import NestedLinears
+from solm.backends.torch.nested_linear import NestedLinears, high_half, nested
 from solm.core.actions import ActionSpace
 from solm.core.cost import relative_cost
 from solm.core.errors import SolmError, UnsupportedModelError
-from solm.core.nested import high_half, nested
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from solm.backends.gguf_header import GgufHeader, read_header
 from solm.backends.gguf_tokenizer import byte_letters, byte_level_tokenizer
 from solm.backends.names import folder_of, folder_or_hub_id, gguf_of, made_folder, not_loadable, quiet
-from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
+from solm.core.files import cache_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend

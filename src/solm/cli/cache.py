@@ -51,7 +51,7 @@ def cache(
       solm cache clear
     """
     from solm.cli.output import print_json
-    from solm.core.cache_folder import cache_folder
+    from solm.core.files import cache_folder
 
     folder = cache_folder()
     if action not in ("list", "clear"):

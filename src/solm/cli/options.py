@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from solm.core.errors import SolmError
-from solm.core.seeds import MOST_SEED
+from solm.core.provenance import MOST_SEED
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]

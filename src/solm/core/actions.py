@@ -1,24 +1,39 @@
 """Efficiency actions: what one decode step of one row may spend."""
 
 import re
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-from pydantic import field_validator
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from solm.core.arrays import as_tensor
 from solm.core.errors import SolmError
-from solm.core.frozen import Frozen
 
 if TYPE_CHECKING:
     import torch
 
 AXES = ("attention", "mlp", "bits")
 FULL_BITS = 16
+HIGH_BITS = 4
+"""Of a weight of 8 bits whose upper half is a model of its own: precision as a level of each step."""
 WHOLE = (1, 1, FULL_BITS)
 """Per axis what the whole of it is in the axis's own unit; shares are parts of it."""
+
+
+class Frozen(BaseModel):
+    """A frozen model whose cached properties are of its own fields: pydantic's copies would keep those of the original,
+    whatever a copy changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
+
+    def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
+        made = super().model_copy(update=update, deep=deep)
+        for name in made.__dict__.keys() - type(self).model_fields.keys():
+            del made.__dict__[name]
+        return made
 
 
 class Action(NamedTuple):

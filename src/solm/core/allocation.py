@@ -5,9 +5,9 @@ from functools import cached_property
 import numpy as np
 from pydantic import model_validator
 
+from solm.core.actions import Frozen
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import PolicyMismatchError
-from solm.core.frozen import Frozen
 from solm.core.thresholds import MLP_SITES
 
 KNOTS = 21

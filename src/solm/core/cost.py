@@ -12,11 +12,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.actions import FULL_BITS, HIGH_BITS, ActionSpace
 from solm.core.arrays import AnyArray, Array, as_numpy, in_kind, is_tensor
 from solm.core.errors import PolicyMismatchError, SolmError, counted
 from solm.core.files import read_model
-from solm.core.nested import HIGH_BITS
 from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import SITES

@@ -7,19 +7,20 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
 
-from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
+from solm.core.errors import CacheFolderError, DamagedFileError, RunMismatchError, SolmError
 
 if TYPE_CHECKING:
     import torch
 
 Model = TypeVar("Model", bound=BaseModel)
+CURE = "set SOLM_CACHE to another folder"
 KEPT = "finished parts are kept. The same command continues"
 _NUMBERS = re.compile(r"\[\n\s+((?:-?[0-9][0-9.eE+-]*,\n\s+)*-?[0-9][0-9.eE+-]*)\n\s+\]")
 """A list of numbers in indented JSON. Strings hold no line ends."""
@@ -199,3 +200,52 @@ def _loaded(path: Path, load: Callable[[Path], dict[str, Any]]) -> dict[str, Any
         raise SolmError(f"no file {path}") from None
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise DamagedFileError(f"{path} is damaged: {error}") from error
+
+
+class Parts:
+    """Finished parts of a long job in a file, JSON values by name, so that an interrupted job goes on where it stopped.
+
+    key: what they are parts of; a file with another key is not used. path: None keeps nothing beyond the
+    process. Whoever writes the result removes the file (`resumable`).
+    """
+
+    def __init__(self, path: Path | None, key: Any):
+        self.path, self.key = path, json.loads(json.dumps(key))
+        self._found: dict[str, Any] = {}
+        if path is None or not path.exists():
+            return
+        with suppress(KeyError, TypeError, ValueError):  # half-written or foreign: its parts are made again
+            content = json.loads(path.read_text())
+            self._found = dict(content["parts"]) if content["key"] == self.key else {}
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is known under `name`; where nothing is, what `make` returns, which is kept."""
+        if name not in self._found:
+            self._found[name] = make()
+            if self.path is not None:
+                write_json(self.path, {"key": self.key, "parts": self._found})
+        return self._found[name]
+
+
+def cache_folder() -> Path:
+    """Where things are kept that can be made again: the built engine, repacked weights, converted models. It is the
+    folder that SOLM_CACHE names; otherwise ``solm`` in the user's cache folder (XDG_CACHE_HOME, by default
+    ``~/.cache``)."""
+    named = os.environ.get("SOLM_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "solm"
+
+
+def check_cache_folder() -> None:
+    """Make the cache folder if need be. Raises `CacheFolderError` where it cannot be written."""
+    folder = cache_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise CacheFolderError(f"the cache folder {folder} cannot be written: {error.strerror}; {CURE}") from error

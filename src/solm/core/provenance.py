@@ -11,6 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+MOST_SEED = (1 << 32) - 1
+"""The largest seed of a run. Every part of it derives seeds of its own from this one, of at most 64 bits."""
+
 
 def command_line() -> str:
     """The command being run, without the machine's folders: of an absolute path only the last part is told."""

@@ -43,10 +43,10 @@ class SparsityConfig(BaseModel):
     weights."""
     upper_bits_part: float = Field(0.556, gt=0, le=1)
     """What a channel of the MLP counts of the realised share where an `allocation` has its weights read without their
-    lower bits: by default the part of the bytes (`solm.core.nested`)."""
+    lower bits: by default the part of the bytes (`solm.backends.torch.nested_linear`)."""
     bits_site: Literal["input", "output", "weights"] = "input"
     """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
-    which a step at up to 4 bits reads the high halves alone (`solm.core.nested`)."""
+    which a step at up to 4 bits reads the high halves alone (`solm.backends.torch.nested_linear`)."""
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     allocation: Allocation | None = None

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import field_validator
 
+from solm.core.actions import Frozen
 from solm.core.errors import PolicyMismatchError
-from solm.core.frozen import Frozen
 
 if TYPE_CHECKING:
     import torch

@@ -5,6 +5,7 @@ from array import array
 from collections.abc import Callable
 from typing import Any, Self
 
+import numpy as np
 import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM

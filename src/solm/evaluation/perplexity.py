@@ -14,7 +14,7 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
 from solm.core.cost import CostModel, relative_cost
 from solm.core.errors import BudgetError, DataError
-from solm.core.parts import Parts
+from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, Oracle, static_arms, tuned

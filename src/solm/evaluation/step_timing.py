@@ -12,10 +12,9 @@ from itertools import pairwise
 import torch
 
 from solm.backends.session import Session
-from solm.core.actions import FULL_BITS
+from solm.core.actions import FULL_BITS, HIGH_BITS
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.cost import LEVELS, StepTimings
-from solm.core.nested import HIGH_BITS
 from solm.core.provenance import command_line, environment
 from solm.core.sparsity import SparsityConfig
 from solm.runtime.language_model import LanguageModel

@@ -14,8 +14,7 @@ from solm.backends.names import folder_of, gguf_of
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.core.files import locked, write_json, write_text
-from solm.core.provenance import command_line, environment
-from solm.core.seeds import MOST_SEED
+from solm.core.provenance import MOST_SEED, command_line, environment
 from solm.data.text import documents
 from solm.data.windows import token_stream
 from solm.evaluation.cluster import run_on_ray

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, BudgetRequest
 from solm.core.errors import SolmError
-from solm.core.parts import Parts
+from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, static_arms

@@ -12,7 +12,7 @@ from solm.backends.session import Session
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.cost import equal_mlp, site_parts
 from solm.core.files import resumable, write_json
-from solm.core.parts import Parts
+from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
 from solm.core.sparsity import SparsityConfig
 from solm.fit.curves import (

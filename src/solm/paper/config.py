@@ -11,7 +11,7 @@ from solm.core.actions import PRESETS as SPACES
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
-from solm.core.seeds import MOST_SEED
+from solm.core.provenance import MOST_SEED
 from solm.core.sparsity import PRESETS as SPARSITY
 from solm.core.sparsity import SparsityConfig
 

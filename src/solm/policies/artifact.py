@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,7 +15,6 @@ from solm.core.cost import ModelShapes
 from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError, first_line
 from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
-from solm.core.recent import Recent
 from solm.core.sparsity import SparsityConfig
 from solm.policies.identity import BaseIdentity as BaseIdentity
 from solm.policies.network_config import NetworkConfig
@@ -70,7 +70,7 @@ class TrainedPolicy:
         self._weights = network if isinstance(network, ValueWeights) else None
         self._network = None if isinstance(network, ValueWeights) else network
         self._made: dict[bool, ValuePolicy] = {}
-        self._budgets: Recent[float, Budget] = Recent(_KEPT_BUDGETS)  # a server asks for many; one takes a millisecond
+        self._splits = lru_cache(_KEPT_BUDGETS)(self._split)  # a server needs many; one takes a millisecond
 
     @property
     def network(self) -> Any:
@@ -113,7 +113,7 @@ class TrainedPolicy:
 
         Raises `BudgetError` for a net keep that the action space cannot meet.
         """
-        return self._budgets.get(net, lambda: self._split(net))
+        return self._splits(net)
 
     def budget_of_cost(
         self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int

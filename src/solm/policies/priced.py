@@ -1,6 +1,7 @@
 """Policies that buy compute at a price: the level of the lowest level cost plus price times share."""
 
 from abc import ABC, abstractmethod
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -8,7 +9,6 @@ import numpy as np
 from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import AnyArray, Array, as_numpy
 from solm.core.budget import Budget
-from solm.core.recent import Recent
 from solm.policies.protocol import SHORTEST_HORIZON, Count, due_share, feasible_levels
 from solm.policies.schedules import take, two_levels
 
@@ -131,7 +131,7 @@ class PricedPolicy(ABC):
 
     def __init__(self, space: ActionSpace, layer: int, curves: list[PriceCurve], clamp: bool = True):
         self.space, self.layer, self.curves, self.clamp = space, layer, curves, clamp
-        self._realised: Recent[tuple[int, bytes], PriceCurve] = Recent(_KEPT_CURVES)
+        self._realised_curve = lru_cache(_KEPT_CURVES)(self._curve)
 
     @abstractmethod
     def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
@@ -149,18 +149,17 @@ class PricedPolicy(ABC):
 
         levels: per axis [levels] float64, the shares that the levels of the space realise after `context` tokens.
         """
-        curves = [self._realised_curve(axis, shares) for axis, shares in enumerate(levels)]
+        curves = [self._realised_curve(axis, shares.tobytes()) for axis, shares in enumerate(levels)]
         return equal_prices(curves, target, rates, fixed, self.cost_factors(context))
 
     def cost_factors(self, context: int) -> tuple[float, ...]:
         """Per axis the factor by which level costs after `context` tokens differ from `training_costs`."""
         return SAME_COSTS
 
-    def _realised_curve(self, axis: int, shares: np.ndarray) -> PriceCurve:
-        """The price curve of one axis at realised shares. A server needs those of the same shares again and again, and
-        one takes ten milliseconds."""
-        key = axis, np.asarray(shares).tobytes()
-        return self._realised.get(key, lambda: PriceCurve(self.training_costs[axis], shares))
+    def _curve(self, axis: int, shares: bytes) -> PriceCurve:
+        """The price curve of one axis at realised shares, float64. A server needs those of the same shares again and
+        again, and one takes ten milliseconds."""
+        return PriceCurve(self.training_costs[axis], np.frombuffer(shares))
 
     @property
     @abstractmethod

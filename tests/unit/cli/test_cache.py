@@ -7,8 +7,8 @@ import time
 import pytest
 
 from solm.cli.cache import cache, entries
-from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
+from solm.core.files import cache_folder
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from solm.backends.cpu.variants import cpu_features
-from solm.core.cache_folder import CURE, cache_folder
 from solm.core.errors import CacheFolderError, SolmError
+from solm.core.files import CURE, cache_folder
 
 CSRC = Path(__file__).parent / "csrc"
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the

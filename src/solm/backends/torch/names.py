@@ -11,7 +11,7 @@ from transformers.utils.quantization_config import GgufConfig
 
 from solm.backends.gguf_header import read_header
 from solm.backends.names import folder_or_hub_id, gguf_of, made_folder, quiet
-from solm.core.cache_folder import cache_folder, check_cache_folder
+from solm.core.files import cache_folder, check_cache_folder
 
 
 def locate(name: str) -> str:

@@ -5,7 +5,7 @@ from functools import cached_property
 
 import torch
 
-from solm.core.actions import FULL_BITS
+from solm.core.actions import FULL_BITS, HIGH_BITS
 from solm.core.cost import (
     KVBudget,
     ModelShapes,
@@ -16,7 +16,6 @@ from solm.core.cost import (
     site_parts,
     site_shares,
 )
-from solm.core.nested import HIGH_BITS
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import MLP_SITES, SITES
 

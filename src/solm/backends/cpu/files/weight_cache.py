@@ -25,7 +25,7 @@ from solm.backends.cpu.build import CSRC
 from solm.backends.cpu.files.layout import Layout
 from solm.backends.cpu.files.repack import Arena
 from solm.backends.cpu.files.sources import WeightSource
-from solm.core.cache_folder import cache_folder
+from solm.core.files import cache_folder
 
 SUFFIX = ".weights"
 _MAGIC = b"solm weights 1\n"

@@ -20,8 +20,8 @@ from solm.backends.cpu.files.repack import Arena, repack
 from solm.backends.cpu.files.sources import GgufFile, LoadedModel
 from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights, read_again
 from solm.backends.cpu.library import library
-from solm.core.cache_folder import cache_folder
 from solm.core.errors import SolmError
+from solm.core.files import cache_folder
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
