@@ -12,8 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from solm.core.budget import Budget, BudgetRequest, Budgets
 from solm.core.curve import spaced_budgets
 from solm.core.errors import SolmError
-from solm.core.files import resumable, write_text
-from solm.core.files import Parts
+from solm.core.files import Parts, resumable, write_text
 from solm.core.provenance import plain_name, plain_names
 from solm.data.windows import TokenStream, token_stream
 from solm.evaluation.arms import Arm, static_arms

@@ -19,12 +19,12 @@ from evidence.studies.common import ComparedOptions, budget_at, kept, main, prog
 from evidence.studies.problems import Problem
 from evidence.studies.replies import Made, Prompts, follow, reply
 from evidence.studies.sandbox import Sandbox, sandbox
+from solm.core.actions import AXES
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.core.files import Parts
 from solm.evaluation.arms import Arm
 from solm.evaluation.result import Record, record
-from solm.evaluation.spent import budget_of
 from solm.evaluation.statistics import paired_difference
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import encode
@@ -126,7 +126,7 @@ def _rows(
             requested = [budget_at(offer, share, tokens, clamp=True) for tokens in seen]
             policy = made(f"policy@{share}", Arm(lm.policy("policy")), requested)
             for name, arm in arms.items():
-                made(f"{name}@{share}", arm, [budget_of(each["spent"]) for each in policy])
+                made(f"{name}@{share}", arm, [Budget.of([each["spent"][axis] for axis in AXES]) for each in policy])
     return rows
 
 
