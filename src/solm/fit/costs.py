@@ -6,8 +6,7 @@ import torch
 
 from solm.backends.logits import LOGITS_AT_ONCE
 from solm.core.actions import AXES
-from solm.core.files import read_json, resumable, write_json
-from solm.core.files import Parts
+from solm.core.files import Parts, read_json, resumable, write_json
 from solm.fit.folder import COSTS, LONG_COSTS
 from solm.fit.job import Job
 from solm.fit.plan import GRID

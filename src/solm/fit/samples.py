@@ -11,8 +11,7 @@ from solm.backends.logits import LOGITS_AT_ONCE, divergences, log_probabilities
 from solm.backends.results import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
 from solm.core.errors import DamagedFileError
-from solm.core.files import read_json, read_tensors, resumable, write_json, write_tensors
-from solm.core.files import Parts
+from solm.core.files import Parts, read_json, read_tensors, resumable, write_json, write_tensors
 from solm.fit.folder import COLLECTED, OWN_TEXTS, SAMPLES
 from solm.fit.job import Job
 from solm.fit.plan import GRID, OWN_ROWS, SCHEDULES
