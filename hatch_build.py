@@ -6,6 +6,7 @@ compiled: the wheel is pure Python and the engine is compiled at first use.
 
 import hashlib
 import os
+import platform
 import shutil
 import sys
 from pathlib import Path
@@ -25,27 +26,24 @@ class EngineHook(BuildHookInterface[Any]):
         if not machine or version == "editable":
             return
         sys.path.insert(0, str(ROOT / "src"))
-        from solm.backends.cpu.prebuilt import LIST, library_name, write_list
-        from solm.backends.cpu.variants import variants_of
+        from solm.backends.cpu.build import library_name
+        from solm.backends.cpu.library import variants_of
 
         names = [variant.name for variant in variants_of(machine)]
         if not names:
             raise ValueError(f"SOLM_WHEEL: {machine!r} is not known; choose x86_64 or aarch64")
         folder = engines(machine)
-        write_list(folder, machine, names)
-        for name in [LIST, *map(library_name, names)]:
+        for name in map(library_name, names):
             build_data["force_include"][str(folder / name)] = f"solm/backends/cpu/prebuilt/{name}"
         build_data["pure_python"], build_data["tag"] = False, f"py3-none-linux_{machine}"
 
 
 def engines(machine: str) -> Path:
     """The folder of an architecture's libraries, of the sources as they are. What is not in it yet is compiled."""
-    from solm.backends.cpu.build import _FLAGS, CSRC, compile_engine, find_compiler, sources_digest
-    from solm.backends.cpu.prebuilt import library_name
-    from solm.backends.cpu.variants import machine as this_machine
-    from solm.backends.cpu.variants import variants_of
+    from solm.backends.cpu.build import _FLAGS, CSRC, compile_engine, find_compiler, library_name, sources_digest
+    from solm.backends.cpu.library import variants_of
 
-    compiler = find_compiler() if machine == this_machine() else shutil.which(f"{machine}-linux-gnu-g++")
+    compiler = find_compiler() if machine == platform.machine() else shutil.which(f"{machine}-linux-gnu-g++")
     if compiler is None:
         raise ValueError(
             f"SOLM_WHEEL: no C++ compiler for {machine}; apt install g++-{machine.replace('_', '-')}-linux-gnu"

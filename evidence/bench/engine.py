@@ -29,8 +29,7 @@ from evidence.bench.common import STEPS, draw_text, finish, in_turns, parser, sp
 from evidence.bench.timed_engines import LOOKUP, TRANSFORMERS, Lookup, Ours, Theirs, Timed, shown
 from solm.backends.cpu.engine import check_precision
 from solm.backends.cpu.files.sources import source_of
-from solm.backends.cpu.library import asked_engine, choose_engine
-from solm.backends.cpu.variants import NATIVE
+from solm.backends.cpu.library import NATIVE, asked_engine, choose_engine
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
 from solm.evaluation.step_timing import memory_bandwidth

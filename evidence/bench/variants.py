@@ -13,6 +13,7 @@ decodes one row there, or is left out.
 
 import argparse
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,7 +27,7 @@ import torch
 from evidence.bench import peers
 from evidence.bench.common import draw_text, finish, in_turns, parser, spread
 from evidence.bench.timed_engines import EVERY_LOGIT, Ours, Theirs, Timed, Turns
-from solm.backends.cpu.variants import NATIVE, machine, usable_features, variant_named, variants_of
+from solm.backends.cpu.library import NATIVE, usable_features, variant_named, variants_of
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
 
@@ -129,12 +130,12 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
         asked.llama = {name: Path(folder) for name, folder in (one.split("=", 1) for one in asked.llama)}
         for name in asked.variants.split(",") if asked.variants else []:
             if name != NATIVE:
-                variant_named(name, machine(), usable_features())
+                variant_named(name, platform.machine(), usable_features())
     except (SolmError, ValueError) as error:
         options.error(str(error))
     if min(*asked.contexts, *asked.rows, asked.rounds) < 1:
         options.error("--contexts, --rows and --rounds must be numbers from 1 on")
-    runs = [one.name for one in variants_of(machine()) if not one.missing(usable_features())]
+    runs = [one.name for one in variants_of(platform.machine()) if not one.missing(usable_features())]
     asked.variants = asked.variants.split(",") if asked.variants else [*runs, NATIVE]
     for name in asked.llama.keys() - set(asked.variants):
         options.error(f"--llama {name}: must be among {', '.join(asked.variants)}")

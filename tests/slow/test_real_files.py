@@ -46,6 +46,6 @@ def test_a_larger_file_is_too_and_is_repacked_at_its_own_bits():
     source, built = GgufFile(files[0]), library()
     layout = layout_of(source, "auto")
     assert set(layout.forms()) == {"4 bits", "5 bits", "6 bits", "8 bits"}
-    arena = Arena(built, layout.nbytes)
+    arena = Arena(layout.nbytes)
     repack(source, layout, built, arena.address, 2)
     compare(files[0], load_base(str(files[0]), "float32")[0])

@@ -2,16 +2,17 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
 import pytest
 
 from solm.backends.cpu.build import find_compiler
-from solm.backends.cpu.variants import machine, usable_features, variants_of
+from solm.backends.cpu.library import usable_features, variants_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here")]
-HERE = [variant.name for variant in variants_of(machine()) if not variant.missing(usable_features())]
+HERE = [variant.name for variant in variants_of(platform.machine()) if not variant.missing(usable_features())]
 NAMES = [name for name in HERE if name != "sse4"]
 PROBE = """
 import json

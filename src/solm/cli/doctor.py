@@ -38,8 +38,7 @@ def doctor(
     import torch
 
     from solm.backends.cpu.build import find_compiler
-    from solm.backends.cpu.library import asked_engine, choose_engine, library
-    from solm.backends.cpu.variants import usable_features
+    from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features
     from solm.backends.machine import accelerator_available, default_threads, usable_cores
     from solm.cli.output import print_json
     from solm.core.errors import CacheFolderError, SolmError
@@ -130,7 +129,7 @@ def _why_threads(threads: int, cores: "UsableCores") -> str:
 
 def lacks(machine: str, features: Collection[str]) -> dict[str, list[str]]:
     """By instruction set of this architecture that the processor cannot run, what it lacks."""
-    from solm.backends.cpu.variants import variants_of
+    from solm.backends.cpu.library import variants_of
 
     missing = {variant.name: variant.missing(features) for variant in variants_of(machine)}
     return {name: needs for name, needs in missing.items() if needs}

@@ -16,11 +16,9 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from solm.backends.cpu.variants import cpu_features
 from solm.core.errors import CacheFolderError, SolmError
-from solm.core.files import CURE, cache_folder
 
-CSRC = Path(__file__).parent / "csrc"
+CSRC, PREBUILT = Path(__file__).parent / "csrc", Path(__file__).parent / "prebuilt"
 # Not -ffast-math: linking with it makes the whole process flush subnormal numbers to zero. Not -fassociative-math: the
 # results of a step do not depend on its neighbours because sums are added up in the order that is written.
 # Not -freciprocal-math: where a division becomes a product differs by processor, and results shall not.
@@ -75,6 +73,8 @@ def built(flags: Sequence[str]) -> Path:
     Raises `SolmError` where there is no compiler or it fails, `CacheFolderError` where the folder cannot be written or
     executed from.
     """
+    from solm.core.files import CURE, cache_folder  # which needs other packages
+
     compiler = find_compiler()
     if compiler is None:
         raise SolmError("the cpu backend needs a C++20 compiler (g++ 11 or clang++ 14); none was found")
@@ -119,3 +119,32 @@ def _run(command: list[str]) -> None:
     if done.returncode:
         line = next((line for line in done.stderr.splitlines() if "error" in line), done.stderr.strip()[:200])
         raise SolmError(f"{command[0]} could not build the cpu backend: {line}")
+
+
+def library_name(variant: str) -> str:
+    """The file of a variant's library that is compiled ahead of time from these sources."""
+    return f"engine-{variant}-{sources_digest()[:16]}.so"
+
+
+def prebuilt_library(variant: str) -> Path | None:
+    """The library of a variant that came with the package; None where the package came without. Raises `SolmError` for
+    one that is damaged or for another architecture."""
+    path = PREBUILT / library_name(variant)
+    if not path.exists():
+        return None
+    reason = damage(path)
+    if reason is not None:
+        cure = f"reinstall solm, or delete {PREBUILT} and the engine is compiled here"
+        raise SolmError(f"{path} cannot be used: {reason}; {cure}")
+    return path
+
+
+def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+    """What the processor has and the kernel lets programs use, by its names in /proc/cpuinfo; empty where it does not
+    say."""
+    try:
+        with cpuinfo.open() as file:
+            line = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:
+        return frozenset()
+    return frozenset(line.partition(":")[2].split())

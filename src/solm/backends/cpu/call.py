@@ -40,22 +40,6 @@ class Cache:
             self.engine.library.solm_cache_free(self.handle)
             self.handle = None
 
-    def fill(self, layer: int, position: int, keys: Array, values: Array) -> None:
-        """Write keys and values [kv_heads, count, D] of one layer from `position` on.
-
-        Raises `DataError` for shapes, layers and positions that do not fit, `SolmError` without memory.
-        """
-        sizes, count = self.engine.sizes, keys.shape[1]
-        if keys.shape != values.shape or keys.shape != (sizes.kv_heads, count, sizes.head_dim):
-            wanted = [sizes.kv_heads, count, sizes.head_dim]
-            raise DataError(f"keys and values must be {wanted}, got {list(keys.shape)} and {list(values.shape)}")
-        ours, theirs = (np.ascontiguousarray(as_numpy(some), np.float32) for some in (keys, values))
-        message = border.message()
-        code = self.engine.library.solm_cache_fill(
-            self.engine.handle, self.handle, layer, position, count, ours.ctypes.data, theirs.ctypes.data, message
-        )
-        border.check(code, message)
-
 
 class Decider:
     """A value policy in the engine's terms: a network with one hidden layer over the residual stream, and per axis the

@@ -1,24 +1,105 @@
-"""Choosing and loading the engine: compiled ahead of time where the package came so, otherwise at first use."""
+"""Which engine runs: the instruction sets that it is compiled for ahead of time, which of them a processor has, and the
+library, which came with the package or is compiled at first use."""
 
 import ctypes
 import os
+import platform
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from solm.backends.cpu.border import declare
-from solm.backends.cpu.build import NATIVE_FLAGS, built
-from solm.backends.cpu.prebuilt import prebuilt_library
-from solm.backends.cpu.variants import (
-    NATIVE,
-    NO_AMX,
-    best_variant,
-    cpu_features,
-    machine,
-    usable_features,
-    variant_named,
-)
+from solm.backends.cpu.build import NATIVE_FLAGS, built, cpu_features, prebuilt_library
 from solm.core.errors import SolmError
+
+NATIVE = "native"
+"""In place of a variant's name: compiled here, for this very processor."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """An instruction set. machine: as `platform.machine` names it. flags: of the compiler. needs: what a processor must
+    have, as `usable_features` names it. on_request: it runs only where it is asked for by name."""
+
+    name: str
+    machine: str
+    flags: tuple[str, ...]
+    needs: tuple[str, ...]
+    on_request: bool = False
+
+    def missing(self, features: Collection[str]) -> list[str]:
+        """What it needs and `features` lack."""
+        return [name for name in self.needs if name not in features]
+
+
+_SSE4 = ("ssse3", "sse4_1", "sse4_2", "popcnt")
+_AVX2 = (*_SSE4, "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe")
+_AVX512 = (*_AVX2, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl", "avx512_vnni")
+PERMISSION = "the kernel's permission for AMX"
+"""Listed among a processor's features where the kernel lets this process use AMX, see `usable_features`."""
+NO_AMX = "-DSOLM_NO_AMX"
+"""A flag of the compiler, for an engine that does without AMX where the processor has it."""
+_DOTPROD = ("asimd", "atomics", "asimdrdm", "asimddp")
+
+VARIANTS = (
+    # Nobody has timed it on a processor that has AMX: until then it is no default.
+    Variant(
+        "amx", "x86_64", ("-march=x86-64-v4", "-mavx512vnni", "-mamx-tile", "-mamx-int8"),
+        (*_AVX512, "amx_tile", "amx_int8", PERMISSION), on_request=True,
+    ),
+    Variant("avx512", "x86_64", ("-march=x86-64-v4", "-mavx512vnni"), _AVX512),
+    Variant("avx2", "x86_64", ("-march=x86-64-v3",), _AVX2),
+    Variant("sse4", "x86_64", ("-march=x86-64-v2",), _SSE4),
+    Variant("i8mm", "aarch64", ("-march=armv8.2-a+dotprod+i8mm",), (*_DOTPROD, "i8mm")),
+    Variant("dotprod", "aarch64", ("-march=armv8.2-a+dotprod",), _DOTPROD),
+    Variant("neon", "aarch64", ("-march=armv8-a",), ("asimd",)),
+)  # fmt: skip
+"""Of every architecture the best one first."""
+
+
+def variants_of(machine: str) -> list[Variant]:
+    """The variants of an architecture, the best one first."""
+    return [variant for variant in VARIANTS if variant.machine == machine]
+
+
+def best_variant(machine: str, features: Collection[str]) -> Variant | None:
+    """What a processor runs fastest, of those that run by themselves; None where it runs none."""
+    return next(
+        (variant for variant in variants_of(machine) if not (variant.on_request or variant.missing(features))),
+        None,
+    )
+
+
+def variant_named(name: str, machine: str, features: Collection[str]) -> Variant:
+    """The variant that a user asks for in SOLM_CPU. Raises `SolmError` for one that is not known, not of this
+    architecture, or that the processor cannot run."""
+    known = ", ".join([*(variant.name for variant in variants_of(machine)), NATIVE])
+    found = next((variant for variant in VARIANTS if variant.name == name), None)
+    if found is None:
+        raise SolmError(f"SOLM_CPU: unknown instruction set {name!r}; choose one of {known}")
+    if found.machine != machine:
+        raise SolmError(f"SOLM_CPU: {name} is of {found.machine} and this machine is {machine}; choose one of {known}")
+    missing = found.missing(features)
+    if missing:
+        best = best_variant(machine, features)
+        cure = f"choose {best.name}" if best else f"choose {NATIVE}"
+        raise SolmError(f"SOLM_CPU: this machine cannot run {name}, it lacks {', '.join(missing)}; {cure}")
+    return found
+
+
+def usable_features(features: frozenset[str] | None = None) -> frozenset[str]:
+    """`cpu_features`, and `PERMISSION` where the kernel lets this process use AMX, which it must be asked for. Once
+    granted, permission is for all threads until the process ends, and costs nothing while AMX is not used."""
+    found = cpu_features() if features is None else features
+    return found | {PERMISSION} if "amx_tile" in found and _permit_amx() else found
+
+
+def _permit_amx() -> bool:
+    arch_prctl, ask_for_component, tile_data = 158, 0x1023, 18
+    call = ctypes.CDLL(None).syscall
+    call.restype = ctypes.c_long
+    return call(ctypes.c_long(arch_prctl), ctypes.c_long(ask_for_component), ctypes.c_long(tile_data)) == 0
 
 
 @dataclass(frozen=True)
@@ -36,19 +117,19 @@ def choose_engine(asked: str, flags: str) -> EngineChoice:
     """The engine for this processor, or the one that is asked for by name; "" leaves the choice to the processor.
     flags: more flags of the compiler; with some, nothing that was compiled before is used.
 
-    Raises `SolmError` for a name that is not known or that the processor cannot run, and for libraries beside the
-    package that do not belong to it or are damaged.
+    Raises `SolmError` for a name that is not known or that the processor cannot run, and for a damaged library beside
+    the package.
     """
-    here, features, more = machine(), usable_features(cpu_features()), tuple(flags.split())
+    here, features, more = platform.machine(), usable_features(cpu_features()), tuple(flags.split())
     native = (*NATIVE_FLAGS, *([NO_AMX] if "amx_tile" in features else []), *more)
     if asked == NATIVE:
         return EngineChoice(NATIVE, "it was asked for", flags=native)
     if asked:
         variant = variant_named(asked, here, features)
-        path = None if more else prebuilt_library(variant.name, here)
+        path = None if more else prebuilt_library(variant.name)
         return EngineChoice(variant.name, "SOLM_CPU asks for it", path, (*variant.flags, *more))
     best = best_variant(here, features)
-    path = None if best is None or more else prebuilt_library(best.name, here)
+    path = None if best is None or more else prebuilt_library(best.name)
     if best is None or path is None:
         reason = "SOLM_CXXFLAGS is set" if more else "no compiled engine came with the package"
         return EngineChoice(NATIVE, reason, flags=native)

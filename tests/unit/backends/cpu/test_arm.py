@@ -9,7 +9,7 @@ import pytest
 
 from helpers.recordings import PRECISIONS, differing, recorded, recorded_text
 from solm.backends.cpu.build import CSRC, compile_engine
-from solm.backends.cpu.variants import variants_of
+from solm.backends.cpu.library import variants_of
 
 pytestmark = [
     pytest.mark.slow,

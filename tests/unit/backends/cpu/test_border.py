@@ -152,11 +152,6 @@ def test_caches_belong_to_one_engine(engine, rows):
         rows.call.run((rows.caches[0], stranger), STEP, np.zeros(2, np.int64), rows.states)
     with pytest.raises(DataError, match="a cache belongs to another engine"):
         Cache(engine, 64, stranger)
-    keys = torch.zeros(2, 3, 16)
-    code = engine.library.solm_cache_fill(
-        engine.handle, stranger.handle, 0, 0, 3, keys.data_ptr(), keys.data_ptr(), ctypes.create_string_buffer(200)
-    )
-    assert code == 1
 
 
 @pytest.mark.parametrize(
@@ -169,16 +164,6 @@ def test_caches_belong_to_one_engine(engine, rows):
 def test_a_cache_takes_over_no_more_than_there_is(engine, rows, capacity, length, message):
     with pytest.raises(DataError, match=message):
         Cache(engine, capacity, rows.caches[0], length)
-
-
-@pytest.mark.parametrize(("layer", "position", "count"), [(2, 0, 3), (-1, 0, 3), (0, 62, 3), (0, -1, 3), (0, 2**40, 3)])
-def test_a_cache_is_filled_within_its_bounds(engine, layer, position, count):
-    cache, keys = Cache(engine, 64), torch.ones(2, count, 16)
-    with pytest.raises(DataError, match="a cache"):
-        cache.fill(layer, position, keys, keys)
-    with pytest.raises(DataError, match="keys and values must be"):
-        cache.fill(0, 0, keys, keys[:1])
-    cache.fill(1, 61, keys, keys)
 
 
 def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
@@ -328,17 +313,6 @@ def _decided(engine: Engine) -> torch.Tensor:
     return rows.run(tokens(2, 60), decide=True).logits
 
 
-def _filled(engine: Engine) -> torch.Tensor:
-    rows = Rows(engine)
-    keys = torch.linspace(-1, 1, 2 * 40 * 16).view(2, 40, 16)
-    for layer in range(2):
-        rows.caches[0].fill(layer, 0, keys, -keys)
-    rows.lengths = np.array([40])
-    child = rows.fork()
-    rows.caches[0].fill(0, 3, keys[:, :2], keys[:, :2])  # a copy on write
-    return torch.cat([some.run(tokens(1, 3)).logits for some in (rows, child)])
-
-
 def _copied_on_write(engine: Engine) -> torch.Tensor:
     rows = Rows(engine)
     rows.run(tokens(1, 40))
@@ -348,7 +322,7 @@ def _copied_on_write(engine: Engine) -> torch.Tensor:
     return torch.cat([some.run(tokens(1, 3, seed=2).expand(len(some.caches), -1)).logits for some in (forks, rows)])
 
 
-@pytest.mark.parametrize("job", [_larger_batch, _longer_context, _decided, _filled, _copied_on_write])
+@pytest.mark.parametrize("job", [_larger_batch, _longer_context, _decided, _copied_on_write])
 def test_without_memory_there_is_one_error_and_everything_goes_on(counting, job):
     """Whichever allocation fails, of the engine's creation too."""
     model = tiny_model("llama", torch.float32)

@@ -1,5 +1,6 @@
 """The engine with AVX-512 and AMX, on an emulated processor: it computes what this machine does."""
 
+import platform
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from helpers import emulator
 from helpers.kernel_sums import LINES, compile_sums
 from helpers.recordings import PRECISIONS, differing, recorded, recorded_text
 from solm.backends.cpu.build import CSRC, compile_engine
-from solm.backends.cpu.variants import VARIANTS, machine, usable_features
+from solm.backends.cpu.library import VARIANTS, usable_features
 
 EMULATED = [variant for variant in VARIANTS if variant.name in ("amx", "avx512") and variant.missing(usable_features())]
 """What this machine does not run itself (see test_same_numbers.py)."""
@@ -21,7 +22,7 @@ TILES = ("-include", str(HELPERS / "guest" / "amx_tiles.h"))
 """AMX in C++, for inputs of either sign."""
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(machine() != "x86_64", reason="it takes a kernel of this machine's architecture"),
+    pytest.mark.skipif(platform.machine() != "x86_64", reason="it takes a kernel of this machine's architecture"),
     pytest.mark.skipif(emulator.missing() is not None, reason=emulator.missing() or ""),
 ]
 

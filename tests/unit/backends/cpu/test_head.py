@@ -15,8 +15,7 @@ from solm.backends.cpu.border import STRIP
 from solm.backends.cpu.files.layout import HeadForm
 from solm.backends.cpu.files.repack import head_at, repack_head
 from solm.backends.cpu.files.sources import Tensor
-from solm.backends.cpu.library import library
-from solm.backends.cpu.variants import VARIANTS, usable_features
+from solm.backends.cpu.library import VARIANTS, library, usable_features
 from solm.core.errors import DamagedFileError, DataError
 
 AMX, AVX512 = (next(one for one in VARIANTS if one.name == name) for name in ("amx", "avx512"))

@@ -1,19 +1,20 @@
 """The integer kernels of every instruction set give the same sums, to the last bit. Arm's run in an emulator."""
 
+import platform
 import shutil
 import subprocess
 
 import pytest
 
 from helpers.kernel_sums import LINES, compile_sums
-from solm.backends.cpu.variants import VARIANTS, machine, usable_features
+from solm.backends.cpu.library import VARIANTS, usable_features
 
 pytestmark = pytest.mark.slow
 
 
 def sums(variant, folder) -> list[str]:
     """What the kernels of a variant give, line by line. Skips where it can neither be compiled nor run."""
-    here = variant.machine == machine()
+    here = variant.machine == platform.machine()
     compiler = "g++" if here else f"{variant.machine}-linux-gnu-g++"
     runner = [] if here else [f"qemu-{variant.machine}", "-cpu", "max"]
     if shutil.which(compiler) is None:
@@ -31,7 +32,7 @@ def sums(variant, folder) -> list[str]:
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory):
     """What plain C++ gives."""
-    variant = next(variant for variant in reversed(VARIANTS) if variant.machine == machine())
+    variant = next(variant for variant in reversed(VARIANTS) if variant.machine == platform.machine())
     return sums(variant, tmp_path_factory.mktemp("plain"))
 
 

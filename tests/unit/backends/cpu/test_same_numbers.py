@@ -1,14 +1,15 @@
 """Instruction sets with a fused multiply-add compute the same, to the last bit. Those of Arm: test_arm.py."""
 
+import platform
 import shutil
 
 import pytest
 
 from helpers.recordings import PRECISIONS, differing, recorded
-from solm.backends.cpu.variants import NATIVE, machine, usable_features, variants_of
+from solm.backends.cpu.library import NATIVE, usable_features, variants_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-HERE = [variant.name for variant in variants_of(machine()) if not variant.missing(usable_features())]
+HERE = [variant.name for variant in variants_of(platform.machine()) if not variant.missing(usable_features())]
 NAMES = [name for name in HERE if name != "sse4"]  # which has none
 
 

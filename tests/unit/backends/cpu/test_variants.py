@@ -1,14 +1,13 @@
 """Which engine runs: by processor, by what a user asks for, and by what came with the package."""
 
 import itertools
-import json
 import re
 import shutil
 
 import pytest
 
-from solm.backends.cpu import build, library, prebuilt, variants
-from solm.backends.cpu.variants import (
+from solm.backends.cpu import build, library
+from solm.backends.cpu.library import (
     NO_AMX,
     PERMISSION,
     VARIANTS,
@@ -19,6 +18,7 @@ from solm.backends.cpu.variants import (
 )
 from solm.core.errors import SolmError
 
+AVX2 = build.library_name("avx2")
 NEEDS = {variant.name: frozenset(variant.needs) for variant in VARIANTS}
 
 
@@ -69,9 +69,9 @@ def test_what_cannot_be_forced_is_told_in_one_line(name, message):
 def test_features_are_those_that_the_kernel_tells(tmp_path):
     (tmp_path / "x86").write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n")
     (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
-    assert variants.cpu_features(tmp_path / "x86") == {"fpu", "avx2", "fma"}
-    assert variants.cpu_features(tmp_path / "arm") == {"fp", "asimd", "asimddp"}
-    assert variants.cpu_features(tmp_path / "none") == set()
+    assert build.cpu_features(tmp_path / "x86") == {"fpu", "avx2", "fma"}
+    assert build.cpu_features(tmp_path / "arm") == {"fp", "asimd", "asimddp"}
+    assert build.cpu_features(tmp_path / "none") == set()
 
 
 @pytest.fixture
@@ -79,13 +79,11 @@ def beside(tmp_path, monkeypatch):
     """A folder of libraries beside the package, on a processor with AVX2 and no AVX-512; they are no real ones."""
     folder = tmp_path / "prebuilt"
     folder.mkdir()
-    monkeypatch.setattr(prebuilt, "FOLDER", folder)
-    monkeypatch.setattr(library, "machine", lambda: "x86_64")
+    monkeypatch.setattr(build, "PREBUILT", folder)
     monkeypatch.setattr(library, "cpu_features", lambda: NEEDS["avx2"])
-    monkeypatch.setattr(build.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
     for name in ("avx2", "sse4"):
-        (folder / prebuilt.library_name(name)).write_bytes(elf(62, name.encode()))
-    prebuilt.write_list(folder, "x86_64", ["avx2", "sse4"])
+        (folder / build.library_name(name)).write_bytes(elf(62, name.encode()))
     return folder
 
 
@@ -97,8 +95,8 @@ def elf(machine: int, content: bytes, size: int | None = None) -> bytes:
 
 def test_what_came_with_the_package_is_taken(beside):
     found = library.choose_engine("", "")
-    assert (found.variant, found.path) == ("avx2", beside / "engine-avx2.so")
-    assert library.choose_engine("sse4", "").path == beside / "engine-sse4.so"
+    assert (found.variant, found.path) == ("avx2", beside / AVX2)
+    assert library.choose_engine("sse4", "").path == beside / build.library_name("sse4")
     for asked, flags in (("native", ""), ("", "-g"), ("native", "-g")):
         found = library.choose_engine(asked, flags)
         assert (found.variant, found.path) == ("native", None)
@@ -109,37 +107,25 @@ def test_what_came_with_the_package_is_taken(beside):
     assert library.choose_engine("sse4", "").flags == ("-march=x86-64-v2",)
 
 
-def damaged(path):
-    content = path.read_bytes()
-    path.write_bytes(content[:-1] + b"?")
-
-
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("content", "message"),
     [
-        (lambda folder: damaged(folder / "engine-avx2.so"), "engine-avx2.so cannot be used: it is damaged"),
-        (lambda folder: (folder / "engine-avx2.so").write_bytes(elf(62, b"avx2", 40)), "it is no shared library"),
-        (lambda folder: (folder / "engine-avx2.so").write_bytes(elf(183, b"avx2")), "it is for aarch64 and this"),
-        (lambda folder: (folder / "engine-avx2.so").unlink(), "No such file"),
-        (lambda folder: (folder / "engines.json").write_text("{"), "engines.json is damaged"),
-        (lambda folder: (folder / "engines.json").write_text("[]"), "engines.json is damaged"),
-        (lambda folder: prebuilt.write_list(folder, "aarch64", []), "has libraries for aarch64 and this machine is"),
+        (lambda: elf(62, b"avx2", 40), "it is no shared library"),
+        (lambda: elf(183, b"avx2"), "it is for aarch64 and this machine is x86_64"),
     ],
-    ids=["changed", "cut", "machine", "gone", "list", "no list", "machine of the list"],
+    ids=["cut", "machine"],
 )
-def test_libraries_that_do_not_fit_are_told_with_the_way_out(beside, spoil, message):
-    spoil(beside)
+def test_libraries_that_do_not_fit_are_refused_with_the_way_out(beside, content, message):
+    (beside / AVX2).write_bytes(content())
     with pytest.raises(SolmError, match=message) as error:
         library.choose_engine("", "")
     assert f"reinstall solm, or delete {beside} and the engine is compiled here" in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_libraries_of_other_sources_are_refused(beside):
-    content = json.loads((beside / "engines.json").read_text())
-    (beside / "engines.json").write_text(json.dumps({**content, "sources": "0" * 64}))
-    with pytest.raises(SolmError, match="libraries of another version of solm; reinstall"):
-        library.choose_engine("", "")
+def test_libraries_of_other_sources_are_not_taken(beside, monkeypatch):
+    monkeypatch.setattr(build, "sources_digest", lambda: "0" * 64)
+    assert library.choose_engine("", "").variant == "native"
 
 
 def test_a_library_that_is_cut_short_is_known_before_it_is_loaded(tmp_path):
@@ -186,7 +172,7 @@ def test_a_library_that_cannot_be_loaded_is_told_with_the_way_out(tmp_path):
 
 def barred(monkeypatch):
     """A cache folder on a file system where nothing may be executed."""
-    real = build.os.statvfs(prebuilt.FOLDER)
+    real = build.os.statvfs(build.PREBUILT)
     barred = type(real)((*real[:8], real.f_flag | build.os.ST_NOEXEC, *real[9:]))
     monkeypatch.setattr(build.os, "statvfs", lambda path: barred)
 
@@ -194,8 +180,7 @@ def barred(monkeypatch):
 @pytest.mark.parametrize(
     ("spoil", "asked", "reason"),
     [
-        (lambda _: damaged(prebuilt.FOLDER / "engine-avx2.so"), {}, "it is damaged; reinstall solm"),
-        (lambda _: prebuilt.write_list(prebuilt.FOLDER, "aarch64", []), {}, "has libraries for aarch64"),
+        (lambda _: (build.PREBUILT / AVX2).write_bytes(b"?"), {}, "it is no shared library; reinstall solm"),
         (lambda _: None, {"SOLM_CPU": "avx512"}, "cannot run avx512, it lacks .*; choose avx2"),
         (
             lambda _: None, {"SOLM_CXXFLAGS": "-DFRESH", "SOLM_CACHE": "/proc/solm"},
@@ -203,7 +188,7 @@ def barred(monkeypatch):
         ),
         (barred, {"SOLM_CXXFLAGS": "-DFRESH"}, "where nothing may be executed; set SOLM_CACHE to another folder"),
     ],
-    ids=["damaged", "another architecture", "forced", "unwritable cache folder", "cache folder without execution"],
+    ids=["damaged", "forced", "unwritable cache folder", "cache folder without execution"],
 )  # fmt: skip
 def test_where_the_engine_cannot_run_torch_does(beside, tiny_folder, caplog, monkeypatch, spoil, asked, reason):
     import solm
@@ -227,18 +212,18 @@ def test_amx_runs_on_request_with_the_permission_of_the_kernel(monkeypatch):
     """Which is asked for only where the processor has AMX."""
     sapphire_rapids = NEEDS["amx"] - {PERMISSION}
     monkeypatch.setattr(library, "cpu_features", lambda: sapphire_rapids)
-    monkeypatch.setattr(library, "machine", lambda: "x86_64")
-    monkeypatch.setattr(library, "prebuilt_library", lambda name, machine: None)
-    monkeypatch.setattr(variants, "_permit_amx", lambda: True)
+    monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
+    monkeypatch.setattr(library, "prebuilt_library", lambda name: None)
+    monkeypatch.setattr(library, "_permit_amx", lambda: True)
     assert library.choose_engine("", "").flags == library.choose_engine("native", "").flags == ("-march=native", NO_AMX)
     assert "-mamx-int8" in library.choose_engine("amx", "").flags
-    monkeypatch.setattr(variants, "_permit_amx", lambda: False)
+    monkeypatch.setattr(library, "_permit_amx", lambda: False)
     with pytest.raises(SolmError, match="cannot run amx, it lacks the kernel's permission for AMX; choose avx512"):
         library.choose_engine("amx", "")
-    monkeypatch.setattr(variants, "_permit_amx", lambda: pytest.fail("asked"))
+    monkeypatch.setattr(library, "_permit_amx", lambda: pytest.fail("asked"))
     assert usable_features(NEEDS["avx512"]) == NEEDS["avx512"]
 
 
-@pytest.mark.skipif("amx_tile" in variants.cpu_features(), reason="this processor has AMX")
+@pytest.mark.skipif("amx_tile" in build.cpu_features(), reason="this processor has AMX")
 def test_a_kernel_refuses_amx_where_the_processor_lacks_it():
-    assert not variants._permit_amx()
+    assert not library._permit_amx()

@@ -8,12 +8,9 @@
 // Every function may be called from any thread; calls of one engine are serialised. Functions that can fail
 // return one of these codes, and then write one line to `message` [MESSAGE]. A call that fails changes nothing.
 
-#include "checksum.h"
 #include "head_repack.h"
-#include "layout.h"
 #include "run.h"
 #include "validate.h"
-#include "validate_repack.h"
 
 namespace {
 
@@ -23,31 +20,40 @@ enum Code : int32_t { DONE = 0, INVALID = 1, NO_MEMORY = 2 };
 
 Engine& engine_of(void* engine) { return *static_cast<Engine*>(engine); }
 
+constexpr size_t CHECKSUM_CHUNK = size_t(1) << 20;
+
+// A fast checksum of memory: any changed word changes it. With any other words fixed, the sum is a bijection of each word,
+// because it is multiplied by odd numbers only.
+uint64_t checksum_chunk(const uint8_t* data, size_t bytes) {
+  constexpr uint64_t ODD = 0x9e3779b97f4a7c15;
+  uint64_t lanes[4] = {1, 2, 3, 4}, words[4];
+  while (bytes) {
+    const size_t taken = std::min(bytes, sizeof words);
+    if (taken < sizeof words) std::memset(words, 0, sizeof words);
+    std::memcpy(words, data, taken);
+    for (int i = 0; i < 4; ++i) lanes[i] = (lanes[i] ^ words[i]) * ODD, lanes[i] ^= lanes[i] >> 32;
+    data += taken, bytes -= taken;
+  }
+  uint64_t sum = 0;
+  for (const uint64_t lane : lanes) sum = (sum ^ lane) * ODD, sum ^= sum >> 32;
+  return sum;
+}
+
+uint64_t checksum(const uint8_t* data, size_t bytes, int threads) {
+  const size_t chunks = (bytes + CHECKSUM_CHUNK - 1) / CHECKSUM_CHUNK;
+  std::vector<uint64_t> sums(chunks + 1, bytes);
+  in_parallel(threads, int(chunks), [&](int from, int until) {
+    for (int c = from; c < until; ++c) {
+      const size_t begin = size_t(c) * CHECKSUM_CHUNK;
+      sums[c] = checksum_chunk(data + begin, std::min(CHECKSUM_CHUNK, bytes - begin));
+    }
+  });
+  return checksum_chunk(reinterpret_cast<const uint8_t*>(sums.data()), sums.size() * sizeof(uint64_t));
+}
+
 }  // namespace
 
 extern "C" {
-
-// Lines that describe all structs and constants.
-const char* solm_layout() {
-  static const std::string text = layout();
-  return text.c_str();
-}
-
-// See `memory_nodes`: what is allocated from now on, in this library.
-void solm_place_memory(uint64_t nodes) { memory_nodes.store(nodes); }
-
-// Memory for the weights; null where there is not enough.
-void* solm_arena(size_t bytes) try {
-  auto memory = std::make_unique<Memory>();
-  memory->allocate(bytes);
-  return memory.release();
-} catch (const std::exception&) {
-  return nullptr;
-}
-
-void* solm_arena_data(void* arena) { return static_cast<Memory*>(arena)->data(); }
-
-void solm_arena_free(void* arena) { delete static_cast<Memory*>(arena); }
 
 // See `repack_head`.
 int32_t solm_repack_head(int32_t type, const void* rows, int64_t row_bytes, int32_t vocabulary, int32_t hidden, int32_t threads,
@@ -148,34 +154,6 @@ void solm_pages(void* engine, int64_t* counts) {
   const PageStore& store = *engine_of(engine).store;
   counts[0] = store.pages.used(), counts[1] = store.tiles.used();
   counts[2] = store.pages.stride(), counts[3] = store.tiles.stride();
-}
-
-// Writes keys and values [kv_heads, count, D] of one layer to a cache, from `position` on.
-int32_t solm_cache_fill(void* engine, void* cache, int32_t layer, int64_t position, int64_t count, const float* keys,
-                        const float* values, char* message) try {
-  Engine& e = engine_of(engine);
-  const std::lock_guard lock(*e.mutex);
-  auto* c = static_cast<Cache*>(cache);
-  if (!valid_cache(e, c, message)) return INVALID;
-  if (layer < 0 || layer >= e.s.layers)
-    return refuse(message, "a cache has layers [0, %d], got %d", e.s.layers - 1, layer), INVALID;
-  const int64_t room = int64_t(c->capacity) * PAGE;
-  if (position < 0 || count < 0 || position > room || count > room - position)
-    return refuse(message, "a cache of %lld tokens cannot take %lld from %lld on", static_cast<long long>(room),
-                  static_cast<long long>(count), static_cast<long long>(position)), INVALID;
-  if (!count) return DONE;
-  make_writable(*c, position, count);
-  with_kv_type(e.s, [&]<typename K>(K) {
-    for (int64_t t = 0; t < count; ++t)
-      for (int h = 0; h < e.s.kv_heads; ++h) {
-        const size_t offset = (size_t(h) * count + t) * e.s.head_dim;
-        append<K>(*c, e.s, layer, h, int(position + t), keys + offset, values + offset);
-      }
-  });
-  return DONE;
-} catch (const std::exception&) {
-  refuse(message, "no memory for the pages of a cache");
-  return NO_MEMORY;
 }
 
 // See `Call`.

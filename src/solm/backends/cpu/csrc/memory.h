@@ -2,7 +2,6 @@
 // It comes straight from the system, because malloc hands out again what was mapped in small pages before.
 #pragma once
 
-#include <atomic>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
@@ -12,15 +11,9 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 namespace solm {
-
-// Bits of the NUMA nodes that new memory is spread over, page by page, so that threads on all of them read it alike. 0: a page
-// is on the node of the thread that first writes to it.
-inline std::atomic<uint64_t> memory_nodes{0};
 
 class Memory {
  public:
@@ -43,8 +36,6 @@ class Memory {
     // In less than a huge page, most of it would stay unused: a cache of a few tokens.
     const size_t whole = (bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
     if (bytes >= HUGE_PAGE) madvise(data_, whole, MADV_HUGEPAGE);
-    constexpr int INTERLEAVE = 3;  // MPOL_INTERLEAVE. A container that forbids it loses speed, nothing else.
-    if (const uint64_t nodes = memory_nodes.load()) syscall(SYS_mbind, data_, whole, INTERLEAVE, &nodes, 65, 0);
 #else
     base_ = std::aligned_alloc(64, (bytes + 63) / 64 * 64);
     if (!base_) throw std::bad_alloc();

@@ -2,15 +2,110 @@
 // through the layers at a time, every step with its own plan, and the weights are multiplied with all of them at once.
 #pragma once
 
+#include <algorithm>
+#include <vector>
+
 #include "attention.h"
-#include "chunk_order.h"
 #include "decision.h"
+#include "engine.h"
 #include "gemm.h"
 #include "prompt_attention.h"
+#include "repack.h"
 #include "select.h"
-#include "token.h"
+#include "tile_float.h"
 
 namespace solm {
+
+inline void embed(const Engine& e, int64_t token, float* x) {
+  const RawTensor rows{e.s.embedding, static_cast<const uint8_t*>(e.embedding), e.s.vocabulary, e.s.hidden, nullptr};
+  const float scale = e.s.embedding_scale;
+  for (int g = 0; g < rows.groups(); ++g) {
+    float values[GROUP];
+    const int count = read_group(rows, rows.row(int(token)), g, values);
+    for (int i = 0; i < count; ++i) x[g * GROUP + i] = scale * values[i];
+  }
+}
+
+inline void rotate(const RopeTable& rope, float* x, int position) {
+  const int middle = rope.rotary / 2;
+  const float *c = &rope.cosine[size_t(position) * middle], *s = &rope.sine[size_t(position) * middle];
+  for (int i = 0; i < middle; ++i) {
+    const float a = x[i], b = x[i + middle];
+    x[i] = multiply_add(-b, s[i], a * c[i]);
+    x[i + middle] = multiply_add(a, s[i], b * c[i]);
+  }
+}
+
+// Biases, norms and rotates queries, keys and values [(heads + 2 kv_heads) D] in place.
+inline void place_token(const Engine& e, const Layer& l, int position, float* queries) {
+  const int D = e.s.head_dim, Q = e.s.heads, KV = e.s.kv_heads;
+  if (l.qkv_bias)
+    for (int o = 0; o < (Q + 2 * KV) * D; ++o) queries[o] += l.qkv_bias[o];
+  if (e.s.whole_norms) {
+    rms_norm(queries, l.q_norm, Q * D, e.s.epsilon, queries);
+    rms_norm(queries + Q * D, l.k_norm, KV * D, e.s.epsilon, queries + Q * D);
+  }
+  for (int h = 0; h < Q + KV; ++h) {
+    float* head = queries + h * D;
+    const float* norm = h < Q ? l.q_norm : l.k_norm;
+    if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
+    if (l.rope >= 0) rotate(e.ropes[l.rope], head, position);
+  }
+}
+
+// Writes the keys and values among these to the cache.
+template <typename K>
+void append_token(const Engine& e, const Step& step, int layer, const float* queries) {
+  const int D = e.s.head_dim, KV = e.s.kv_heads;
+  const float *key = queries + e.s.heads * D, *value = key + KV * D;
+  for (int h = 0; h < KV; ++h) append<K>(*step.cache, e.s, layer, h, step.position, key + h * D, value + h * D);
+}
+
+struct ChunkOrder {
+  // Neighbours of one row. alone: a step whose queries have no neighbours, or that selects pages of its own.
+  struct Part {
+    int first, count;
+    bool alone;
+  };
+  // Places [first, end) of a product. high_only: with the upper 4 bits of nested weights alone.
+  struct Range {
+    int first, end;
+    bool high_only;
+  };
+  std::vector<Part> page_parts, query_parts;  // of one page; whose queries make a block
+  // The places of steps in the product of an MLP's site: first of those that read all bits, then of the others.
+  Range full, high;
+  std::vector<int32_t> place, at_place;  // of every step, and which one is there
+
+  void reserve(int steps) {
+    page_parts.reserve(steps), query_parts.reserve(steps), place.resize(steps), at_place.resize(steps + ROW_STEP);
+  }
+
+  // most: steps whose queries make a block at most.
+  void arrange(const Call& call, const Step* steps, int count, int most) {
+    page_parts.clear(), query_parts.clear();
+    for (int t = 0; t < count; ++t) {
+      const bool next = t > 0 && steps[t].cache == steps[t - 1].cache;
+      const bool alone = call.count == 1 || !reads_all_pages(*call.rules, steps[t].plan);
+      if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0, false});
+      if (!next || alone || query_parts.back().alone || query_parts.back().count == most) query_parts.push_back({t, 0, alone});
+      ++page_parts.back().count, ++query_parts.back().count;
+    }
+  }
+
+  // Places the steps for the weights that one site of a layer's MLP reads.
+  void arrange_bits(const SparsityRules& rules, const Step* steps, int count, int layer, int site) {
+    const auto reads_all_bits = [&](const Step& step) {
+      return !step.plan.high_halves_only && !reads_upper_only(rules, layer, site, step.plan.channel_share);
+    };
+    const int whole = int(std::count_if(steps, steps + count, reads_all_bits)), second = rounded_up(whole, ROW_STEP);
+    full = {0, whole, false}, high = {second, second + count - whole, true};
+    for (int t = 0, next[2] = {second, 0}; t < count; ++t) {
+      place[t] = next[reads_all_bits(steps[t])]++;
+      at_place[place[t]] = t;
+    }
+  }
+};
 
 template <typename W, typename K>
 struct Prompt {

@@ -1,5 +1,5 @@
-// Constants and structs that cross the border to Python, where solm.backends.cpu.structs declares the same. `solm_layout`
-// describes them, so that a library that disagrees is refused when it is loaded.
+// Constants and structs that cross the border to Python, which reads this file (solm.backends.cpu.border): constants are
+// numbers or shifts of one; members have the types below, or are pointers or arrays of them.
 #pragma once
 
 #include <cstdint>

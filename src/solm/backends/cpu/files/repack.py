@@ -1,7 +1,9 @@
 """Filling the engine's memory with a source's weights, and reading rows of tensors in float32."""
 
 import ctypes
+import mmap
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -14,27 +16,29 @@ from solm.core.errors import DamagedFileError, DataError, SolmError
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many parts are done, the layers and the head."""
+_HUGE_PAGE = 1 << 21
 _ROWS_AT_ONCE = 1024
 """Of a head of floats, which are converted together."""
 
 
 class Arena:
-    """Zeroed memory of `nbytes` in huge pages, where the system has them, for as long as the object lives. Raises
-    `SolmError` where there is not enough."""
+    """Zeroed memory of `nbytes` from `address` on, in huge pages where the system has them, for as long as the object
+    lives: a step reads all weights, and would miss the TLB at every 4 KiB. Raises `SolmError` where there is not
+    enough."""
 
-    def __init__(self, library: ctypes.CDLL, nbytes: int):
-        self._library, self.nbytes = library, nbytes
-        self._handle: int | None = library.solm_arena(nbytes)
-        if not self._handle:
+    def __init__(self, nbytes: int):
+        self.nbytes = nbytes
+        try:
+            self._map = mmap.mmap(-1, nbytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, OverflowError, ValueError):
             raise SolmError(
                 f"no memory for the model's weights in the layout of the cpu backend ({nbytes / 1e9:.1f} GB)"
-            )
-        self.address: int = library.solm_arena_data(self._handle)
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None):
-            self._library.solm_arena_free(self._handle)
-            self._handle = None
+            ) from None
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            with suppress(OSError):
+                self._map.madvise(mmap.MADV_HUGEPAGE)
+        content = np.frombuffer(self._map, np.uint8)
+        self.address: int = -(-content.ctypes.data // _HUGE_PAGE) * _HUGE_PAGE
 
 
 def repack(

@@ -73,7 +73,7 @@ def load_weights(
     """
     identity, nbytes = source.identity, layout.nbytes
     if identity is None:
-        return _filled(library, nbytes, fill)
+        return _filled(nbytes, fill)
     path = cache_folder() / _name_of(source, identity, precision)
     expected = {
         "identity": identity, "times": source.times, "precision": precision, "layout": layout.digest(),
@@ -83,15 +83,15 @@ def load_weights(
     mapped = _mapped(library, path, expected, threads)
     if mapped is not None:
         return mapped
-    arena = _filled(library, nbytes, fill)
+    arena = _filled(nbytes, fill)
     if not _keep(library, path, expected, arena, threads):
         return arena
     del arena  # before the file is mapped: there may not be enough memory for both
-    return _mapped(library, path, expected, threads) or _filled(library, nbytes, fill)
+    return _mapped(library, path, expected, threads) or _filled(nbytes, fill)
 
 
-def _filled(library: ctypes.CDLL, nbytes: int, fill: Callable[[int], None]) -> Arena:
-    arena = Arena(library, nbytes)
+def _filled(nbytes: int, fill: Callable[[int], None]) -> Arena:
+    arena = Arena(nbytes)
     fill(arena.address)
     return arena
 

@@ -133,7 +133,7 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     else:
         assert names == [[tensors] for tensors in SITES.values()]
         assert set(layout.forms()) == {precision}
-    arena = Arena(built, layout.nbytes)
+    arena = Arena(layout.nbytes)
     repack(source, layout, built, arena.address, 2)
     memory = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(arena.address), np.uint8)
     for number, part in layout.parts():
@@ -169,7 +169,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     source, built = GgufFile(path), library()
     for precision in ("auto", "nested", "int8"):
         layout = layout_of(source, precision)
-        arena = Arena(built, layout.nbytes)
+        arena = Arena(layout.nbytes)
         with pytest.raises(DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
             repack(source, layout, built, arena.address, 2)
 
@@ -185,7 +185,7 @@ def test_one_weight_that_is_not_finite_is_refused_wherever_it_is(tmp_path):
     source, built = GgufFile(path), library()
     for precision in ("nested", "int8"):
         layout = layout_of(source, precision)
-        arena = Arena(built, layout.nbytes)
+        arena = Arena(layout.nbytes)
         with pytest.raises(DamagedFileError, match=r"nan.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
             repack(source, layout, built, arena.address, 2)
 
