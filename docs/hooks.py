@@ -15,7 +15,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 def families() -> str:
     """A markdown table of the cpu backend's families and what their layers are."""
-    from solm.backends.cpu.files.families import FAMILIES
+    from solm.backends.cpu.files.spec import FAMILIES
 
     lines = [
         "| Family | In GGUF files | Normed, in attention and MLP | Queries and keys | Gate | Sliding windows |",

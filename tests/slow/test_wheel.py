@@ -19,9 +19,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here"),
-    pytest.mark.skipif(
-        not variants_of(platform.machine()), reason="no instruction set is known"
-    ),
+    pytest.mark.skipif(not variants_of(platform.machine()), reason="no instruction set is known"),
 ]
 PROBE = """
 import json, sys, solm

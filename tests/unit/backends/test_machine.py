@@ -16,7 +16,6 @@ from solm.backends.machine import (
     default_threads,
     free_memory,
     threads_of,
-    usable_cores,
 )
 from solm.backends.names import quiet
 
@@ -180,12 +179,6 @@ def test_why_so_many_threads_is_said(machine):
         "6 hardware threads of 4 cores, 2 of them efficiency cores, a quota of 1.5 cores"
     )
     assert cores_of([0, 2], None, machine.root).threads == 2
-
-
-def test_this_process_may_use_a_core():
-    found = usable_cores()
-    assert found.hardware_threads >= found.cores >= found.fast_cores >= 1
-    assert 1 <= found.threads <= found.cores
 
 
 def test_free_memory_is_within_the_limits_of_control_groups(machine):

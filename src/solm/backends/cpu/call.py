@@ -2,7 +2,7 @@
 
 import ctypes
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -196,6 +196,28 @@ class StepBuffers:
         self.call_at = ctypes.addressof(self.call)
 
 
+class How(TypedDict, total=False):
+    """How a call is processed.
+
+    decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with first
+    above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are wanted, by
+    default all. exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where others may be
+    approximate. exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may be exact where
+    earlier calls have shown that approximate ones take longer. histogram: [layers, 4, `border.MAGNITUDES`] uint32, to
+    which the call adds how many inputs of the sites lie in every bin of |x|.
+    """
+
+    decide: bool
+    first: int
+    last: int
+    before: Computed | None
+    logit_steps: int
+    exact_largest: int
+    exact_rows: np.ndarray | None
+    adaptive_head: bool
+    histogram: np.ndarray
+
+
 class EngineCall:
     """Calls of the engine for the rows of one session, under its sparsity.
 
@@ -221,27 +243,12 @@ class EngineCall:
         lengths: np.ndarray,
         states: np.ndarray,
         keep: Array | None = None,
-        *,
-        decide: bool = False,
-        first: int = 0,
-        last: int | None = None,
-        before: Computed | None = None,
-        logit_steps: int | None = None,
-        exact_largest: int = 0,
-        exact_rows: np.ndarray | None = None,
-        adaptive_head: bool = False,
-        histogram: np.ndarray | None = None,
+        **how: Unpack[How],
     ) -> Computed:
         """Process tokens [N, Q], or [N] for one token a row, after the lengths [N] int64 tokens that caches [N] hold.
 
         states: records of dtype `ROW_STATE` [N], to which the engine adds the steps. keep: [N, Q, 3], or [N, 3] for
-        one token, of the rows that do not decide; None: dense. decide: rows whose state has a decider decide for
-        themselves. first, last: layers [first, last) only; with first > 0, `before` is the result of those before.
-        logit_steps: tokens at the end of every row whose logits are wanted; None: all. exact_largest: 0, or how many
-        of a token's largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows
-        whose logits are all exact even then. adaptive_head: all may be exact where earlier calls have shown that
-        approximate ones take longer. histogram: [layers, 4, `border.MAGNITUDES`] uint32, to which the call
-        adds how many inputs of the sites lie in every bin of |x|.
+        one token, of the rows that do not decide; None: dense.
 
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.
@@ -270,23 +277,25 @@ class EngineCall:
                 raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
             buffers.keep[:] = as_numpy(keep).reshape(rows, count, 3)
             call.keep = buffers.keep_at
+        first, before = how.get("first", 0), how.get("before")
         if (before is None) != (first == 0) or (before is not None and before.shape != buffers.shape):
             raise DataError(f"layers from {first} on need the result of those before them for {rows} rows of {count}")
         block = np.empty(buffers.words) if before is None else before._block.copy()
-        wanted_logits = count if logit_steps is None else logit_steps
-        last = self._layers if last is None else last
+        wanted_logits, last = how.get("logit_steps", count), how.get("last", self._layers)
         shape = (rows, max(wanted_logits, 0) if last == self._layers else 0, self._vocabulary)
         logits = np.empty(shape, np.float32)
         at = block.ctypes.data
         call.tokens, call.realised = ids.ctypes.data, at
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
-        call.decide, call.exact_largest, call.adaptive_head = decide, exact_largest, adaptive_head
+        call.decide, call.exact_largest = how.get("decide", False), how.get("exact_largest", 0)
+        call.adaptive_head, exact_rows = how.get("adaptive_head", False), how.get("exact_rows")
         call.exact_rows = None if exact_rows is None else buffers.exact_rows_at
         if exact_rows is not None:
             if exact_rows.shape != (rows,) or exact_rows.dtype != bool:
                 raise DataError(f"exact_rows must be bool {[rows]}, got {exact_rows.dtype} {list(exact_rows.shape)}")
             buffers.exact_rows[:] = exact_rows
+        histogram = how.get("histogram")
         call.histogram = None if histogram is None else self._histogram_at(histogram)
         code = self._run(self._handle, buffers.call_at)
         if code:

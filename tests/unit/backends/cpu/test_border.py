@@ -80,11 +80,6 @@ def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change
     assert torch.equal(rows.run(STEP).logits, expected)
 
 
-def test_one_cache_in_two_rows_is_refused(rows):
-    with pytest.raises(DataError, match="row 1 has the cache of a row before it"):
-        rows.call.run((rows.caches[0],) * 2, STEP, rows.lengths, rows.states)
-
-
 def test_a_row_that_would_outgrow_its_cache_is_refused(engine):
     rows = Rows(engine, capacity=48)
     rows.run(tokens(1, 40))
@@ -276,6 +271,7 @@ def counting():
     built.solm_test_fail_allocation(-1)
 
 
+@pytest.mark.slow  # a build of its own
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "packed", "nested", "int8 kv"])
 def test_a_step_allocates_nothing(counting, precision):
     precision, _, kv = precision.partition(" ")
@@ -322,6 +318,7 @@ def _copied_on_write(engine: Engine) -> torch.Tensor:
     return torch.cat([some.run(tokens(1, 3, seed=2).expand(len(some.caches), -1)).logits for some in (forks, rows)])
 
 
+@pytest.mark.slow  # a build of its own
 @pytest.mark.parametrize("job", [_larger_batch, _longer_context, _decided, _copied_on_write])
 def test_without_memory_there_is_one_error_and_everything_goes_on(counting, job):
     """Whichever allocation fails, of the engine's creation too."""

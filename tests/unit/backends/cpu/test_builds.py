@@ -10,23 +10,18 @@ from pathlib import Path
 import pytest
 
 from helpers.engine_edges import EDGES
-from solm.backends.cpu.build import cpu_features
 from solm.backends.cpu.library import library, usable_features, variants_of
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TESTS = Path(__file__).parents[3]
 
 
-HAS_AVX512 = "avx512f" in cpu_features()
-
-
 def builds():
-    """This machine's own instructions, and all variants that it runs. AVX2 is not slow where the first is another."""
+    """This machine's own instructions, and all variants that it runs."""
     yield pytest.param("", id="here")
     for variant in variants_of(platform.machine()):
-        quick = variant.name == "avx2" and HAS_AVX512
         if not variant.missing(usable_features()):
-            yield pytest.param(" ".join(variant.flags), id=variant.name, marks=() if quick else pytest.mark.slow)
+            yield pytest.param(" ".join(variant.flags), id=variant.name, marks=pytest.mark.slow)
 
 
 @pytest.mark.parametrize("edge", EDGES, ids=lambda edge: edge.__name__)

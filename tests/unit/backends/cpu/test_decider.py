@@ -9,8 +9,8 @@ import torch
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
+from solm.backends.cpu.backend import measure_thresholds
 from solm.backends.cpu.call import decider_of
-from solm.backends.cpu.magnitudes import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace

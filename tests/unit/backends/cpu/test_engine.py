@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType as TensorType
-from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import solm as package
@@ -16,17 +15,15 @@ from helpers.engine_edges import Rows
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, profile_of, with_hidden, with_projections
-from helpers.weights import GRID_SIZES
-from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.repack import dequantise
-from solm.backends.cpu.files.sources import GgufFile, LoadedModel
+from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.cpu.library import library
 from solm.backends.cpu.session import CpuSession
 from solm.backends.results import Scored, SplitSchedule
 from solm.backends.torch.backend import TorchBackend
-from solm.core.errors import ContextLengthError, DamagedFileError, DataError, SolmError, UnsupportedModelError
+from solm.core.errors import ContextLengthError, DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -85,17 +82,6 @@ def test_every_model_is_the_one_that_transformers_has(control):
     embedded = torch.from_numpy(engine.embed(ids.numpy()))
     torch.testing.assert_close(embedded, expected.hidden_states[0], atol=1e-6, rtol=0)
     torch.testing.assert_close(embedded, control.embed(ids), atol=1e-6, rtol=0)
-
-
-@pytest.mark.parametrize(("dtype", "scale"), [(torch.float32, 80**0.5), (torch.bfloat16, 8.9375)])
-def test_embeddings_are_multiplied_with_a_scale_of_their_type(dtype, scale):
-    model = tiny_model("gemma3_text", dtype, hidden_size=80)
-    backend = CpuBackend(LoadedModel(model), SPARSITY, "int8")
-    assert backend.engine.sizes.embedding_scale == pytest.approx(scale, rel=1e-7)
-    ids = tokens(1, 40)
-    expected = model.get_input_embeddings()(ids).detach().float()
-    torch.testing.assert_close(backend.embed(ids), expected, rtol=2**-8, atol=0)
-    assert backend.capability.sliding == (0,)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -181,20 +167,6 @@ def test_dropped_inputs_of_projections_give_the_torch_backends_logits(dealt, cou
     control.detach()
 
 
-@pytest.mark.parametrize("context", [1, 2, 15, 16, 17, 31, 32, 33, 64, 777])
-def test_page_boundaries(context):
-    """Also where every thread weighs tiles of its own."""
-    control = TorchBackend(tiny_model("llama", torch.float32, max_position_embeddings=1024))
-    ours, native = pair(control, context=context, rows=1)
-    keep = keep_of((0.2, 1.0, 16), 1, 70)
-    following = tokens(1, 70, seed=3)
-    for start in range(0, 70, 7):
-        some = slice(start, start + 7)
-        expected, found = (s.extend(following[:, some], keep[:, some]).logits for s in (ours, native))
-        torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
-    control.detach()
-
-
 def test_steps_forks_and_truncation_equal_the_torch_backend():
     control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, threads=1)
@@ -212,20 +184,6 @@ def test_steps_forks_and_truncation_equal_the_torch_backend():
     token = tokens(4, 1, seed=99)[:, 0]
     expected, found = (session.step(token, keep).logits for session in sessions)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
-    control.detach()
-
-
-def test_forks_read_texts_of_different_lengths_as_they_would_alone():
-    control = TorchBackend(tiny_model("llama", torch.float32))
-    forks, more, lengths = pair(control, context=40), tokens(2, 30, seed=3), torch.tensor([30, 11])
-    for session in forks:
-        session.read_on(more, lengths)
-        assert session.lengths.tolist() == [70, 51]
-    theirs, ours = (session.step(torch.tensor([5, 6])).logits for session in forks)
-    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    alone = control.session(SPARSITY)
-    alone.prefill(torch.cat([tokens(2, 40)[1:], more[1:, :11]], 1))
-    torch.testing.assert_close(alone.step(torch.tensor([6])).logits, theirs[1:], rtol=1e-4, atol=1e-4)
     control.detach()
 
 
@@ -262,47 +220,6 @@ def test_a_split_schedule_equals_the_torch_backends(layer):
     control.detach()
 
 
-@pytest.mark.parametrize(
-    "precision", ["float32", "bfloat16", "int8", "packed", "nested", "packed beside a cache of bytes"]
-)
-@pytest.mark.parametrize(
-    ("family", "rows"), [*(("llama", rows) for rows in (2, 3, 5, 16, 19)), ("gemma3_text", 5), ("phi3", 3)]
-)
-def test_a_rows_logits_do_not_depend_on_what_its_neighbours_do(precision, family, rows):
-    """To the last bit: rows of other lengths and actions share the walk through the weights, known tokens too. A dense
-    row among cheap ones gives what it gives among dense ones, and one of two rows what it gives alone."""
-    windows = {"sliding_window": 40} if family == "phi3" else {}
-    control = TorchBackend(tiny_model(family, torch.float32, intermediate_size=352, **GRID_SIZES, **windows))
-    precision, _, bytes_ = precision.partition(" beside ")
-    sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
-    engine = engine_of(control.model, sparsity, precision, kv_cache_dtype="int8" if bytes_ else "auto")
-    actions = [*ACTIONS.values(), (0.5, 0.6, 4)] * 4
-
-    def opened(row):
-        session = CpuSession(engine, sparsity)
-        session.prefill(tokens(1, 20 + 13 * row, seed=row))
-        return session
-
-    alone, together = [opened(row) for row in range(rows)], opened(0)
-    for row in range(1, rows):
-        together.join(opened(row))
-    for start, count in ((0, 1), (1, 3), (4, 1)):
-        following = tokens(rows, 5, seed=9)[:, start : start + count]
-        keep = torch.stack([keep_of(actions[row], 1, count)[0] for row in range(rows)])
-        first = together.fork(1).extend(following, keep).logits
-        for kept in (0, rows - 1):  # all others run dense, and then all of them
-            others = keep_of(ACTIONS["dense"], rows, count).clone()
-            others[kept] = keep[kept]
-            assert torch.equal(together.fork(1).extend(following, others).logits[kept], first[kept]), (kept, start)
-        dense = together.fork(1).extend(following, keep_of(ACTIONS["dense"], rows, count)).logits
-        assert torch.equal(dense[0], first[0])  # its action is the dense one
-        found = together.extend(following, keep).logits
-        assert torch.equal(found, first)
-        for row, session in enumerate(alone[:2] if rows == 2 and start == 0 else []):
-            assert torch.equal(found[row], session.step(following[row : row + 1, 0], keep[row : row + 1, 0]).logits[0])
-    control.detach()
-
-
 @pytest.mark.parametrize("split", [False, True])
 def test_scores_in_stretches_are_those_of_one_pass(split):
     """Stretches, because the logits of all tokens would take much memory; or the logits of a few positions alone."""
@@ -330,37 +247,6 @@ def test_scores_in_stretches_are_those_of_one_pass(split):
 
 
 ODD = st.floats() | st.sampled_from([0.0, 1.0, 2.0, 16.0, 17.0, -1.0])
-
-
-@given(
-    rows=st.integers(0, 3), count=st.integers(0, 40), ids=st.lists(st.integers(-3, 262), min_size=4, max_size=4),
-    keep=st.tuples(ODD, ODD, ODD), dtype=st.sampled_from([torch.int64, torch.int32, torch.float32]),
-    shape=st.sampled_from(["right", "short", "flat"]),
-)  # fmt: skip
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_it_is_given_the_engine_computes_or_refuses(opened, rows, count, ids, keep, dtype, shape):
-    """Never a crash, and never a row that was changed by what was refused."""
-    session = opened.fork(1)
-    given_tokens = torch.tensor((ids * (rows * count))[: rows * count]).view(rows, count).to(dtype)
-    plan = torch.tensor(keep, dtype=torch.float64).expand(rows, count, 3)
-    plan = {"right": plan, "short": plan[:, 1:], "flat": plan.flatten(0, 1)}[shape]
-    before = session.lengths.tolist()
-    try:
-        found = session.extend(given_tokens, plan)
-    except (DataError, ContextLengthError):
-        assert session.lengths.tolist() == before
-    else:
-        assert bool(found.logits.isfinite().all())
-        assert session.lengths.tolist() == [length + count for length in before]
-
-
-@pytest.fixture(scope="module")
-def opened():
-    control = TorchBackend(tiny_model("llama", torch.float32))
-    session = CpuSession(engine_of(control.model, SPARSITY, "int8"), SPARSITY)
-    session.prefill(tokens(2, 70))
-    yield session
-    control.detach()
 
 
 @pytest.mark.parametrize("bad", [-1, 259, 2**31, -(2**40)])
@@ -404,25 +290,6 @@ def test_unsupported_models_and_options_are_refused_with_a_reason():
     # A mistake, and no reason for `auto` to go on without the engine.
     with pytest.raises(SolmError, match="goes with precision auto, int8, nested, not bfloat16"):
         package.load("builtin:smollm2-135m", precision="bfloat16", kv_cache_dtype="int8")
-
-
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8"])
-@pytest.mark.parametrize(
-    "name", ["model.norm", "model.layers.1.input_layernorm", "model.layers.1.mlp.up_proj", "lm_head"]
-)
-def test_weights_that_are_not_finite_are_damage_in_every_precision(name, precision):
-    """Integer products would turn them into text that looks like any other."""
-    model = tiny_model("llama", torch.float32)
-    with torch.no_grad():
-        model.get_submodule(name).weight.view(-1)[7] = float("nan")
-    with pytest.raises(DamagedFileError, match="finite"):
-        engine_of(model, SPARSITY, precision)
-
-
-def test_bits_that_weights_do_not_have_are_refused_before_they_are_laid_out(monkeypatch):
-    monkeypatch.setattr("solm.backends.cpu.engine.repack", lambda *_: pytest.fail("weights were laid out"))
-    with pytest.raises(SolmError, match="bits of weights need precision nested or a file's own 4 to 8 bits, not int8"):
-        engine_of(tiny_model("llama", torch.float32), SparsityConfig(bits_site="weights", bits_group=32), "int8")
 
 
 def test_a_session_whose_first_prefill_fails_takes_any_rows():

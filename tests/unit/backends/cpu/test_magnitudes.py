@@ -11,8 +11,8 @@ from helpers.engine import engine_of, pair
 from helpers.engine_edges import Rows
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, profile_of, with_hidden, with_projections
+from solm.backends.cpu.backend import measure_thresholds
 from solm.backends.cpu.border import MAGNITUDES
-from solm.backends.cpu.magnitudes import limits_of, measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
@@ -45,16 +45,6 @@ def all_thresholds(control):
 
 def measured(control, *sites):
     return measure_thresholds(engine_of(control.model), SPARSITY, tokens(4, 90, seed=6).numpy(), *sites)
-
-
-def test_limits_are_the_quantiles_of_what_was_counted():
-    rng = np.random.default_rng(0)
-    sizes = np.abs(rng.standard_normal(50_000)).astype(np.float32)
-    bins = np.bincount(sizes.view(np.uint32) >> 17, minlength=MAGNITUDES)
-    (found,) = limits_of(bins[None])
-    assert np.allclose(found[1:-1], np.quantile(sizes, np.linspace(1, 0, PERCENTAGES))[1:-1], rtol=0.02)
-    assert (np.diff(found) <= 0).all()
-    assert (limits_of(np.zeros((2, MAGNITUDES))) < 1e-30).all(), "of a site that saw nothing"
 
 
 def test_both_backends_measure_the_same(control, thresholds, all_thresholds):

@@ -13,7 +13,6 @@ from helpers.engine_edges import ACTIONS, SPARSITY, Rows, decider, of_many_lengt
 from helpers.models import tiny_model
 from solm.backends.cpu.call import StepBuffers
 from solm.backends.cpu.engine import Engine
-from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -50,22 +49,6 @@ def opened(family: str, precision: str, head_dim: int = 64, **options) -> Engine
 
 def off(found: np.ndarray, expected: np.ndarray) -> float:
     return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("head_dim", SHAPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3", "olmo2", "gemma3_text", "phi3", "granite"])
-def test_prompts_equal_steps(family, head_dim, precision):
-    """With biases, norms of heads, norms of outputs, windows; for the prompt's own outputs and for steps after it."""
-    engine = opened(family, precision, head_dim)
-    ids = tokens(1, 75)
-    rows, stepped = Rows(engine), Rows(engine)
-    found = rows.run(ids).stream
-    expected = np.concatenate([stepped.run(ids[:, q : q + 1], DENSE).stream for q in range(75)], 1)
-    assert off(found, expected) < MOST[precision]
-    following = tokens(1, 4, seed=1)
-    assert off(*(some.run(following, (0.5, 0.8, 16)).stream for some in (rows, stepped))) < 4 * MOST[precision]
-    assert rows.states["taken"].tolist() == stepped.states["taken"].tolist() == [79]
 
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "packed kv"])
@@ -118,19 +101,6 @@ def test_pages_outside_a_window_are_never_read(precision, count):
     following = tokens(1, count, seed=2)
     assert torch.equal(*(some.run(following).logits for some in (known, other)))
     assert torch.equal(*(some.run(following, (0.3, 0.6, 8)).logits for some in (known, other)))
-
-
-@pytest.mark.parametrize("precision", ["bfloat16", "int8", "packed"])
-def test_the_last_logits_alone(precision):
-    engine = opened("llama", precision)
-    ids = tokens(2, 300)
-    every = Rows(engine, 2).run(ids).logits
-    for wanted in (0, 1, 40):  # those of few steps are another product
-        found = Rows(engine, 2).run(ids, logit_steps=wanted).logits
-        torch.testing.assert_close(found, every[:, 300 - wanted :], atol=1e-4, rtol=0)
-    top = every.topk(5).indices
-    found = Rows(engine, 2).run(ids, exact_largest=5).logits.gather(-1, top)
-    torch.testing.assert_close(found, every.gather(-1, top), atol=1e-4, rtol=0)
 
 
 def opened_nested(precision: str, **options) -> tuple[Engine, SparsityConfig]:
@@ -236,13 +206,3 @@ def test_a_stream_that_nobody_wants():
     call.actions, call.realised, call.logits = actions.ctypes.data, realised.ctypes.data, logits.data_ptr()
     assert engine.library.solm_run(engine.handle, ctypes.byref(call)) == 0
     assert torch.equal(logits, expected)
-
-
-def test_what_is_refused_changes_nothing():
-    engine = opened("llama", "int8")
-    rows = Rows(engine, capacity=64)
-    for bad in (tokens(1, 65), torch.full((1, 40), 259)):
-        with pytest.raises(DataError):
-            rows.run(bad)
-    assert rows.states["taken"].tolist() == [0]
-    assert bool(rows.run(tokens(1, 64)).logits.isfinite().all())

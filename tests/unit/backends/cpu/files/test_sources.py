@@ -11,7 +11,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
-from solm.backends.cpu.files.sources import GgufFile, LoadedModel, SafetensorsFolder, identity_of
+from solm.backends.cpu.files.sources import GgufFile, LoadedModel, SafetensorsFolder
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 
 TINY = {
@@ -260,15 +260,3 @@ def test_released_tensors_can_be_read_again(tmp_path):
         for name, content in before.items():
             source.release(source.tensor(name, 0))
             np.testing.assert_array_equal(source.tensor(name, 0).data, content)
-
-
-def test_an_identity_is_that_of_the_content(small, tmp_path):
-    other = tmp_path / "copy.gguf"
-    other.write_bytes(small.read_bytes())
-    assert GgufFile(other).identity == GgufFile(small).identity
-    assert GgufFile(other).times != GgufFile(small).times
-    content = bytearray(small.read_bytes())
-    content[-1] ^= 1
-    other.write_bytes(content)
-    assert GgufFile(other).identity != GgufFile(small).identity
-    assert identity_of([(small, 100)]) != identity_of([(small, 101)])

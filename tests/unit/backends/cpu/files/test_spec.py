@@ -1,6 +1,5 @@
 """Every family's description and tensors, from a loaded model, its folder and its GGUF file, against transformers."""
 
-import json
 from dataclasses import replace
 
 import numpy as np
@@ -134,15 +133,6 @@ def test_what_a_configuration_leaves_out_is_what_transformers_assumes(family):
         assert base == pytest.approx(parameters.get(kind, parameters)["rope_theta"], rel=1e-4)
 
 
-def test_older_configurations_are_read(tmp_path):
-    """With rope_theta and rope_scaling apart."""
-    config = {"model_type": "llama", **SIZES, "rope_theta": 50_000.0, "rope_scaling": {"type": "linear", "factor": 4.0}}
-    spec = from_config(config, "config.json", "old")
-    new = {"rope_type": "linear", "factor": 4.0, "rope_theta": 50_000.0}
-    expected = tiny_model("llama", rope_parameters=new).model.rotary_emb.inv_freq
-    np.testing.assert_allclose(spec.rope.inverse_frequencies, expected, rtol=1e-6)
-
-
 def test_older_configurations_of_gemma3_are_read():
     """With the bases of both kinds of layers apart, a scaling that is meant for one, and a number for the kinds."""
     given = {
@@ -253,12 +243,3 @@ def test_sizes_that_make_no_sense_are_named(given, words):
     with pytest.raises(DamagedFileError, match="config.json is damaged: .*" + words) as found:
         from_config({"model_type": "llama", **SIZES, **given}, "config.json", "tiny")
     assert len(str(found.value)) < 200
-
-
-def test_a_saved_configuration_is_json(tmp_path):
-    """What save_pretrained writes and what a loaded model says of itself give one description."""
-    model = tiny_model("qwen3", torch.float32)
-    model.save_pretrained(tmp_path)
-    saved = from_config(json.loads((tmp_path / "config.json").read_text()), "config.json", "tiny")
-    loaded = LoadedModel(model).spec
-    assert all(getattr(saved, name) == getattr(loaded, name) for name in OURS)

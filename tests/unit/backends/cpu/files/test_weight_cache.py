@@ -2,7 +2,6 @@
 
 import ctypes
 import errno
-import gc
 import logging
 import multiprocessing
 import os
@@ -18,7 +17,7 @@ from solm.backends.cpu.files import weight_cache
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.repack import Arena, repack
 from solm.backends.cpu.files.sources import GgufFile, LoadedModel
-from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights, read_again
+from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
 from solm.backends.cpu.library import library
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder
@@ -73,66 +72,6 @@ def test_the_next_start_maps_what_the_first_has_repacked(path, folder):
     assert len(list(folder.iterdir())) == 2  # nothing unfinished is left
 
 
-def test_the_first_start_holds_them_once(path, folder, monkeypatch):
-    arenas, mapped = [], weight_cache._mapped
-
-    def counted(*given):
-        arenas.append(sum(type(one) is Arena for one in gc.get_objects()))
-        return mapped(*given)
-
-    monkeypatch.setattr(weight_cache, "_mapped", counted)
-    assert load(GgufFile(path))[1]
-    before_and_after_repacking = set(arenas)
-    assert len(arenas) == 2
-    assert len(before_and_after_repacking) == 1
-
-
-def test_kept_weights_that_are_gone_at_once_are_repacked_again(path, folder, monkeypatch):
-    monkeypatch.setattr(weight_cache, "_mapped", lambda *_: None)
-    filled = []
-    weights = load_weights(library(), GgufFile(path), "auto", layout_of(GgufFile(path), "auto"), filled.append, 1)
-    assert len(filled) == 2
-    assert filled[1] == weights.address
-
-
-def test_a_system_that_takes_no_advice_on_memory_maps_them_all_the_same(path, folder, monkeypatch):
-    expected, _ = load(GgufFile(path))
-    monkeypatch.setattr(weight_cache, "_POPULATE_READ", 9999)  # which every system refuses
-    found, repacked = load(GgufFile(path))
-    assert not repacked
-    np.testing.assert_array_equal(found, expected)
-    assert load(GgufFile(path), "int8")[1]
-    assert not load(GgufFile(path), "int8")[1]
-
-
-@pytest.mark.parametrize(
-    ("part", "trial", "lengths"),
-    [(0.9, 1.0, []), (0.5, 1.0, [4096, 0]), (0.0, 1.0, [4096, 0]), (0.0, 0.0, [4096])],
-    ids=["huge pages", "half of them", "small pages", "a file system without huge ones"],
-)
-def test_a_file_that_lies_in_small_pages_is_read_again(path, folder, monkeypatch, part, trial, lengths):
-    expected, _ = load(GgufFile(path))
-    calls = []
-
-    def again(file, length=0):
-        calls.append(length)
-        return read_again(file, length)
-
-    monkeypatch.setattr(weight_cache, "_TRIAL", 4096)
-    monkeypatch.setattr(weight_cache, "huge_part", lambda map_: trial if len(map_) == 4096 else part)
-    monkeypatch.setattr(weight_cache, "read_again", again)
-    found, repacked = load(GgufFile(path))
-    assert not repacked
-    np.testing.assert_array_equal(found, expected)
-    assert calls == lengths
-
-
-def test_the_part_of_a_file_in_weight_cache_is_a_share(path):
-    with path.open("rb") as file:
-        map_ = weight_cache.map_file(file.fileno())
-    assert 0 <= weight_cache.huge_part(map_) <= 1
-
-
 def test_a_flipped_byte_anywhere_is_noticed(path, folder):
     first, _ = load(GgufFile(path))
     (file,) = kept(folder)
@@ -171,30 +110,6 @@ def test_a_changed_file_code_or_layout_is_noticed(path, folder, tmp_path, monkey
     assert len(kept(folder)) == 1
 
 
-def test_rows_in_another_order_are_noticed(path, folder, monkeypatch):
-    whole, repacked = load(GgufFile(path))
-    assert repacked
-    monkeypatch.setattr(
-        "solm.backends.cpu.files.sources.half_split",
-        lambda heads, size: np.arange(heads * size, dtype=np.int32)[::-1].copy(),
-    )
-    other, repacked = load(GgufFile(path))
-    assert repacked
-    assert not np.array_equal(whole, other)
-
-
-def test_all_code_that_repacking_includes_counts(tmp_path, monkeypatch):
-    shutil.copytree(weight_cache.CSRC, tmp_path / "csrc")
-    monkeypatch.setattr(weight_cache, "CSRC", tmp_path / "csrc")
-    before = weight_cache._code()
-    for name, counts in (("arch/convert.h", True), ("repack.h", True), ("attention.h", False)):
-        path = tmp_path / "csrc" / name
-        content = path.read_bytes()
-        path.write_bytes(content + b"// more\n")
-        assert (weight_cache._code() != before) is counts, name
-        path.write_bytes(content)
-
-
 def test_a_full_disk_costs_time_and_one_line(path, folder, monkeypatch, caplog):
     def full(self, content):
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -221,14 +136,6 @@ def test_a_full_disk_costs_time_and_one_line(path, folder, monkeypatch, caplog):
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert "No space left on device" in caplog.text
     assert list(folder.iterdir()) == []
-
-
-def test_a_folder_that_cannot_be_made_costs_time_and_one_line(path, folder, caplog):
-    folder.write_text("a file where the folder would be")
-    with caplog.at_level(logging.WARNING):
-        assert load(GgufFile(path))[1]
-        assert load(GgufFile(path))[1]
-    assert len(caplog.records) == 2
 
 
 def test_loaded_models_are_not_kept(folder):
