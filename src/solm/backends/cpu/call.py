@@ -200,11 +200,11 @@ class How(TypedDict, total=False):
     """How a call is processed.
 
     decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with first
-    above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are wanted, by
-    default all. exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where others may be
-    approximate. exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may be exact where
-    earlier calls have shown that approximate ones take longer. histogram: [layers, 4, `border.MAGNITUDES`] uint32, to
-    which the call adds how many inputs of the sites lie in every bin of |x|.
+    above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are
+    wanted, by default all. exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where
+    others may be approximate. exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may
+    be exact where earlier calls have shown that approximate ones take longer. histogram: [layers, 4,
+    `border.MAGNITUDES`] uint32, to which the call adds how many inputs of the sites lie in every bin of |x|.
     """
 
     decide: bool
