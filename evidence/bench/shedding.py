@@ -183,7 +183,7 @@ class Progress:
 
 def command(options: Any, *more: str) -> list[str]:
     fixed = ["--model", options.model, "--policy", options.policy, "--backend", "cpu", "--name", "served"]
-    queue = ["--max-rows", str(options.rows), "--max-waiting", str(options.waiting), "--prefix-mb", "0"]
+    queue = ["--max-rows", str(options.rows), "--set", f"max_waiting={options.waiting}", "--set", "prefix_mb=0"]
     return [sys.executable, "-m", "solm.cli", "serve", *fixed, *queue, *more]
 
 

@@ -17,7 +17,7 @@ from solm.evaluation.sweep import RESULTS
 
 PRELOADED = ["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "helpers.commands"]
 SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
-        "--trials", "2", "--dtype", "float32"]  # fmt: skip
+        "--dtype", "float32"]  # fmt: skip
 
 
 def command(arguments, folder, stdout, stderr, environment, most):

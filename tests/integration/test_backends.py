@@ -12,7 +12,7 @@ from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
 from solm.core.errors import SolmError
-from solm.runtime.load import default_kv_cache, default_precision
+from solm.runtime.prepare import default_kv_cache, default_precision
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 

@@ -41,10 +41,10 @@ def test_the_version_is_printed():
 def test_eval_writes_the_promised_json(trained, tmp_path):
     model, policy = trained
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 200)
-    out, picture = tmp_path / "out.json", tmp_path / "out.png"
+    out, picture, page = tmp_path / "out.json", tmp_path / "out.png", tmp_path / "page.html"
     shown = solm(
         "eval", "--model", model, "--policy", policy, "--data", tmp_path / "text.txt", "--budgets", "0.6,0.8",
-        "--texts", 3, "--context", 90, "--length", 12, "--trials", 2, "--seed", 0, "--out", out, "--plot", picture,
+        "--texts", 3, "--context", 90, "--length", 12, "--seed", 0, "--out", out, "--out", picture, "--out", page,
     )  # fmt: skip
     assert "net keep 0.60" in shown.stdout
     points = json.loads(out.read_text())["points"]
@@ -53,6 +53,7 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
         if point["arm"] not in ("dense", "policy"):
             assert point["difference"]["low"] <= point["difference"]["high"]
     assert picture.read_bytes().startswith(b"\x89PNG")
+    assert "data:image/png;base64," in page.read_text()
 
 
 def test_generate_prints_one_json_object(trained):
@@ -89,7 +90,7 @@ def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained)
 def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trained, tmp_path):
     model, _ = trained
     out = tmp_path / "reply.json"
-    options = ["--budget", "keep=0.7", "--space", "joint-8", "--max-new-tokens", 30, "--out", out, "--json"]
+    options = ["--budget", "keep=0.7", "--max-new-tokens", 30, "--out", out, "--json"]
     shown = solm("generate", "--model", model, *options, "x" * 90)
     assert json.loads(shown.stdout) == json.loads(out.read_text())
     assert shown.stderr.startswith("solm: ")

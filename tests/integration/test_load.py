@@ -32,7 +32,7 @@ def server(byte_tokenizer, tmp_path_factory):
     model.save_pretrained(folder)
     with_template(byte_tokenizer).save_pretrained(folder)
     process, address = start(
-        "--model", folder, "--name", "tiny", "--backend", "cpu", "--prefix-mb", 0, "--max-waiting", 64,
+        "--model", folder, "--name", "tiny", "--backend", "cpu", "--set", "prefix_mb=0", "--set", "max_waiting=64",
         "--slo-tpot-ms", 20, log=folder / "log",
     )  # fmt: skip
     yield process.pid, address

@@ -2,7 +2,6 @@
 
 import json
 import signal
-import sys
 
 import httpx
 import openai
@@ -11,7 +10,6 @@ import pytest
 from helpers.models import tiny_model
 from helpers.serving import running, start, tiny_service, until, with_template
 from solm.backends.tokenizer import model_tokenizer
-from solm.cli.main import main
 from solm.serving.settings import MAX_CHOICES
 
 
@@ -77,9 +75,9 @@ def test_a_process_with_the_options_that_proxies_and_vllms_users_need(tiny_folde
     template.write_text("{% for m in messages %}{{ m.content }}{% endfor %}!")
     process, address = start(
         "--model", tiny_folder, "--served-model-name", "first", "--served-model-name", "second", "--max-num-seqs", 4,
-        "--max-model-len", 400, "--api-key", "carol:three-secret", "--key-priority", "alice=low",
-        "--chat-template", template, "--ignore-unknown", "--root-path", "/llm",
-        "--allow-origin", "https://page.example", "--slo-tpot-ms", 1000, keys="alice:one-secret",
+        "--max-model-len", 400, "--api-key", "carol:three-secret", "--set", "key_priorities.alice=low",
+        "--set", f"chat_template={template}", "--set", "ignore_unknown=true", "--set", "root_path=/llm",
+        "--set", "allow_origins=https://page.example", "--slo-tpot-ms", 1000, keys="alice:one-secret",
     )  # fmt: skip
 
     def told(secret, path="/llm/v1/models", **options):
@@ -111,40 +109,6 @@ def test_a_process_with_the_options_that_proxies_and_vllms_users_need(tiny_folde
     process.send_signal(signal.SIGTERM)
     log = process.communicate(timeout=25)[1]
     assert "-secret" not in log
-
-
-@pytest.mark.parametrize(
-    ("options", "word"),
-    [
-        (["--max-rows", "0"], "--max-rows: 0"),
-        (["--policy", "nowhere"], "nowhere"),
-        (["--slo-floor", "2"], "--slo-floor: budget 2 is out of range"),
-        (
-            ["--priority-floor", "urgent=0.5"],
-            "--priority-floor: unknown name 'urgent'; choose one of low",
-        ),
-        (["--priority-floor", "low"], "--priority-floor: 'low' is not NAME=BUDGET, such as low=0.5"),
-        (["--priority-floor", "low=2"], "--priority-floor low: budget 2 is out of range"),
-        (["--priority-floor", "low=0.5", "--priority-floor", "low=0.6"], "--priority-floor: low is given twice"),
-        (["--key-floor", "bob=0.5"], "--key-floor: unknown name 'bob'; no API key has a name, as in NAME:SECRET"),
-        (["--max-model-len", "0"], "--max-model-len: 0"),
-        (["--max-model-len", "513"], "--max-model-len: 513 tokens exceed this model's context of 512"),
-        (["--max-num-seqs", "0"], "--max-rows: 0"),
-        (["--api-key", "alice:x", "--key-floor", "alice=2"], "floor of the API key alice: budget 2 is out of range"),
-        (["--root-path", "llm/"], "--root-path: 'llm/'"),
-        (["--allow-origin", "page.example"], "--allow-origin: 'page.example'"),
-        (["--chat-template", "nowhere.jinja"], "--chat-template: cannot read nowhere.jinja"),
-        (["--served-model-name", ""], "--name: it is empty"),
-    ],
-)
-def test_bad_options_are_one_line(tiny_folder, options, word, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["solm", "serve", "--model", str(tiny_folder), *options])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("solm: ")
-    assert word in line
 
 
 def test_lm_eval_reads_the_same_from_the_api(byte_tokenizer, tiny_folder):

@@ -9,7 +9,7 @@ from helpers.texts import FOX as TEXT
 
 KILLS = 17
 EVAL = ["--space", "joint-8", "--budgets", "0.6,0.7,0.8", "--texts", "24", "--context", "90", "--length", "12",
-        "--trials", "4", "--dtype", "float32"]  # fmt: skip
+        "--dtype", "float32"]  # fmt: skip
 
 
 def test_killed_at_random_moments_it_always_goes_on(tiny_folder, tmp_path):

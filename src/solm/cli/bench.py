@@ -6,19 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
-from solm.cli.options import (
-    DEFAULT_MODEL,
-    BackendOption,
-    DtypeOption,
-    JsonOption,
-    KvCacheOption,
-    ModelOption,
-    PolicyOption,
-    PrecisionOption,
-    RevisionOption,
-    TrustOption,
-)
-from solm.core.errors import counted
+from solm.cli.options import JsonOption, ModelOptions, PolicyOption, read_weights
+from solm.core.errors import argument, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -30,18 +19,12 @@ _STEPS = 16
 
 
 def bench(
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOptions,
     policy: PolicyOption = None,
     context: Annotated[
         str, typer.Option(help="Context lengths, in tokens, at which steps are timed.")
     ] = "64,1024,4096",
     rounds: Annotated[int, typer.Option(help="Rounds, in each of which all settings take turns.", min=1, max=1000)] = 5,
-    dtype: DtypeOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", help="Write the timings here, for budgets in milliseconds.")
     ] = None,
@@ -60,49 +43,43 @@ def bench(
     from solm.core.files import write_text
     from solm.data.windows import token_stream
     from solm.evaluation.step_timing import measure
-    from solm.runtime.load import load
 
-    lengths = checks.counts(context, "--context")
     checks.out_file(out)
-    checks.backend(backend, precision, kv_cache_dtype, dtype)
-    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
-    checks.room(config, lengths[-1] + _STEPS, "--context and the steps after it")
-    trained = checks.trained_policy(policy, config)
-    tokenizer = checks.tokenizer(model, revision, trust_remote_code)
-    lm = load(
-        model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, revision=revision, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    assert lm.tokenizer is not None
+    with argument("context"):
+        lengths = checks.counts(context)
+    prepared = model.prepare(policy)
+    with argument("context"):
+        prepared.check_room(lengths[-1] + _STEPS)
+    lm = read_weights(prepared)
     tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, lengths[-1] + 1, torch.Generator().manual_seed(0))
     with progress_bar() as progress:
-        found = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
+        measured = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
     if out is not None:
-        write_text(out, found.model_dump_json(indent=2) + "\n")
+        write_text(out, measured.model_dump_json(indent=2) + "\n")
     if json:
-        print_json(found.model_dump(mode="json"))
+        print_json(measured.model_dump(mode="json"))
         return
-    output().print(_table(found))
+    output().print(_table(measured))
 
 
-def _table(found: "StepTimings") -> "Table":
+def _table(times: "StepTimings") -> "Table":
     """Milliseconds and the factor to dense, by level and context."""
     from rich.table import Table
 
-    about = f"{found.model}, {found.backend}, {counted(found.threads, 'thread')}, {found.gigabytes_per_second:.0f} GB/s"
+    about = f"{times.model}, {times.backend}, {counted(times.threads, 'thread')}, {times.gigabytes_per_second:.0f} GB/s"
     shown = Table(title=f"{about}: milliseconds per step")
     shown.add_column("")
-    for seen in found.contexts:
+    for seen in times.contexts:
         shown.add_column(f"context {seen}", justify="right")
-    rows = [("dense", [row[-1] for row in found.attention_ms])]
+    rows = [("dense", [row[-1] for row in times.attention_ms])]
     rows += [
         (f"{name} {level:g}", [row[place] for row in table])
-        for name, levels, table in (("pages", found.attention, found.attention_ms), ("MLP", found.mlp, found.mlp_ms))
+        for name, levels, table in (("pages", times.attention, times.attention_ms), ("MLP", times.mlp, times.mlp_ms))
         for place, level in enumerate(levels[:-1])
     ]
-    rows.append((f"pages {found.attention[0]:g}, MLP {found.mlp[0]:g}", list(found.joint_ms)))
-    if found.halved_ms:
-        rows.append(("MLP weights' high halves", list(found.halved_ms)))
+    rows.append((f"pages {times.attention[0]:g}, MLP {times.mlp[0]:g}", list(times.joint_ms)))
+    if times.halved_ms:
+        rows.append(("MLP weights' high halves", list(times.halved_ms)))
     for name, values in rows:
         cells = (f"{value:.2f} ({dense / value:.2f} x)" for value, dense in zip(values, rows[0][1], strict=True))
         shown.add_row(name, *cells)

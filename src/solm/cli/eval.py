@@ -1,187 +1,165 @@
-"""`solm eval`."""
+"""`solm eval` and `solm lm-eval`."""
 
+import importlib.util
+import math
+import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from solm.cli import checks
-from solm.cli.budget_lists import asked_budgets, reachable
 from solm.cli.options import (
-    DEFAULT_MODEL,
-    BackendOption,
-    ContextOption,
     DataOption,
-    DtypeOption,
     JsonOption,
-    KvCacheOption,
-    LengthOption,
-    ModelOption,
+    ModelOptions,
     PolicyOption,
-    PrecisionOption,
-    RevisionOption,
     RunSeedOption,
-    SpaceOption,
-    SparsityOption,
-    TextsOption,
     TimingsOption,
-    TrustOption,
+    read_weights,
 )
-from solm.cli.sources import long_enough, one_stream, read_sources, streams
-from solm.core.errors import SolmError
+from solm.core.errors import BudgetError, SolmError, argument
 
 if TYPE_CHECKING:
-    from solm.cli.budget_lists import BudgetList
-    from solm.core.actions import ActionSpace
     from solm.core.budget import Budgets
-    from solm.evaluation.arms import Arm
-    from solm.evaluation.perplexity import EvaluationSettings
-    from solm.policies.artifact import TrainedPolicy
-    from solm.runtime.facts import ModelFacts
-    from solm.runtime.language_model import LanguageModel
+    from solm.evaluation.result import EvaluationResult
 
-_ARMS = ("dense", "policy", "uniform", "allocated", "tuned", "random", "oracle")
-"""Arms that are no baselines to ask for."""
+_NET_KEEPS = "0.55,0.65,0.75"
+_PARTS = 10_000
+"""Of a share, to which speeds, milliseconds and losses are rounded up."""
 _LOGITS = 1 << 28
 """Numbers of logits that a pass may leave in memory: 1 GiB in float32."""
+_TRIALS = 8
+"""Random schedules per text."""
+_WRITTEN = (".json", ".html", ".png", ".svg")
+
+
+@dataclass(frozen=True)
+class EvaluatedModel(ModelOptions):
+    """The same, on torch where nothing else is said."""
+
+    backend: Annotated[
+        str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
+    ] = "torch"
 
 
 def evaluate(
     data: DataOption,
-    model: ModelOption = DEFAULT_MODEL,
+    model: EvaluatedModel,
     policy: PolicyOption = None,
     budgets: Annotated[
         str | None,
         typer.Option(
             help="Such as 0.7,0.8, or auto: five between the lowest and 1. With step times (the policy's or --timings) "
             "numbers are shares of the dense step's milliseconds, and speed=1.2,speed=1.4, ms=8 and loss=0.05 work; "
-            "else, and as keep=0.6,keep=0.7, net keeps. By default auto with step times, else 0.55,0.65,0.75."
+            f"else, and as keep=0.6,keep=0.7, net keeps. By default auto with step times, else {_NET_KEEPS}."
         ),
     ] = None,
     timings: TimingsOption = None,
-    texts: TextsOption = 64,
-    context: ContextOption = 512,
-    length: LengthOption = 128,
-    trials: Annotated[
-        int | None, typer.Option(help="Random schedules per text; by default 8, and none for budgets in time.")
+    texts: Annotated[int, typer.Option(help="Number of texts.")] = 64,
+    context: Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")] = 512,
+    length: Annotated[int, typer.Option(help="Controlled tokens per text that are scored.")] = 128,
+    space: Annotated[
+        str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within the policy's own.")
     ] = None,
-    space: SpaceOption = None,
-    sparsity: SparsityOption = None,
+    baselines: Annotated[
+        str | None,
+        typer.Option(
+            help="More baselines, separated by commas: constant (always there for budgets in time), random (for net "
+            "keeps always there), teal, upper-bits, oracle (the best schedules with knowledge of the text, a ceiling)."
+        ),
+    ] = None,
     tuning: Annotated[
         str | None,
         typer.Option(help="Text that baselines tuned and teal are fitted to; not the text that is evaluated."),
     ] = None,
-    rival: Annotated[
-        list[str] | None, typer.Option(help="One more policy over the same space, as name=folder; may be repeated.")
-    ] = None,
-    baselines: Annotated[
-        str | None,
-        typer.Option(help="More baselines: constant (always there for budgets in time), teal, upper-bits."),
-    ] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Also find the best schedules with knowledge of the text: a ceiling.")
-    ] = False,
     seed: RunSeedOption = 0,
-    dtype: DtypeOption = "auto",
-    backend: BackendOption = "torch",
-    precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the result here, as JSON.")] = None,
-    plot: Annotated[
-        Path | None, typer.Option(help="Write a picture of perplexity against cost (.png or .svg) here.")
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Write the result (.json), a page about it (.html) or a picture of perplexity against cost (.png, "
+            ".svg) here; may be repeated.",
+        ),
     ] = None,
     json: JsonOption = False,
 ) -> None:
     """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
 
-    Uniform, allocated, random and constant schedules spend on every axis what the policy spends; tuned ones spend
-    the same net keep.
+    Uniform, allocated, random and constant schedules spend on every axis what the policy spends; tuned ones spend the
+    same net keep.
 
-    An interrupted evaluation with --out continues where it stopped.
+    An interrupted evaluation with --out of a .json file continues where it stopped.
 
     \b
     Examples:
-      solm eval --policy builtin:smollm2-135m --data pydoc:heldout --out result.json --plot result.png
+      solm eval --policy builtin:smollm2-135m-cpu --data pydoc:heldout --out result.json --out page.html
       solm eval --space joint-27 --data wiki.txt --budgets 0.6
-      solm eval --policy builtin:smollm2-135m --space joint-27 --data wiki.txt --tuning web.jsonl --oracle
-      solm eval --policy builtin:smollm2-135m --data wiki.txt --baselines constant
+      solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --tuning web.jsonl --baselines oracle
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
     from solm.cli.output import output, print_json, progress_bar, say
-    from solm.core.budget import Budgets
-    from solm.core.files import resumable, write_bytes, write_text
+    from solm.core.actions import ActionSpace
+    from solm.core.files import resumable
     from solm.evaluation import show
     from solm.evaluation.baselines import BASELINES, BaselineRequest
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
-    from solm.evaluation.pictures import kind_of
     from solm.evaluation.sources import unlike
-    from solm.runtime.load import engine_sparsity, load
 
-    if policy is not None and sparsity is not None:
-        raise SolmError("--sparsity: a policy brings its own; drop one of the two")
     if policy is None and space is None:
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
-    checks.out_file(out)
-    checks.plot_file(plot)
+    for path in out or ():
+        _check_written(path)
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
     for name in names:
-        if name not in BASELINES:
-            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
-    how = checks.sparsity_of(sparsity)
-    grid = checks.space_of(space)
-    checks.backend(backend, precision, kv_cache_dtype, dtype)
-    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
-    trained = checks.trained_policy(policy, config, grid)
+        if name not in (*BASELINES, "random", "oracle"):
+            raise SolmError(
+                f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}, random, oracle"
+            )
+    with argument("space"):
+        grid = None if space is None else ActionSpace.preset(space)
+    prepared = model.prepare(policy, timings)
+    prepared.within(grid)
+    trained = prepared.trained
     if "teal" in names and tuning is None and (trained is None or trained.config.sparsity.thresholds is None):
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")
-    if "upper-bits" in names and (how or engine_sparsity(trained)).bits_site != "weights":
-        raise SolmError("--baselines: upper-bits needs a policy that chooses weight bits, or --sparsity nested")
-    offered = trained.config.space if trained is not None else grid
-    assert offered is not None
-    asked, known = asked_budgets(budgets, "0.55,0.65,0.75", timings, trained, model, backend)
-    if asked.in_time:
-        names = list(dict.fromkeys(["constant", *names]))
-    if trials is None:
-        trials = 0 if asked.in_time else 8
+    if "upper-bits" in names and prepared.how.bits_site != "weights":
+        raise SolmError("--baselines: upper-bits needs a policy that chooses weight bits")
+    met = prepared.budgets(grid)
+    with argument("budgets"):
+        values, timed = _values(budgets, met, context + length // 2)
     chosen = checks.settings(
-        EvaluationSettings, budgets=asked.values or (1.0,), texts=texts, context=context, length=length,
-        trials=trials, seed=seed, oracle=oracle, currency="time" if asked.in_time else "keep",
+        EvaluationSettings, budgets=values, texts=texts, context=context, length=length, seed=seed,
+        trials=_TRIALS if "random" in names or not timed else 0, oracle="oracle" in names,
+        currency="time" if timed else "keep",
     )  # fmt: skip
-    # A first check: the exact lowest budget is known once the model is loaded.
-    _with_budgets(Budgets(offered, how or engine_sparsity(trained), config.shapes, trained, 0, known), chosen, asked)
-    checks.room(config, context + length, "--context and --length")
-    trained_rivals = _rivals(rival or [], config, offered, (*BASELINES, *_ARMS))
-    sources = read_sources(data)
-    long_enough(sources, context + length + 1)
-    tuning_sources = None if tuning is None else read_sources(tuning, "--tuning")
-    long_enough(tuning_sources or [], context + length + 1, "--tuning")
-    tokenizer = checks.tokenizer(model, revision, trust_remote_code)
-    lm = load(
-        model, trained, tokenizer=tokenizer, sparsity=how, dtype=dtype, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
-    )  # fmt: skip
-    chosen = _with_budgets(lm.budgets(lm.policy("static", offered)), chosen, asked)
-    tokens = streams(sources, lm.tokenizer)
-    calibration = one_stream(tuning_sources, lm.tokenizer)
-    rivals = {name: _rival_arm(name, other, lm) for name, other in trained_rivals.items()}
-    for name in names:
-        rivals[name] = BASELINES[name](BaselineRequest(lm, offered, calibration, context, seed))
-    with resumable(out) as partial, progress_bar() as progress:
+    together = max(1, _LOGITS // (len(values) * length * met.shapes.vocabulary))
+    chosen = chosen.model_copy(update={"batch": min(chosen.batch, together)})
+    with argument("length"):
+        prepared.check_room(context + length)
+    sources = checks.read_sources(data, context + length + 1)
+    fitted = [] if tuning is None else checks.read_sources(tuning, context + length + 1, "tuning")
+    lm = read_weights(prepared)
+    tokens = checks.streams(sources, lm.tokenizer)
+    calibration = checks.one_stream(fitted, lm.tokenizer)
+    arms = [name for name in dict.fromkeys([*(["constant"] if timed else []), *names]) if name in BASELINES]
+    rivals = {name: BASELINES[name](BaselineRequest(lm, met.space, calibration, context, seed)) for name in arms}
+    with (
+        resumable(next((path for path in out or () if path.suffix == ".json"), None)) as partial,
+        progress_bar() as bar,
+    ):
         result = run(
-            lm, tokens, chosen, grid, partial, lambda done, total: progress.show("evaluating", done, total),
+            lm, tokens, chosen, grid, partial, lambda done, total: bar.show("evaluating", done, total),
             tuning=calibration, rivals=rivals,
         )  # fmt: skip
-        if out is not None:
-            write_text(out, result.model_dump_json(indent=2) + "\n")
-    curve = None if trained is None else trained.curve
-    strange = None if curve is None else unlike(result, curve)
+        for path in out or ():
+            _write(path, result)
+    strange = None if trained is None or trained.curve is None else unlike(result, trained.curve)
     if strange is not None:
         say(strange)
-    if plot is not None:
-        write_bytes(plot, show.plot(result, kind_of(plot)))
     if json:
         print_json(result.model_dump(mode="json"))
         return
@@ -191,40 +169,97 @@ def evaluate(
         console.print(line)
 
 
-def _with_budgets(offer: "Budgets", chosen: "EvaluationSettings", asked: "BudgetList") -> "EvaluationSettings":
-    """The settings with the budgets that were asked for."""
-    middle = chosen.context + chosen.length // 2
-    values = reachable(asked, offer, middle)
-    together = max(1, _LOGITS // (len(values) * chosen.length * offer.shapes.vocabulary))
-    return chosen.model_copy(update={"budgets": values, "batch": min(chosen.batch, together)})
+def _check_written(path: Path) -> None:
+    """Check that a result, a page or a picture can be made and written at `path`."""
+    if path.suffix not in _WRITTEN:
+        raise SolmError(f"--out: {path} is none of {', '.join(_WRITTEN)}")
+    if path.suffix != ".json" and importlib.util.find_spec("matplotlib") is None:
+        raise SolmError("--out: pictures need matplotlib; run: pip install '.[eval]' in a checkout of solm")
+    checks.out_file(path)
 
 
-def _rivals(
-    items: list[str], config: "ModelFacts", space: "ActionSpace", taken: tuple[str, ...]
-) -> "dict[str, TrainedPolicy]":
-    """The policies of --rival by name, which must not be the name of another arm."""
-    from solm.policies.priced import PricedPolicy
+def _write(path: Path, result: "EvaluationResult") -> None:
+    """What the end of `path` says: the result, a page about it, or a picture."""
+    from solm.core.files import write_bytes, write_text
+    from solm.evaluation import show
+    from solm.evaluation.pictures import kind_of
+    from solm.evaluation.report.combined import render
 
-    found: dict[str, TrainedPolicy] = {}
-    for item in items:
-        name, equals, folder = item.partition("=")
-        if not (name and equals and folder):
-            raise SolmError(f"--rival: {item!r} is not name=folder")
-        if name in taken or name in found or name.startswith(("random/", "best-of-")):
-            raise SolmError(f"--rival: the name {name!r} is taken; choose another")
-        trained = checks.trained_policy(folder, config, space, "--rival")
-        assert trained is not None
-        if not isinstance(trained.policy(), PricedPolicy):
-            raise SolmError(f"--rival: {folder} is not a policy trained with --method values, which a rival has to be")
-        found[name] = trained
-    return found
+    if path.suffix == ".json":
+        write_text(path, result.model_dump_json(indent=2) + "\n")
+    elif path.suffix == ".html":
+        write_text(path, render([(path.stem, result)]))
+    else:
+        write_bytes(path, show.plot(result, kind_of(path)))
 
 
-def _rival_arm(name: str, trained: "TrainedPolicy", lm: "LanguageModel") -> "Arm":
-    """A rival under its own allocation and thresholds; its shares are counted as those of all other arms."""
-    from solm.evaluation.arms import Arm
+def _values(text: str | None, met: "Budgets", context: int) -> tuple[tuple[float, ...], bool]:
+    """The budgets of --budgets, and whether they are shares of the dense step's milliseconds, where steps see `context`
+    tokens; else they are net keeps. ``auto`` is five between the lowest and 1.
 
+    Raises `BudgetError` for a list that cannot be read or mixes units, and for a budget that cannot be met.
+    """
+    from solm.core.budget import BudgetRequest
+    from solm.core.curve import spaced_budgets
+
+    measured = met.timings is not None
+    text = (text or ("auto" if measured else _NET_KEEPS)).strip()
+    if text == "auto":
+        return spaced_budgets(met.time_floor(context) if measured else met.lowest_net), measured
+    requests = [BudgetRequest.parse(part.strip()) for part in text.split(",")]
+    kinds = {request.kind for request in requests}
+    if len(kinds) > 1 or "shares" in kinds:
+        raise BudgetError(f"{text!r} is no list of budgets in one unit: shares, or all as keep=, speed=, ms= or loss=")
+    timed = kinds <= {"speed", "ms", "loss"} or (kinds == {"compute"} and measured)
+    values: list[float] = []
+    for request in requests:
+        value = request.value
+        assert isinstance(value, float)
+        if timed:
+            met.budget(request, context)
+            if request.kind != "compute":
+                share = max(met.time_floor(context), met.time_share(request, context))
+                value = math.ceil(_PARTS * share) / _PARTS
+        else:
+            met.of_net(value)
+        if value in values:
+            raise BudgetError(f"budget {request} comes down to {value:g}, as another does")
+        values.append(value)
+    return tuple(values), timed
+
+
+PASSED_ON: Any = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+"""Typer leaves a command's arguments alone."""
+
+
+def lm_eval(context: typer.Context) -> None:
+    """lm-eval's own command line, with `--model solm` in its registry.
+
+    \b
+    Example:
+      solm lm-eval run --model solm --tasks lambada_openai --limit 50 \\
+        --model_args pretrained=builtin:smollm2-135m,policy=builtin:smollm2-135m-cpu,budget=keep=0.6
+    """
+    # lm-eval has no way to find model classes of other packages: ours is registered by its import.
     try:
-        return Arm(trained.policy(), lm.sparsity.choosing_as(trained.config.sparsity))
-    except SolmError as error:
-        raise SolmError(f"--rival: {name} cannot be counted as the other arms are: {error}") from error
+        from lm_eval.__main__ import cli_evaluate
+
+        import solm.evaluation.harness  # noqa: F401
+    except ImportError as error:
+        raise SolmError(f"this needs lm-eval ({error}); run: pip install '.[eval]' in a checkout of solm") from None
+    sys.argv = ["solm lm-eval", *context.args]
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not _is_mistake(error):
+            raise
+        raise SolmError(f"lm-eval: {error}") from error
+
+
+def _is_mistake(error: ValueError) -> bool:
+    """Whether lm-eval found it while it read its arguments; what is found later needs its traceback."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = "" if at is None else str(at.tb_frame.f_globals.get("__name__", ""))
+    return where.startswith(("lm_eval._cli", "lm_eval.config"))

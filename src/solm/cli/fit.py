@@ -7,14 +7,17 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import (
+    DataOption,
     JsonOption,
     KvCacheOption,
+    ModelArgument,
+    ModelOptions,
     PrecisionOption,
     RevisionOption,
     RunSeedOption,
     TrustOption,
+    read_weights,
 )
-from solm.cli.sources import long_enough, read_sources, streams
 from solm.core.errors import SolmError
 
 _LEAST_TOKENS = 2056
@@ -22,21 +25,13 @@ _LEAST_TOKENS = 2056
 
 
 def fit(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or builtin:smollm2-135m.")],
-    data: Annotated[
-        str,
-        typer.Option(
-            "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
-        ),
-    ],
+    model: ModelArgument,
+    data: DataOption,
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the fit; an interrupted one there continues.")],
     minutes: Annotated[
         float | None,
         typer.Option(help="Minutes to take, on this machine; by default 75 per billion weights, at least 5."),
     ] = None,
-    backend: Annotated[
-        str, typer.Option(help="auto or cpu, which is the same: only the cpu backend saves time.")
-    ] = "auto",
     precision: PrecisionOption = None,
     kv_cache_dtype: KvCacheOption = None,
     seed: RunSeedOption = 0,
@@ -55,7 +50,6 @@ def fit(
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.backends.cpu.files.sources import source_of
     from solm.cli.output import curve_table, output, print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
@@ -63,31 +57,21 @@ def fit(
     from solm.fit.run import fit as run
     from solm.fit.texts import sample
     from solm.policies.artifact import TrainedPolicy
-    from solm.runtime.load import load
 
-    if backend not in ("auto", "cpu"):
-        raise SolmError(f"--backend: {backend!r} is not auto or cpu, the backend whose steps save time")
-    checks.finite("--minutes", minutes)
     if minutes is not None and not 0 < minutes <= 10_000:
         raise SolmError(f"--minutes: {minutes:g} is out of range: it must be above 0 and at most 10000")
     checks.out_folder(out)
-    checks.backend("cpu", precision, kv_cache_dtype, "auto")
-    checks.model_config(model, revision, trust_remote_code, "MODEL", backend="cpu")
-    sources = read_sources(data)
-    long_enough(sources, _LEAST_TOKENS)
-    tokenizer = checks.tokenizer(model, revision, trust_remote_code, typed="MODEL")
-    with checks.option("MODEL"):
-        in_part = precision == "nested" or (
-            precision in (None, "auto") and readable_in_part(source_of(model, revision))
-        )
-        if in_part:
-            say("solm: the policy will also choose how many bits of the MLP's weights a step reads")
-        lm = load(
-            model, tokenizer=tokenizer, backend="cpu", precision=precision, kv_cache_dtype=kv_cache_dtype,
-            revision=revision, trust_remote_code=trust_remote_code,
-            sparsity="nested" if in_part else None,
-        )  # fmt: skip
-    tokens = streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
+    prepared = ModelOptions(
+        model, backend="cpu", precision=precision, kv_cache_dtype=kv_cache_dtype, revision=revision,
+        trust_remote_code=trust_remote_code,
+    ).prepare()  # fmt: skip
+    assert prepared.source is not None  # with the cpu backend
+    if precision == "nested" or (precision in (None, "auto") and readable_in_part(prepared.source)):
+        say("solm: the policy will also choose how many bits of the MLP's weights a step reads")
+        prepared.sparsity = "nested"
+    sources = checks.read_sources(data, _LEAST_TOKENS)
+    lm = read_weights(prepared)
+    tokens = checks.streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
     sources.clear()  # from here on their tokens are enough
     numbers = {name: f"{number}/{len(PHASES)} {name}" for number, name in enumerate(PHASES, start=1)}
     with progress_bar() as progress:

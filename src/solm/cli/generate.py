@@ -8,68 +8,39 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from solm.cli import checks
-from solm.cli.budget_check import checked_budget
 from solm.cli.options import (
     DECIDERS,
-    DEFAULT_MODEL,
-    BackendOption,
     BudgetOption,
     DeciderOption,
-    DtypeOption,
     JsonOption,
-    KvCacheOption,
-    ModelOption,
-    PrecisionOption,
-    RevisionOption,
-    SeedOption,
-    SpaceOption,
+    LongestOption,
+    ModelOptions,
+    SamplingOptions,
+    SystemOption,
     TimingsOption,
-    TrustOption,
+    check_system,
+    mention_policy,
+    read_weights,
 )
-from solm.cli.sampling_options import (
-    FrequencyOption,
-    MinPOption,
-    PresenceOption,
-    RepetitionOption,
-    TemperatureOption,
-    TopKOption,
-    TopPOption,
-    sampling,
-)
-from solm.cli.streams import reason
-from solm.core.errors import BudgetError, DataError
+from solm.core.errors import BudgetError, DataError, argument
 
 if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.reply import Reply
 
 _NOTICEABLE = 0.02
-"""Share of the tokens read above what was asked for."""
+"""Share of the tokens read above what was requested."""
 
 
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOptions,
+    sampling: SamplingOptions,
     policy: DeciderOption = None,
     budget: BudgetOption = None,
-    space: SpaceOption = None,
-    system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 128,
-    temperature: TemperatureOption = None,
-    top_p: TopPOption = None,
-    top_k: TopKOption = None,
-    min_p: MinPOption = None,
-    repetition_penalty: RepetitionOption = None,
-    presence_penalty: PresenceOption = None,
-    frequency_penalty: FrequencyOption = None,
-    seed: SeedOption = 0,
-    dtype: DtypeOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = None,
     timings: TimingsOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
+    system: SystemOption = None,
+    max_new_tokens: LongestOption = 128,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the reply here, as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -81,14 +52,10 @@ def generate(
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
-    from solm.backends.tokenizer import model_tokenizer
-    from solm.cli import spent
-    from solm.cli.output import print_json, repacking, say
-    from solm.core.budget import Budget, BudgetRequest
+    from solm.cli.output import describe_speed, print_json, reason, say, show_cost
     from solm.core.errors import check_unicode
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length
-    from solm.runtime.load import load
     from solm.runtime.prompts import encode
 
     try:
@@ -98,42 +65,24 @@ def generate(
     if not text.strip():
         raise DataError("PROMPT: the prompt is empty")
     check_unicode(text, "PROMPT: the prompt")
-    options = sampling(
-        temperature=temperature, top_p=top_p, top_k=top_k, min_p=min_p, repetition_penalty=repetition_penalty,
-        presence_penalty=presence_penalty, frequency_penalty=frequency_penalty,
-    )  # fmt: skip
+    options = sampling.given()
     checks.out_file(out)
-    checks.backend(backend, precision, kv_cache_dtype, dtype)
-    grid = checks.space_of(space)
-    config = checks.model_config(model, revision, trust_remote_code, backend=backend)
-    checks.room(config, max_new_tokens, "--max-new-tokens")
-    tokenizer = checks.tokenizer(model, revision, trust_remote_code, system)
-    if tokenizer is None:  # a GGUF file's, which is read before its weights
-        with checks.option("--model"):
-            tokenizer = model_tokenizer(model, trust_remote_code, revision)
-    with checks.option("PROMPT"):
-        ids = encode(tokenizer, text, system)
-        check_length(ids.shape[1], max_new_tokens, config.context)
+    prepared = model.prepare(None if policy in DECIDERS else policy, timings)
+    with argument("max_new_tokens"):
+        prepared.check_room(max_new_tokens)
+    check_system(prepared, system)
+    with argument("prompt"):
+        ids = encode(prepared.tokenizer, text, system)
+        check_length(ids.shape[1], max_new_tokens, prepared.context)
     seen = ids.shape[1] + max_new_tokens // 2
-    trained = None if policy in DECIDERS else checks.trained_policy(policy, config, grid)
-    decider = policy if policy in DECIDERS else "policy" if trained else "dense" if budget is None else "static"
-    known = checks.step_times(timings, model, backend)
-    with checks.option("--budget"):
-        if decider == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
-            raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
-    request = checked_budget(budget, config, trained, grid, known, context=seen)
+    with argument("budget"):
+        check_dense(policy, budget)
+        prepared.budgets().budget(budget, seen)
     if policy is None and budget is not None:
-        checks.mention_policy(config)
-    with repacking() as progress:
-        lm = load(
-            model, trained, tokenizer=tokenizer, dtype=dtype, backend=backend, precision=precision,
-            kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision, trust_remote_code=trust_remote_code,
-            progress=progress,
-        )  # fmt: skip
-    chosen = lm.policy(decider, grid)
-    with checks.option("--budget"):
-        lm.budget(request, seen, chosen)
-    stream = lm.stream(ids, budget=request, policy=chosen, max_new_tokens=max_new_tokens, seed=seed, **options)
+        mention_policy(prepared)
+    lm = read_weights(prepared)
+    decider = policy if policy in DECIDERS else "policy" if lm.trained else "dense" if budget is None else "static"
+    stream = lm.stream(ids, budget=budget, policy=decider, max_new_tokens=max_new_tokens, **options)
     moments: list[float] = []
     coloured, special = sys.stdout.isatty() and not json, set(lm.tokenizer.all_special_ids)
     try:
@@ -148,23 +97,29 @@ def generate(
     finally:
         reply = stream.reply
         if out is not None and moments:
-            write_json(out, _told(lm, budget, reply))
+            write_json(out, _described(lm, budget, reply))
     if json:
-        print_json(_told(lm, budget, reply))
+        print_json(_described(lm, budget, reply))
         return
     print()
-    for line in spent.lines(lm, budget, reply, seen):
-        say(line)
+    saved = show_cost(lm, budget, reply, moments, ids.shape[1])
     if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
         first, last = lm.sparsity.sinks, lm.sparsity.window
         say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
-    say(f"speed:     {spent.speed(moments)}, {lm.backend.name}")
-    told = spent.saved(lm, reply, moments, ids.shape[1])
-    if told is not None:
-        say(f"saved:     {told}")
+    say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
+    if saved is not None:
+        say(f"saved:     {saved}")
 
 
-def _told(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:
+def check_dense(policy: str | None, budget: str | None) -> None:
+    """Raises `BudgetError` for a budget of the policy ``dense``, which spends everything."""
+    from solm.core.budget import Budget, BudgetRequest
+
+    if policy == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
+        raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
+
+
+def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:
     """The reply for machines, with the budget as it was typed and what its times were measured on."""
     measured = None if lm.timings is None else lm.timings.measured_on
     return reply.as_dict() | {"budget": budget, "measured_on": measured}

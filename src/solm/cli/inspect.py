@@ -2,11 +2,9 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
-from solm.cli.options import JsonOption, RevisionOption, TrustOption
+from solm.cli.options import JsonOption, ModelArgument, RevisionOption, TrustOption
 from solm.core.errors import DamagedFileError, SolmError
 
 if TYPE_CHECKING:
@@ -19,7 +17,7 @@ _CONTEXTS = (1024, 4096, 16_384)
 
 
 def inspect(
-    model: Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or builtin:smollm2-135m.")],
+    model: ModelArgument,
     revision: RevisionOption = None,
     trust_remote_code: TrustOption = False,
     json: JsonOption = False,

@@ -9,17 +9,16 @@ from typing import Annotated, Any
 import typer
 from typer.exceptions import TyperException
 
-from solm.cli import streams
 from solm.cli.bench import bench
 from solm.cli.cache import cache
 from solm.cli.chat import chat
 from solm.cli.doctor import doctor
-from solm.cli.eval import evaluate
+from solm.cli.eval import PASSED_ON, evaluate, lm_eval
 from solm.cli.fit import fit
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
-from solm.cli.lm_eval import PASSED_ON, lm_eval
 from solm.cli.options import HELP, verb
+from solm.cli.output import is_of_output, prepare_streams, reason
 from solm.cli.policies import policies
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
@@ -38,7 +37,7 @@ VERBS: dict[str, Callable[..., None]] = {
 MOVED = {
     "allocate": "solm fit finds an allocation for a model's layers and heads",
     "push": "run: solm policies push FOLDER REPOSITORY",
-    "report": "solm eval writes a page with --report",
+    "report": "solm eval writes a page with --out page.html",
     "study": "studies are scripts in evidence/studies of a checkout of solm",
     "sweep": "run solm eval once per model, policy and space; --budgets takes several",
     "tasks": "run: solm lm-eval run --model solm --tasks ...",
@@ -91,7 +90,7 @@ def main() -> None:
     """Run the command line. A user's mistake is one line on standard error; exit code 2, or 3 for a damaged file."""
     # Parallel tokenizers warn on every fork that follows; texts are short.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    streams.prepare()
+    prepare_streams()
     try:
         if (name := "".join(sys.argv[1:2])) in MOVED:
             raise SolmError(f"there is no command {name} any more: {MOVED[name]}")
@@ -105,9 +104,9 @@ def main() -> None:
         print(f"solm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        if not streams.is_of_output(error):
+        if not is_of_output(error):
             raise
-        print(f"solm: cannot write the output: {streams.reason(error)}", file=sys.stderr)
+        print(f"solm: cannot write the output: {reason(error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("solm: interrupted", file=sys.stderr)
@@ -120,8 +119,8 @@ def _usage(error: Any) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     if parameter is not None:
         name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name.upper()
-        reason = error.message.rstrip(".") or "it is missing"
+        wrong = error.message.rstrip(".") or "it is missing"
         for words, plain in _REASONS.items():
-            reason = re.sub(words, plain, reason)
-        text = f"{name}: {reason}"
+            wrong = re.sub(words, plain, wrong)
+        text = f"{name}: {wrong}"
     return text if context is None else f"{text} (see {context.command_path} --help)"

@@ -1,25 +1,33 @@
-"""Options that several commands share, and those that every command has."""
+"""Options that several commands share, alone or in groups, and those that every command has."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
+import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 import typer
+from typer.models import ArgumentInfo
 
 from solm.core.errors import SolmError
 from solm.core.provenance import MOST_SEED
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
+if TYPE_CHECKING:
+    from solm.runtime.language_model import LanguageModel
+    from solm.runtime.prepare import Prepared
+
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
 TrustOption = Annotated[
     bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Only for models you trust.")
 ]
+ModelArgument = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
+ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
 PolicyOption = Annotated[
     str | None,
     typer.Option(
@@ -35,31 +43,26 @@ DeciderOption = Annotated[
         "model, or dense, static, random.",
     ),
 ]
-SpaceOption = Annotated[
-    str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within the policy's own.")
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget",
+        "-b",
+        help="0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, "
+        "loss=0.05 (nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.",
+    ),
 ]
-SparsityOption = Annotated[str | None, typer.Option(help="How actions are carried out: default, cpu, nested or paper.")]
-BUDGET_FORMS = (
-    "0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, loss=0.05 "
-    "(nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8"
-)
-BudgetOption = Annotated[str | None, typer.Option("--budget", "-b", help=f"{BUDGET_FORMS}. Without it: dense.")]
 TimingsOption = Annotated[
     Path | None, typer.Option("--timings", help="Step times, from solm bench --out; by default the policy's, if any.")
 ]
-TextsOption = Annotated[int, typer.Option(help="Number of texts.")]
-ContextOption = Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")]
-LengthOption = Annotated[int, typer.Option(help="Controlled tokens per text that are scored.")]
 DataOption = Annotated[
     str,
     typer.Option(
         "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
     ),
 ]
-DtypeOption = Annotated[str, typer.Option(help="Of the torch backend: auto, float32, bfloat16 or float16.")]
-BackendOption = Annotated[
-    str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
-]
+SystemOption = Annotated[str | None, typer.Option(help="System message, for models with a chat template.")]
+LongestOption = Annotated[int, typer.Option(help="Longest reply.", min=1)]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
@@ -81,9 +84,6 @@ RunSeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.", 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
 ]
-ThreadsOption = Annotated[int | None, typer.Option(help="Threads to compute with; by default one per usable core.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")]
-VerboseOption = Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")]
 HELP: Any = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 """How help is asked for, and how wide it is at most."""
 DEFAULT_MODEL = "builtin:smollm2-135m"
@@ -91,8 +91,136 @@ DECIDERS = ("dense", "static", "random")
 """Policies that need no training, by name."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and in what numbers it runs where: a group of options of the same names."""
+
+    model: ModelOption = DEFAULT_MODEL
+    dtype: Annotated[str, typer.Option(help="Of the torch backend: auto, float32, bfloat16 or float16.")] = "auto"
+    backend: Annotated[
+        str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
+    ] = "auto"
+    precision: PrecisionOption = None
+    kv_cache_dtype: KvCacheOption = None
+    revision: RevisionOption = None
+    trust_remote_code: TrustOption = False
+
+    def prepare(self, policy: str | None = None, timings: Path | None = None, sparsity: Any = None) -> "Prepared":
+        """All of the model but its weights, with the policy and step times that it is to run with. Raises `SolmError`,
+        which names the option, for what does not go together."""
+        from solm.runtime.prepare import Prepared
+
+        if self.revision is not None and (self.model.startswith("builtin:") or Path(self.model).exists()):
+            raise SolmError(f"--revision: it goes with a model on the hub, which {self.model!r} is not")
+        if self.backend == "cpu" and self.dtype != "auto":
+            raise SolmError(f"--dtype: {self.dtype} needs --backend torch; the cpu backend has --precision")
+        if policy in DECIDERS:
+            raise SolmError(f"--policy: {policy} is no trained policy; give a folder, a hub id or builtin:...")
+        return Prepared(policy=policy, timings=timings, sparsity=sparsity, **dataclasses.asdict(self))
+
+
+def read_weights(prepared: "Prepared") -> "LanguageModel":
+    """The model, ready to run; progress is shown where its weights are repacked for long."""
+    from solm.cli.output import repacking
+
+    with repacking() as progress:
+        return prepared.load(progress)
+
+
+def mention_policy(prepared: "Prepared") -> None:
+    """Say which policy ships for a model that is run without one. Its weights are compared when it is loaded."""
+    from solm.cli.output import say
+    from solm.runtime.prepare import AUTO, shipped_policy
+
+    with contextlib.suppress(SolmError):
+        name = shipped_policy(prepared.facts)
+        say(f"solm: budgets treat all layers alike; --policy {AUTO} ({name}) was made for a model of this shape")
+
+
+def check_system(prepared: "Prepared", system: str | None) -> None:
+    """Refuse a system message that is not valid Unicode, or for a model without a chat template."""
+    from solm.core.errors import check_unicode
+
+    if system is None:
+        return
+    check_unicode(system, "--system: the message")
+    if not prepared.tokenizer.chat_template:
+        raise SolmError(
+            "--system: this model has no chat template, so a system message has no place; put it into the prompt"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingOptions:
+    """How tokens are chosen: a group of options of the same names."""
+
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Sample at this temperature; greedy at 0, and where no option of sampling is given.", min=0),
+    ] = None
+    top_p: Annotated[
+        float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.", min=0, max=1)
+    ] = None
+    top_k: Annotated[
+        int | None, typer.Option(help="Sample from so many of the likeliest tokens; by default 50; 0: all.", min=0)
+    ] = None
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another generation option as NAME=VALUE, such as min_p=0.05, repetition_penalty=1.1 or "
+            "presence_penalty=0.5; may be repeated.",
+        ),
+    ] = None
+    seed: SeedOption = 0
+
+    def given(self) -> dict[str, Any]:
+        """Those that were given and the seed, as `LanguageModel.generate` calls them."""
+        from solm.runtime.sampling import SUPPORTED
+
+        named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
+        options = {name: value for name, value in named.items() if value is not None} | assignments(self.set)
+        for name, value in options.items():
+            if name not in SUPPORTED:
+                raise SolmError(f"--set: unknown generation option {name!r}; choose among {', '.join(SUPPORTED)}")
+            if value != value or value in (float("inf"), float("-inf")):
+                raise SolmError(f"--{name.replace('_', '-')}: {value} is not a number that can be used")
+        return options | {"seed": self.seed}
+
+
+def assignments(given: Sequence[str] | None) -> dict[str, Any]:
+    """The values of --set by name: numbers, true, false and lists as in JSON, anything else as text. Values of names
+    such as floors.low are together in a dictionary under floors."""
+    values: dict[str, Any] = {}
+    for item in given or ():
+        name, equals, text = item.partition("=")
+        name, dot, part = name.partition(".")
+        if not (name and equals) or (dot and not part):
+            raise SolmError(f"--set: {item!r} is not NAME=VALUE")
+        into, key = (values.setdefault(name, {}), part) if dot else (values, name)
+        if key in into:
+            raise SolmError(f"--set: {item.partition('=')[0]} is given twice")
+        try:
+            into[key] = json.loads(text)
+        except ValueError:
+            into[key] = text
+    return values
+
+
 def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` with the options that every command has: --threads, --quiet and --verbose."""
+    """`function` as a command: every field of a parameter that is a group of options, a dataclass, is an option; there
+    are --threads, --quiet and --verbose; and an error of an argument begins with the name of its option."""
+    groups: dict[str, Any] = {}
+    parameters = []
+    for name, parameter in inspect.signature(function).parameters.items():
+        if dataclasses.is_dataclass(parameter.annotation):
+            groups[name] = parameter.annotation
+            hints = get_type_hints(parameter.annotation, include_extras=True)
+            defaults = {field.name: field.default for field in dataclasses.fields(parameter.annotation)}
+            parameters += [_parameter(each, hints[each], default) for each, default in defaults.items()]
+        else:
+            parameters.append(_parameter(name, parameter.annotation, parameter.default))
+    names = {parameter.name: _typed(parameter) for parameter in parameters}
 
     @functools.wraps(function)
     def run(*, threads: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
@@ -100,28 +228,54 @@ def verb(function: Callable[..., None]) -> Callable[..., None]:
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
         log.addHandler(handler)
+        for name, group in groups.items():
+            given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         try:
-            chosen: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
-            if threads is not None:
-                cores = os.cpu_count() or 1
-                if not 1 <= threads <= cores:
-                    raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
-                from solm.backends.machine import threads_of
-
-                chosen = threads_of(threads)
-            with chosen:
+            with _threads(threads):
                 function(**given)
+        except SolmError as error:
+            if error.argument not in names:
+                raise
+            raise type(error)(f"{names[error.argument]}: {error}") from error
         except KeyboardInterrupt as interrupted:  # typer would print nothing
             print("; ".join(["solm: interrupted", *map(str, interrupted.args)]), file=sys.stderr)
             raise typer.Exit(130) from None
         finally:
             log.removeHandler(handler)
 
-    common = {"threads": (ThreadsOption, None), "quiet": (QuietOption, False), "verbose": (VerboseOption, False)}
-    own = inspect.signature(function)
-    more = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
-        for name, (kind, default) in common.items()
-    ]
-    run.__signature__ = own.replace(parameters=[*own.parameters.values(), *more])  # type: ignore[attr-defined]
+    parameters += [
+        _parameter("threads", Annotated[
+            int | None, typer.Option(help="Threads to compute with; by default one per usable core.")
+        ], None),
+        _parameter("quiet", Annotated[
+            bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
+        ], False),
+        _parameter("verbose", Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")], False),
+    ]  # fmt: skip
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     return run
+
+
+def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+
+
+def _typed(parameter: inspect.Parameter) -> str:
+    """What a user types for a parameter: the long name of its option, or an argument in capitals."""
+    info = get_args(parameter.annotation)[1] if get_origin(parameter.annotation) is Annotated else None
+    if isinstance(info, ArgumentInfo):
+        return parameter.name.upper()
+    given = [each for each in getattr(info, "param_decls", None) or () if each.startswith("--")]
+    return given[0] if given else "--" + parameter.name.replace("_", "-")
+
+
+def _threads(threads: int | None) -> contextlib.AbstractContextManager[None]:
+    """Compute on so many threads while it lasts; None: on those that there are."""
+    if threads is None:
+        return contextlib.nullcontext()
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
+    from solm.backends.machine import threads_of
+
+    return threads_of(threads)

@@ -1,21 +1,26 @@
-"""What commands print: results on standard output, remarks and progress on standard error."""
+"""The standard streams: results on standard output, remarks and progress on standard error."""
 
+import errno
+import io
 import json
 import logging
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
     from solm.core.curve import BudgetCurve
+    from solm.runtime.language_model import LanguageModel
+    from solm.runtime.reply import Reply
 
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NOTICEABLE = 2.0
 """Seconds after which somebody who waits should be told what for."""
 _INTERVAL = 30.0
@@ -66,22 +71,57 @@ def curve_table(curve: "BudgetCurve") -> "Table":
     return shown
 
 
-class Progress(Protocol):
-    """How far a command is."""
+def prepare_streams() -> None:
+    """Have streams that were closed at the start raise `OSError` when they are used, but for errors, which are lost.
+    Bytes that are not UTF-8 are read as lone surrogates, as Python reads arguments; commands check what they read."""
+    # Python has None for a closed stream. Opening each, in this order, also keeps its number from other files.
+    if sys.stdin is None:
+        sys.stdin = open(os.open(os.devnull, os.O_WRONLY))  # noqa: SIM115
+    if sys.stdout is None:
+        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")
 
-    def __enter__(self) -> Self: ...
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None: ...
+
+def reason(error: OSError) -> str:
+    """Why a standard stream cannot be used."""
+    return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
+
+
+def is_of_output(error: OSError) -> bool:
+    """Whether standard output caused an error. What it holds is dropped then, of which Python would complain at its
+    end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # of a stream without a file
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return error.filename is None and error.errno in _FULL  # with PYTHONUNBUFFERED it holds nothing
+
+
+class Progress:
+    """How far a command is; this one shows nothing."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
-        """End the display before the block ends."""
+        """End the display, which may be before the block ends."""
 
     def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
         """`done` of `total` parts of `stage` are finished; total None: not known."""
 
 
-def progress_bar(shown: bool = True) -> Progress:
+def progress_bar() -> Progress:
     """Progress with the time left: a bar where standard error is a terminal, else a line at least every 30 seconds."""
-    if not shown or quiet():
-        return _Silent()
+    if quiet():
+        return Progress()
     return _Bar() if sys.stderr.isatty() else _Lines()
 
 
@@ -104,21 +144,7 @@ def repacking() -> Iterator[Callable[[int, int], None]]:
         yield show
 
 
-class _Silent:
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        pass
-
-    def stop(self) -> None:
-        pass
-
-    def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        pass
-
-
-class _Bar:
+class _Bar(Progress):
     """A bar with counts, elapsed time and time left; it vanishes when done."""
 
     def __init__(self) -> None:
@@ -142,11 +168,6 @@ class _Bar:
         self._bar.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
     def stop(self) -> None:
         self._bar.stop()
 
@@ -157,7 +178,7 @@ class _Bar:
         self._bar.update(self._task, completed=done, total=total, note=note)
 
 
-class _Lines:
+class _Lines(Progress):
     """Lines for a log. A thread writes them, because one part of the work may take minutes."""
 
     def __init__(self, interval: float = _INTERVAL) -> None:
@@ -170,9 +191,6 @@ class _Lines:
     def __enter__(self) -> Self:
         self._thread.start()
         return self
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        self.stop()
 
     def stop(self) -> None:
         self._ended.set()
@@ -209,3 +227,45 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def describe_speed(moments: list[float]) -> str:
+    """How fast a reply came after its first token, whose tokens were chosen at `moments`, in seconds."""
+    from solm.runtime.reply import step_milliseconds
+
+    step = step_milliseconds(moments)
+    return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
+
+
+def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: list[float], prompt: int) -> str | None:
+    """Say what was requested and realised in all units that are measured, and where times and losses come from; returns
+    what the budget saved in a reply to `prompt` tokens, None where nothing was to be saved.
+
+    The factor over dense steps is given where the model has timings of this machine and as many threads.
+    """
+    from solm.core.budget import in_words
+    from solm.runtime.reply import step_milliseconds
+
+    requested, realised, steps = reply.compute.requested, reply.compute.realised, len(reply.tokens) - 1
+    context = prompt + len(reply.tokens) // 2
+    say(f"requested: {'' if budget is None else f'{budget}: '}{in_words(requested)}")
+    say(f"realised:  {in_words(realised)}")
+    if lm.timings is not None:
+        where = f"step times: measured on {lm.timings.measured_on}"
+        if lm.trained is not None and lm.trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
+            where += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
+        say(f"           {where}")
+    if requested["net"] >= 1:
+        return None
+    if not steps:  # the first token comes from reading the prompt
+        return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
+    saved = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
+    step = step_milliseconds(moments)
+    if lm.timings is not None and lm.timings_note is None and step is not None:
+        dense = lm.timings.dense(prompt + steps // 2)
+        saved += f", and are {dense / step:.2f} times as fast as dense ones ({dense:.1f} ms by the timings)"
+    waited = reply.compute.whole_attention
+    if waited and requested["attention"] < 1:
+        saved += f"; in the first {waited} of {steps} steps attention read everything, as it always reads the first "
+        saved += f"{lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
+    return saved

@@ -7,7 +7,7 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import JsonOption
-from solm.core.errors import SolmError
+from solm.core.errors import SolmError, argument
 
 if TYPE_CHECKING:
     from solm.policies.artifact import PolicyConfig
@@ -85,7 +85,7 @@ def _show(name: str | None, revision: str | None, json: bool) -> None:
 
     if name is None:
         raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m-cpu")
-    with checks.option("NAME"):
+    with argument("name"):
         trained = TrainedPolicy.from_pretrained(name, revision=revision)
     described, curve = _described(name, trained.config), trained.curve
     if json:
@@ -117,7 +117,7 @@ def _pull(name: str | None, out: Path | None, revision: str | None, json: bool) 
         checks.out_folder(out)
         if (out / CONFIG).exists():
             raise SolmError(f"--out: {out} holds a policy already; give another folder")
-    with checks.option("NAME"):
+    with argument("name"):
         folder = from_hub(name, revision)
         TrainedPolicy.from_pretrained(folder)
     if out is not None:
@@ -139,9 +139,9 @@ def _push(name: str | None, repository: str | None, private: bool, json: bool) -
     if name is None or repository is None:
         missing = "NAME: give the folder of the policy" if name is None else "REPOSITORY: give the hub repository"
         raise SolmError(f"{missing}, such as: solm policies push runs/a/policy me/my-policy")
-    with checks.option("NAME"):
+    with argument("name"):
         trained = TrainedPolicy.from_pretrained(name)
-    with checks.option("REPOSITORY"):
+    with argument("repository"):
         address = trained.push_to_hub(repository, private)
     if json:
         print_json({"policy": name, "address": address})

@@ -38,17 +38,17 @@ def quickstart(
       solm quickstart --pretrained --out runs/pretrained
       solm quickstart --out /tmp/quick --minutes 4
     """
+    from solm.backends.names import gguf_of
     from solm.cli.generate import paint
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.interrupt import Interrupted
 
     if importlib.util.find_spec("matplotlib") is None:
         raise SolmError("the report needs matplotlib; run: pip install '.[eval]' in a checkout of solm")
-    checks.finite("--minutes", minutes)
     if not 0 < minutes <= 10_000:
         raise SolmError(f"--minutes: {minutes:g} is out of range: it must be above 0 and at most 10000")
     checks.out_folder(out)
-    checks.model_config(DEFAULT_MODEL)
+    gguf_of(DEFAULT_MODEL)  # refuses where it is not installed and cannot be downloaded
     say(
         "1. One prompt, dense and under two budgets, on this machine: about half a minute, and a minute at first.\n"
         f"2. {'No fit' if pretrained else f'A fit of about {minutes:g} minutes, with a comparison on held-out text'}.\n"

@@ -1,64 +1,103 @@
 """`solm serve`."""
 
+import errno
 import os
+import socket
 import sys
 from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
-from solm.cli import checks, serve_checks
-from solm.cli import serve_options as its
-from solm.cli.budget_check import checked_budget
+import typer
+
+from solm.cli import checks
 from solm.cli.options import (
-    DEFAULT_MODEL,
-    BackendOption,
-    DtypeOption,
     JsonOption,
-    KvCacheOption,
-    ModelOption,
+    ModelOptions,
     PolicyOption,
-    PrecisionOption,
-    RevisionOption,
-    SpaceOption,
-    SparsityOption,
     TimingsOption,
-    TrustOption,
+    assignments,
+    mention_policy,
+    read_weights,
 )
-from solm.core.errors import SolmError
+from solm.core.errors import SolmError, argument
+
+if TYPE_CHECKING:
+    from solm.runtime.prepare import Prepared
+    from solm.serving.keys import ApiKey
+    from solm.serving.service import Service
+    from solm.serving.settings import ServeSettings
+
+_LONGEST_SOCKET = 107
+"""Bytes of a Unix socket's path, of Linux."""
+_LARGEST = 1 << 20
+"""Bytes of a chat template."""
+_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+"""Names by which templates ask for a model's tokens."""
+_GIB = 1 << 30
+_LEAST_WEIGHT = 0.5
+"""Bytes: weights of 4 bits."""
 
 
 def serve(
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOptions,
     policy: PolicyOption = None,
-    space: SpaceOption = None,
-    sparsity: SparsityOption = None,
-    name: its.NameOption = None,
-    host: its.HostOption = "127.0.0.1",
-    port: its.PortOption = 8000,
-    uds: its.SocketOption = None,
-    max_rows: its.MaxRowsOption = None,
-    max_model_len: its.MaxModelLenOption = None,
-    max_waiting: its.MaxWaitingOption = 256,
-    max_seconds: its.MaxSecondsOption = 600.0,
-    prefix_mb: its.PrefixOption = 256.0,
-    drain_seconds: its.DrainOption = 30.0,
-    slo_tpot_ms: its.ObjectiveOption = None,
-    slo_floor: its.FloorOption = None,
-    priority_floor: its.PriorityFloorOption = None,
-    key_floor: its.KeyFloorOption = None,
-    key_priority: its.KeyPriorityOption = None,
-    slo_rows: its.RowsOption = True,
-    always_skip: its.AlwaysSkipOption = False,
-    api_key: its.ApiKeyOption = None,
-    ignore_unknown: its.IgnoreOption = False,
-    chat_template: its.TemplateOption = None,
-    root_path: its.RootPathOption = "",
-    allow_origin: its.OriginOption = None,
-    dtype: DtypeOption = "auto",
-    backend: BackendOption = "auto",
-    precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = None,
     timings: TimingsOption = None,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
+    name: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--name",
+            "--served-model-name",
+            help="Name of the model for clients, in addition to --model; by default the last part of its path. May be "
+            "repeated: all names work, and answers contain the first.",
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    uds: Annotated[
+        Path | None,
+        typer.Option(help="Unix socket to listen on in place of a port; --host says which names are accepted."),
+    ] = None,
+    max_rows: Annotated[
+        int | None,
+        typer.Option(
+            "--max-rows",
+            "--max-num-seqs",
+            help="Replies that decode together; by default 16, or as many as fit into memory.",
+        ),
+    ] = None,
+    max_model_len: Annotated[
+        int | None, typer.Option(help="Most tokens of a prompt and its reply together; by default the model's context.")
+    ] = None,
+    slo_tpot_ms: Annotated[
+        float | None,
+        typer.Option(
+            help="Milliseconds per token to stay below: under load budgets fall where that is measured to save time. "
+            "Without it only a request's own deadline_ms lowers its budget."
+        ),
+    ] = None,
+    slo_floor: Annotated[
+        str | None,
+        typer.Option(help="Lowest budget that --slo-tpot-ms may set, in any form of generate's --budget."),
+    ] = None,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the "
+            "list of processes, unlike SOLM_API_KEYS."
+        ),
+    ] = None,
+    set: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Another setting as NAME=VALUE, such as max_waiting=64, prefix_mb=512, "
+            "drain_seconds=5, ignore_unknown=true, root_path=/llm, allow_origins=https://example.org, "
+            "priority_floors.low=0.5 or key_floors.alice=0.8; may be repeated.",
+        ),
+    ] = None,
     json: JsonOption = False,
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
@@ -69,121 +108,198 @@ def serve(
     \b
     Examples:
       solm serve --policy builtin:smollm2-135m-cpu
-      solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --space joint-27 --port 9000
+      solm serve --model HuggingFaceTB/SmolLM2-360M-Instruct --port 9000
       SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
-      SOLM_API_KEYS=a:one,b:two solm serve --slo-tpot-ms 25 --priority-floor low=0.5 --key-floor b=0.8
-      solm serve --served-model-name gpt-4o-mini --max-num-seqs 8 --max-model-len 4096 --ignore-unknown
+      SOLM_API_KEYS=a:one,b:two solm serve --slo-tpot-ms 25 --set priority_floors.low=0.5 --set key_floors.b=0.8
+      solm serve --served-model-name gpt-4o-mini --max-num-seqs 8 --max-model-len 4096 --set ignore_unknown=true
     """
-    from concurrent.futures import ThreadPoolExecutor
-
     try:
         import uvicorn
 
-        from solm.serving.app import create_app
-        from solm.serving.keys import KeyRing
+        from solm.serving.app import announcing, create_app
         from solm.serving.logs import tracing_wanted
-        from solm.serving.service import Service
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
 
-    from solm.cli.output import print_json, repacking, say
-    from solm.cli.rows_check import cache_numbers, rows_that_fit
-    from solm.cli.server import announcing
-    from solm.runtime.load import load
-    from solm.serving.logs import log_lines
-    from solm.serving.settings import PRIORITIES, ServeSettings
+    from solm.cli.output import print_json, say
+    from solm.serving.settings import ServeSettings
 
     tracing_wanted()  # raises where something is missing for it
-    serve_checks.root_path(root_path)
-    serve_checks.origins(allow_origin)
-    template = serve_checks.chat_template(chat_template)
     names = list(dict.fromkeys(name or []))
     if "" in names:
         raise SolmError("--name: it is empty")
-    floors = serve_checks.by_name(priority_floor, "--priority-floor", list(PRIORITIES))
-    keys = serve_checks.api_keys(api_key, key_floor, key_priority)
+    limits = {"max_rows": max_rows, "max_model_len": max_model_len, "slo_tpot_ms": slo_tpot_ms, "slo_floor": slo_floor}
     chosen = checks.settings(
-        ServeSettings, **({} if max_rows is None else {"max_rows": max_rows}), max_waiting=max_waiting,
-        max_seconds=max_seconds, prefix_mb=prefix_mb, drain_seconds=drain_seconds, slo_tpot_ms=slo_tpot_ms,
-        slo_floor=slo_floor, slo_rows=slo_rows, priority_floors=floors, always_skip=always_skip,
-        max_model_len=max_model_len, ignore_unknown=ignore_unknown,
-    )  # fmt: skip
-    if policy is not None and sparsity is not None:
-        raise SolmError("--sparsity: a policy brings its own; drop one of the two")
-    how = checks.sparsity_of(sparsity)
-    checks.backend(backend, precision, kv_cache_dtype, dtype)
-    grid = checks.space_of(space)
-    facts = checks.model_config(model, revision, trust_remote_code, backend=backend)
-    trained = checks.trained_policy(policy, facts, grid)
-    if policy is None and sparsity is None:
-        checks.mention_policy(facts)
-    checks.tokenizer(model, revision, trust_remote_code)
-    known = checks.step_times(timings, model, backend)
-
-    def check_floor(floor: float | str, typed: str) -> None:
-        checked_budget(floor, facts, trained, grid, known, typed=typed, clamp=True)
-
-    if slo_floor is not None:
-        check_floor(slo_floor, "--slo-floor")
-    for which, floor in floors.items():
-        check_floor(floor, f"--priority-floor {which}")
-    for key in keys:
-        if key.floor is not None:
-            check_floor(key.floor, f"floor of the API key {key.name}")
-    longest = facts
+        ServeSettings, assignments(set), **{key: value for key, value in limits.items() if value is not None}
+    )
+    template = _chat_template(chosen.chat_template)
+    keys = _api_keys(api_key, chosen)
+    prepared = model.prepare(policy, timings)
+    if policy is None:
+        mention_policy(prepared)
+    _check_floors(prepared, chosen)
     if max_model_len is not None:
-        checks.room(facts, max_model_len, "--max-model-len")
-        longest = replace(facts, context=max_model_len)
-    numbers = cache_numbers(model, backend, dtype, precision, kv_cache_dtype)
-    chosen = rows_that_fit(chosen, longest, *numbers, explicit=max_rows is not None)
+        with argument("max_model_len"):
+            prepared.check_room(max_model_len)
+    chosen = _rows_that_fit(prepared, chosen, explicit=max_rows is not None)
     if uds is None:
-        serve_checks.listenable(host, port)
+        _check_address(host, port)
     else:
-        serve_checks.unix_socket(uds)
+        _check_socket(uds)
+    if template is not None:
+        prepared.tokenizer.chat_template = template
     local = ("127.0.0.1", "localhost", "::1")
-    hosts = local if host in local else None
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}" if uds is None else f"unix:{uds}"
-    shown_name = names[0] if names else model
-
-    def build() -> Service:
-        log_lines()
-        thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
-
-        def make() -> Service:
-            # Loaded here and not above: policy and model belong to the thread that decodes.
-            own = checks.trained_policy(policy, facts, grid)
-            with repacking() as progress:
-                lm = load(
-                    model, own, sparsity=how, dtype=dtype, backend=backend, precision=precision,
-                    kv_cache_dtype=kv_cache_dtype, timings=timings, revision=revision,
-                    trust_remote_code=trust_remote_code, progress=progress,
-                )  # fmt: skip
-            if template is not None and lm.tokenizer is not None:
-                lm.tokenizer.chat_template = template
-            return Service(
-                lm, chosen, names[0] if names else lm.name, grid, thread, aliases=[*names, model], keys=KeyRing(keys)
-            )
-
-        loading = thread.submit(make)
-        try:
-            return loading.result()
-        except KeyboardInterrupt:  # Python would wait for the thread that loads
-            print("solm: interrupted", file=sys.stderr, flush=True)
-            os._exit(130)
 
     def announce() -> None:
-        say(f"solm: {shown_name} at {address}/v1, a page to try it at {address}/")
+        served = names[0] if names else prepared.model
+        say(f"solm: {served} at {address}/v1, a page to try it at {address}/")
         if json:
-            print_json({"model": shown_name, "address": f"{address}/v1", "page": f"{address}/"})
+            print_json({"model": served, "address": f"{address}/v1", "page": f"{address}/"})
 
-    service = build()
+    service = _service(prepared, chosen, names, keys)
+    app = create_app(service, local if host in local else None, chosen.root_path, chosen.allow_origins)
     config = uvicorn.Config(
-        create_app(service, hosts, root_path, allow_origin or ()), host=host, port=port,
-        uds=None if uds is None else str(uds), log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75,
-        limit_concurrency=4096, timeout_graceful_shutdown=max(1, round(drain_seconds)),
+        app, host=host, port=port, uds=None if uds is None else str(uds), log_config=None, access_log=False,
+        lifespan="on", timeout_keep_alive=75, limit_concurrency=4096,
+        timeout_graceful_shutdown=max(1, round(chosen.drain_seconds)),
     )  # fmt: skip
     try:
         announcing(config, announce).run()
     finally:
         service.scheduler.stop()  # a second Ctrl-C skips the application's own end
+
+
+def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], keys: "list[ApiKey]") -> "Service":
+    """What answers requests, around a model that belongs to the thread that decodes."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    from solm.serving.keys import KeyRing
+    from solm.serving.logs import log_lines
+    from solm.serving.service import Service
+
+    log_lines()
+    thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
+
+    def make() -> Service:
+        lm = read_weights(prepared)
+        aliases = [*names, prepared.model]
+        return Service(lm, chosen, names[0] if names else lm.name, thread=thread, aliases=aliases, keys=KeyRing(keys))
+
+    loading = thread.submit(make)
+    try:
+        return loading.result()
+    except KeyboardInterrupt:  # Python would wait for the thread that loads
+        print("solm: interrupted", file=sys.stderr, flush=True)
+        os._exit(130)
+
+
+def _api_keys(given: list[str] | None, chosen: "ServeSettings") -> "list[ApiKey]":
+    """The keys of SOLM_API_KEYS and --api-key, with the floors and priorities that settings give them. Messages of
+    errors hold no secret."""
+    from solm.serving.keys import ApiKey, check_keys, read_keys
+
+    if any(not text.strip() for text in given or []):
+        raise SolmError("--api-key: it is empty")
+    keys = [*read_keys(os.environ.get("SOLM_API_KEYS", "")), *(ApiKey.parse(text.strip()) for text in given or [])]
+    try:
+        check_keys(keys)
+    except SolmError as error:
+        raise SolmError(f"API keys: {error}") from error
+    names = [key.name for key in keys if key.name]
+    for setting, values in (("key_floors", chosen.key_floors), ("key_priorities", chosen.key_priorities)):
+        for name in values:
+            if name not in names:
+                choice = f"choose one of {', '.join(names)}" if names else "no API key has a name, as in NAME:SECRET"
+                raise SolmError(f"--set {setting}.{name}: unknown name {name!r}; {choice}")
+    return [
+        replace(key, floor=chosen.key_floors.get(key.name), priority=chosen.key_priorities.get(key.name))
+        for key in keys
+    ]
+
+
+def _check_floors(prepared: "Prepared", chosen: "ServeSettings") -> None:
+    """Refuse floors that are no budgets of this model; one below the least there is stands for that."""
+    floors: dict[str, Any] = {} if chosen.slo_floor is None else {"--slo-floor": chosen.slo_floor}
+    floors |= {f"--set priority_floors.{name}": floor for name, floor in chosen.priority_floors.items()}
+    floors |= {f"--set key_floors.{name}": floor for name, floor in chosen.key_floors.items()}
+    met = prepared.budgets()
+    for typed, floor in floors.items():
+        try:
+            met.budget(floor, prepared.context or 1 << 20, clamp=True)
+        except SolmError as error:
+            raise type(error)(f"{typed}: {error}") from error
+
+
+def _rows_that_fit(prepared: "Prepared", chosen: "ServeSettings", explicit: bool) -> "ServeSettings":
+    """Settings whose rows, each as long as the context, fit into the free memory beside weights and prefixes.
+
+    explicit: so many rows were requested, which is refused where they do not fit; else there are fewer. Where the
+    context is not known nothing is checked. Weights count as little as they may take.
+    """
+    from solm.backends.machine import free_memory
+
+    context = chosen.max_model_len or prepared.context
+    if context is None:
+        return chosen
+    shapes, row = prepared.facts.shapes, prepared.cache_bytes(context)
+    weights = _LEAST_WEIGHT * (shapes.layers * shapes.layer_weights + shapes.head_weights)
+    left = max(0, free_memory() - int(weights + chosen.prefix_mb * 1e6))
+    most = left // row
+    if chosen.max_rows <= most:
+        return chosen
+    if explicit or not most:
+        raise SolmError(
+            f"--max-rows: {chosen.max_rows} rows of {context} tokens take {chosen.max_rows * row / _GIB:.1f} GiB of "
+            f"keys and values, and {left / _GIB:.1f} GiB of memory are left beside weights and prefix_mb: {most} fit"
+        )
+    return chosen.model_copy(update={"max_rows": most})
+
+
+def _check_address(host: str, port: int) -> None:
+    """Refuse an address that cannot be listened on."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except socket.gaierror as error:
+        raise SolmError(f"--host: {host!r} is not an address of this machine: {error.strerror}") from error
+    except OSError as error:
+        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error
+
+
+def _check_socket(path: Path) -> None:
+    """Refuse a path of --uds that cannot be listened on. A socket that is there is replaced by the server."""
+    if len(os.fsencode(path.absolute())) > _LONGEST_SOCKET:
+        raise SolmError(f"--uds: {path} exceeds {_LONGEST_SOCKET} bytes, with its folders")
+    if path.is_socket():
+        return
+    if path.exists():
+        raise SolmError(f"--uds: {path} is there and no socket")
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.bind(str(path))
+        path.unlink()
+    except OSError as error:
+        raise SolmError(f"--uds: cannot listen on {path}: {error.strerror or error}") from error
+
+
+def _chat_template(path: Path | None) -> str | None:
+    """The text of the template in a file, which one message of a user has been put through."""
+    if path is None:
+        return None
+    from solm.backends.chat_template import render
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"it exceeds {_LARGEST} bytes")
+        text = data.decode()
+        render(text, [{"role": "user", "content": "Hello"}], dict.fromkeys(_SPECIAL_TOKENS, ""), True)
+    except Exception as error:  # templates are programs, and fail in many ways
+        raise SolmError(f"--set chat_template: {path} cannot be used: {error}") from error
+    return text

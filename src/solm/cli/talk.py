@@ -10,8 +10,8 @@ from solm.core.budget import Terms, in_time
 from solm.core.errors import SolmError
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.language_model import LanguageModel, Stream, check_length
-from solm.runtime.load import noted
 from solm.runtime.prefixes import PrefixCache
+from solm.runtime.prepare import noted
 from solm.runtime.prompts import chat_tokens
 from solm.runtime.reply import Reply, Token
 
@@ -22,13 +22,12 @@ _MEMORY = 512e6
 class Talk:
     """A conversation, and what the next reply is generated with.
 
-    What the last prompt shares with the next one is not read again. Raises `SolmError` for a model without a tokenizer.
+    What the last prompt shares with the next one is not read again.
     """
 
     def __init__(self, lm: LanguageModel, policy: str | None, sampling: dict[str, Any]):
-        if lm.tokenizer is None:
-            raise SolmError("this model has no tokenizer, so there is nothing to talk with")
         self.lm, self.sampling = lm, sampling
+        self.tokenizer: Any = lm.tokenizer
         self.policy: str | None = policy
         self.budget: str | None = None
         self._stream: Stream | None = None
@@ -38,17 +37,16 @@ class Talk:
 
     @property
     def setting(self) -> str:
-        """The policy and the budget of the next reply, and where step times are known what it comes to."""
+        """The policy and the budget of the next reply, and where step times are measured what it comes to."""
         if self.policy == "dense" or self.budget is None:
             return "dense" if self.policy == "dense" else "dense (no budget)"
         terms = self.requested()
-        told = f": {in_time(terms)}" if "time" in terms else ""
-        return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}{told}"
+        time = f": {in_time(terms)}" if "time" in terms else ""
+        return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}{time}"
 
     def start(self, system: str | None) -> None:
         """Begin anew, after a system message or without one."""
-        assert self.lm.tokenizer is not None
-        if system and not self.lm.tokenizer.chat_template:
+        if system and not self.tokenizer.chat_template:
             raise SolmError("this model has no chat template, so a system message has no place")
         self.system = system or None
         self.messages = [{"role": "system", "content": system}] if system else []
@@ -65,6 +63,8 @@ class Talk:
 
     def set_policy(self, name: str) -> None:
         """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
+        if not name:
+            raise SolmError("give what decides, such as: /policy dense")
         lm = self.lm
         if name not in (*DECIDERS, "policy"):
             lm, name = noted(lm.with_policy(TrainedPolicy.from_pretrained(name))), "policy"
@@ -111,12 +111,6 @@ class Talk:
         length = self._encode([*begun, {"role": "user", "content": said}]).shape[1]
         return self.lm.context is None or length + self.sampling["max_new_tokens"] <= self.lm.context
 
-    @property
-    def special(self) -> set[int]:
-        """Tokens that are no text."""
-        assert self.lm.tokenizer is not None
-        return set(self.lm.tokenizer.all_special_ids)
-
     def requested(self) -> Terms:
         """The budget of the last reply in all units that are measured."""
         return self._check(self.policy, self.budget)
@@ -143,9 +137,8 @@ class Talk:
 
     def _encode(self, messages: list[dict[str, str]]) -> np.ndarray:
         """Token ids [1, C] of a conversation."""
-        tokenizer: Any = self.lm.tokenizer
-        if tokenizer.chat_template:
-            ids = chat_tokens(tokenizer, messages)
+        if self.tokenizer.chat_template:
+            ids = chat_tokens(self.tokenizer, messages)
         else:
-            ids = tokenizer.encode("\n".join(message["content"] for message in messages) + "\n")
+            ids = self.tokenizer.encode("\n".join(message["content"] for message in messages) + "\n")
         return np.array([ids], dtype=np.int64)

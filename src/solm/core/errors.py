@@ -1,10 +1,25 @@
 """The errors a user can cause. Each carries one clear line and the exit code the command line uses for it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class SolmError(Exception):
     """A user's mistake: the message names the bad value and the allowed range."""
 
     exit_code = 2
+    argument: str | None = None
+    """The argument that is wrong, where it is one; the command line names its option."""
+
+
+@contextmanager
+def argument(name: str) -> Iterator[None]:
+    """Say of a `SolmError` of the block that the argument called `name` is wrong, unless an inner block said which."""
+    try:
+        yield
+    except SolmError as error:
+        error.argument = error.argument or name
+        raise
 
 
 class DamagedFileError(SolmError):

@@ -44,6 +44,13 @@ def sparsity_of(policy: TrainedPolicy | None, sparsity: SparsityConfig | str | N
     return sparsity
 
 
+def untrained_space(sparsity: SparsityConfig, on_engine: bool) -> ActionSpace:
+    """The widest actions that the compiled engine, or else torch, can carry out under these sparsity rules."""
+    if sparsity.bits_site == "weights":
+        return ActionSpace.preset("nested")
+    return ActionSpace.preset("cpu-wide" if on_engine else "fine")
+
+
 class ControlledModel:
     """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
 
@@ -174,10 +181,7 @@ class ControlledModel:
         on this model under these sparsity rules."""
         if self.trained is not None:
             return self.trained.config.space
-        if self.sparsity.bits_site == "weights":
-            return ActionSpace.preset("nested")
-        found = ActionSpace.preset("fine" if self.backend.name.startswith("torch") else "cpu-wide")
-        able = self.backend.capability.axes
+        found, able = untrained_space(self.sparsity, self.beside_engine), self.backend.capability.axes
         return found.model_copy(update={axis: getattr(found, axis)[-1:] for axis in AXES if not able[axis]})
 
     def check_space(self, space: ActionSpace) -> None:

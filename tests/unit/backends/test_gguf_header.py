@@ -10,7 +10,7 @@ from gguf import GGUFWriter
 from solm.backends.gguf_header import ArrayInfo, read_header
 from solm.backends.torch.load import skeleton
 from solm.core.errors import DamagedFileError, SolmError
-from solm.runtime.facts import model_facts
+from solm.runtime.prepare import model_facts
 
 
 @pytest.fixture

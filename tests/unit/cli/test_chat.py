@@ -93,23 +93,6 @@ def test_ctrl_c_ends_a_reply_without_a_word_in_its_middle(chat, capsys, caplog, 
     assert "saved" not in capsys.readouterr().err + caplog.text
 
 
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        (["--budget", "1.5"], "--budget: "),
-        (["--budget", "0.7", "--policy", "dense"], "--budget: 0.7 needs another --policy"),
-        (["--policy", "nowhere"], "--policy: no policy at 'nowhere'"),
-        (["--max-new-tokens", "9999"], "--max-new-tokens: 9999 tokens exceed"),
-        (["--temperature", "inf"], "--temperature: inf is not a number"),
-    ],
-)
-def test_bad_options_are_one_line(chat, capsys, options, words):
-    assert chat("hello\n", *options) == 2
-    shown = capsys.readouterr().err
-    assert shown.startswith(f"solm: {words}")
-    assert shown.count("\n") == 1
-
-
 def test_the_model_is_shown_the_conversation_and_reads_only_what_is_new(talk, monkeypatch):
     talk.start("Be brief.")
     first = [token.id for token in talk.stream(LONG)]

@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from solm.cli.lm_eval import lm_eval
+from solm.cli.eval import lm_eval
 from solm.cli.main import app
 
 GROUP: Any = typer.main.get_command(app)

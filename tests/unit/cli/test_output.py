@@ -6,12 +6,14 @@ import logging
 import re
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from helpers.serving import until
+from helpers.timings import CPU, SHAPES, made_timings
 from solm.cli import output
-from solm.cli.output import _Lines, progress_bar, repacking, say
+from solm.cli.output import _Lines, progress_bar, repacking, say, show_cost
 
 
 @pytest.fixture
@@ -48,9 +50,6 @@ def test_without_a_terminal_progress_is_lines(capsys):
     with progress_bar() as progress:
         progress.show("reading", 0, 2)
     assert capsys.readouterr().err == "reading 0/2\n"
-    with progress_bar(shown=False) as progress:
-        progress.show("reading", 0, 2)
-    assert capsys.readouterr().err == ""
 
 
 def test_progress_that_cannot_be_written_is_lost(monkeypatch):
@@ -91,3 +90,15 @@ def test_repacking_is_told_where_it_takes_long(capsys, monkeypatch):
         progress(2, 5)
         progress(5, 5)
     assert "repacking the weights, once 2/5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("note", [None, "step times were measured elsewhere"])
+def test_speeds_are_compared_with_timings_of_this_machine_alone(note, capsys):
+    units = {"attention": 1.0, "mlp": 0.6, "bits": 1.0, "net": 0.7, "bytes": 0.6}
+    lm = SimpleNamespace(timings=made_timings(CPU, SHAPES), timings_note=note, sparsity=CPU, trained=None)
+    compute = SimpleNamespace(requested=units, realised=units, bytes=0.6, whole_attention=0)
+    saved = show_cost(lm, "0.7", SimpleNamespace(tokens=[1, 2, 3], compute=compute), [0.0, 0.005, 0.01], 100)
+    assert saved is not None
+    assert "steps read 0.600 of the bytes" in saved
+    assert ("times as fast" in saved) == (note is None)
+    assert capsys.readouterr().err.startswith("requested: 0.7: 0.600 of the dense step's bytes")

@@ -7,13 +7,11 @@ import sys
 import pytest
 
 from helpers.policies import under_policy
-from solm.cli.budget_check import checked_budget
-from solm.cli.checks import own_policy, trained_policy
 from solm.cli.main import main
 from solm.core.cost import ModelShapes
-from solm.core.errors import BudgetError, SolmError
+from solm.core.errors import SolmError
 from solm.policies.artifact import CONFIG, WEIGHTS, TrainedPolicy
-from solm.runtime.facts import ModelFacts
+from solm.runtime.prepare import ModelFacts, policy_called, shipped_policy
 
 FITTED = "builtin:qwen2.5-coder-0.5b-instruct"
 
@@ -91,20 +89,7 @@ def facts(base, **changes):
 def test_auto_is_the_policy_that_ships_for_the_model():
     shipped = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")
     base, heads = shipped.config.base, shipped.config.sparsity.allocation.heads
-    found = trained_policy("auto", facts(base, kv_heads=heads))
-    assert found.config == shipped.config
-    assert own_policy(facts(base)) == "--policy auto (builtin:smollm2-135m-cpu)"
-    with pytest.raises(SolmError, match="--policy: no policy ships for this llama model"):
-        trained_policy("auto", facts(base, layers=31))
-    assert own_policy(facts(base, layers=31)) is None
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [("speed=1.2", "or --policy auto (builtin:smollm2-135m-cpu)"), ("loss=0.1", "--policy auto (builtin:sm")],
-)
-def test_a_budget_that_needs_a_policy_names_the_one_that_ships(asked, message):
-    base = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu").config.base
-    with pytest.raises(BudgetError) as raised:
-        checked_budget(asked, facts(base), None, None)
-    assert message in str(raised.value)
+    assert policy_called("auto", lambda: facts(base, kv_heads=heads)).config == shipped.config
+    assert shipped_policy(facts(base)) == "builtin:smollm2-135m-cpu"
+    with pytest.raises(SolmError, match="no policy ships for this llama model"):
+        shipped_policy(facts(base, layers=31))

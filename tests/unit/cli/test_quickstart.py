@@ -16,7 +16,6 @@ def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, c
         raise raised
 
     monkeypatch.setattr(quickstart, "decode", decode)
-    monkeypatch.setattr("solm.cli.checks.model_config", lambda *given: None)
     monkeypatch.setattr(sys, "argv", ["solm", "quickstart", "--out", str(tmp_path), "--threads", "1"])
     with pytest.raises(SystemExit) as ended:
         main()

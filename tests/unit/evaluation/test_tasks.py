@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from solm.cli.lm_eval import lm_eval
+from solm.cli.eval import lm_eval
 from solm.core.actions import ActionSpace
 from solm.core.allocation import Allocation
 from solm.core.errors import DataError, SolmError

@@ -15,7 +15,7 @@ from solm.core.cost import StepTimings, read_timings
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
 from solm.evaluation.step_timing import measure
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.load import noted
+from solm.runtime.prepare import noted
 
 KNOWN = {
     "model": "m", "backend": "cpu int8", "threads": 2, "contexts": (100, 1000),

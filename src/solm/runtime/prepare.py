@@ -1,0 +1,371 @@
+"""All that is known of a model before its weights are read: its sizes, its policy, the backend that will run it."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from solm.backends.cpu.backend import CpuBackend
+from solm.backends.cpu.engine import check_precision, shapes_of, unsuited
+from solm.backends.cpu.files.layout import FLOATS, cache_memory, layout_of, readable_in_part, with_stored_bits
+from solm.backends.cpu.files.repack import Progress
+from solm.backends.cpu.files.sources import WeightSource, source_of
+from solm.backends.cpu.files.spec import ModelSpec
+from solm.backends.machine import accelerator_available, check_threads, default_threads, keep_freed_memory
+from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loadable
+from solm.backends.session import Backend
+from solm.backends.tokenizer import model_tokenizer
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budgets
+from solm.core.cost import ModelShapes, StepTimings, read_timings
+from solm.core.errors import ContextLengthError, DamagedFileError, SolmError, UnsupportedModelError, argument, counted
+from solm.core.files import read_object
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import TrainedPolicy, shipped
+from solm.policies.identity import BaseIdentity
+from solm.runtime.controlled import sparsity_of, untrained_space
+from solm.runtime.language_model import LanguageModel
+
+if TYPE_CHECKING:
+    import torch
+
+BACKENDS = ("torch", "cpu", "auto")
+AUTO = "auto"
+"""In place of a policy's name: the one that ships for the model."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """context: tokens that the model can read; None: not known."""
+
+    family: str
+    context: int | None
+    shapes: ModelShapes
+
+    def identity(self, like: BaseIdentity) -> BaseIdentity:
+        """`like` with the architecture of this model, whose weights are not known yet."""
+        sizes = {"hidden": self.shapes.hidden, "layers": self.shapes.layers, "vocabulary": self.shapes.vocabulary}
+        return like.model_copy(update={"family": self.family, "sample": (), **sizes})
+
+
+def facts_of(config: Any) -> ModelFacts:
+    """From a configuration of transformers."""
+    from solm.backends.torch.families import model_shapes
+
+    text = config.get_text_config(decoder=True)
+    context = getattr(text, "max_position_embeddings", None)
+    return ModelFacts(str(text.model_type), context, model_shapes(text, gated=True))
+
+
+def policy_called(name: str | Path, facts: Callable[[], ModelFacts]) -> TrainedPolicy:
+    """The trained policy called `name`: a folder, hub id or ``builtin:...``, or ``auto``. Errors as for both."""
+    return TrainedPolicy.from_pretrained(shipped_policy(facts()) if name == AUTO else name)
+
+
+def shipped_policy(facts: ModelFacts) -> str:
+    """The name of the policy that ships for such a model; of several one with a measured curve, or made for the cpu
+    backend. Raises `SolmError` where none does."""
+    known = {name: TrainedPolicy.from_pretrained(name) for name in shipped()}
+    bases = {name: each.config.base for name, each in known.items()}
+    found = [name for name, base in bases.items() if base.difference_of_shape(facts.identity(base)) is None]
+    if not found:
+        raise SolmError(f"no policy ships for this {facts.family} model; solm fit makes one for any")
+    return max(found, key=lambda name: (known[name].curve is not None, known[name].config.sparsity.hidden_power))
+
+
+@dataclass
+class Prepared:
+    """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
+
+    Fields up to `shard` are the arguments of `solm.load`. trained: the policy. source: the weights as the cpu backend
+    reads them; None where torch will run the model, and reason then says why, where that is a choice. Raises
+    `SolmError`, whose `argument` names the field that is wrong.
+    """
+
+    model: str
+    policy: str | Path | TrainedPolicy | None = None
+    tokenizer: Any = None
+    sparsity: SparsityConfig | str | None = None
+    dtype: "str | torch.dtype" = "auto"
+    device: str | None = None
+    device_map: str | dict[str, Any] | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    backend: str = "auto"
+    precision: str | None = None
+    kv_cache_dtype: str | None = None
+    threads: int | None = None
+    timings: str | Path | None = None
+    shard: bool = False
+    trained: TrainedPolicy | None = field(init=False, default=None)
+    times: StepTimings | None = field(init=False, default=None)
+    source: WeightSource | None = field(init=False, default=None)
+    reason: str | None = field(init=False, default=None)
+    facts: ModelFacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        check_backend(self.backend, self.precision, self.kv_cache_dtype, self.shard)
+        with argument("dtype"):
+            dtype_name(self.dtype)
+        with argument("sparsity"):
+            sparsity_of(None, self.sparsity)
+        if self.threads is not None:
+            with argument("threads"):
+                check_threads(self.threads)  # a mistake, and no reason for `auto` to go on without the engine
+        if self.timings is not None:
+            with argument("timings"):
+                self.times = read_timings(Path(self.timings))
+                self.times.check_model(self.model, self.backend)
+        with argument("model"):
+            self._read_files()
+        if self.policy is not None:
+            with argument("policy"):
+                trained = self.policy
+                if not isinstance(trained, TrainedPolicy):
+                    trained = policy_called(trained, lambda: self.facts)
+                trained.check(self.facts.identity(trained.config.base), self.facts.shapes)
+                self.trained = trained
+        if self.source is not None:
+            self._check_engine()
+        with argument("model"):
+            self.tokenizer = self.tokenizer or model_tokenizer(self.model, self.trust_remote_code, self.revision)
+
+    def _read_files(self) -> None:
+        """The weights' files as the cpu backend reads them, or why it does not; and what they say of the model."""
+        if self.backend != "torch":
+            self.reason = _elsewhere(self.device, self.device_map, self.shard)
+            if self.reason is not None and self.backend == "cpu":
+                raise SolmError(f"the cpu backend cannot run this model: {self.reason}")
+        if self.backend != "torch" and self.reason is None:
+            try:
+                self.source = source_of(self.model, self.revision)
+            except SolmError as error:
+                self._without_engine(error)
+            else:
+                spec = self.source.spec
+                self.facts = ModelFacts(spec.family, spec.context, shapes_of(spec))
+                return
+        self.facts = model_facts(self.model, self.revision, self.trust_remote_code)
+
+    def _check_engine(self) -> None:
+        """Refuse, or leave to torch, what the engine cannot carry out on this model."""
+        assert self.source is not None
+        reason = unsuited(self.source.spec, self.how)
+        if reason is not None:
+            self._without_engine(UnsupportedModelError(f"the cpu backend cannot run this model: {reason}"))
+        self._check_numbers()
+
+    def _without_engine(self, error: SolmError) -> None:
+        """Go on with torch, whose reason is `error`; raises it where only the cpu backend will do."""
+        if self.backend == "cpu" or isinstance(error, DamagedFileError):
+            raise error
+        self.source, self.reason = None, str(error)
+
+    def _check_numbers(self) -> None:
+        if self.source is None and (self.precision is not None or self.kv_cache_dtype is not None):
+            raise SolmError(
+                f"precision and kv_cache_dtype are of the cpu backend, which cannot be used here: {self.reason}"
+            )
+
+    @property
+    def how(self) -> SparsityConfig:
+        """How actions are carried out."""
+        return (engine_sparsity if self.source is not None else sparsity_of)(self.trained, self.sparsity)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that the model's context holds, where its files say so."""
+        return self.facts.context
+
+    def check_room(self, tokens: int) -> None:
+        """Raises `ContextLengthError` for more tokens than the model has positions for."""
+        if self.context is not None and tokens > self.context:
+            raise ContextLengthError(f"{tokens} tokens exceed this model's context of {self.context}")
+
+    def within(self, space: ActionSpace | None) -> None:
+        """Have the policy, where there is one, choose in `space`; None: in its own. Raises `PolicyMismatchError` where
+        it was not trained on its actions."""
+        if self.trained is not None and space is not None:
+            with argument("space"):
+                self.trained = self.trained.with_space(space)
+
+    def budgets(self, space: ActionSpace | None = None) -> Budgets:
+        """The budgets that can be met: under the policy, without one with actions of `space`, by default of all that
+        the backend can carry out."""
+        shapes, timings, overhead = self.facts.shapes, self.times, 0
+        if self.source is not None:
+            precision, cache = self._numbers
+            layout = layout_of(self.source, precision)
+            shapes = with_stored_bits(shapes, layout, precision == "float32", cache == "int8")
+        if self.trained is not None:
+            space, overhead = self.trained.config.space, int(getattr(self.trained.policy(), "size", 0))
+            curve = self.trained.curve
+            timings = timings or (None if curve is None else curve.timings)
+        space = space or untrained_space(self.how, self.source is not None)
+        return Budgets(space, self.how, shapes, self.trained, overhead, timings)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of the keys and values of one row of so many tokens."""
+        if self.source is not None:
+            precision, cache = self._numbers
+            return cache_memory(self.facts.shapes, tokens, precision == "float32", cache == "int8")
+        import torch
+
+        from solm.backends.torch.load import resolve_dtype
+
+        return cache_memory(self.facts.shapes, tokens, resolve_dtype(self.dtype) == torch.float32, False)
+
+    @property
+    def _numbers(self) -> tuple[str, str]:
+        """What the cpu backend has weights, and keys and values, in."""
+        assert self.source is not None
+        precision = self.precision or default_precision(self.how, self.source)
+        return precision, self.kv_cache_dtype or default_kv_cache(self.model, precision)
+
+    def load(self, progress: Progress | None = None) -> LanguageModel:
+        """Read the weights. progress: called with the parts done and all parts, while the cpu backend repacks weights
+        that are not cached. Raises `SolmError` where that fails; with backend ``auto`` torch is tried then."""
+        if self.source is not None:
+            try:
+                made = cpu_backend(
+                    self.source, self.how, self.model, self.precision, self.kv_cache_dtype, self.threads, progress
+                )
+            except SolmError as error:
+                self._without_engine(error)
+            else:
+                announce(made)
+                generation = generation_options(self.model, self.revision, self.source.spec)
+                return noted(
+                    LanguageModel(
+                        made, self.tokenizer, self.trained, self.how, self.model, self.times, generation=generation
+                    )
+                )
+        self._check_numbers()
+        from solm.backends.torch.backend import TorchBackend
+        from solm.backends.torch.load import load_base
+
+        base, tokenizer = load_base(
+            self.model, self.dtype, self.device, self.trust_remote_code, self.shard, self.revision, self.device_map,
+            self.tokenizer,
+        )  # fmt: skip
+        backend = TorchBackend(base)
+        announce(backend, self.reason, expected=self.shard)
+        try:
+            return noted(LanguageModel(backend, tokenizer, self.trained, self.sparsity, self.model, self.times))
+        except SolmError:
+            backend.detach()
+            raise
+
+
+def model_facts(model: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
+    """From the configuration of a model as transformers reads it. Raises `SolmError` for files that cannot be read or
+    hold no model that is supported."""
+    from solm.backends.torch.load import base_config
+
+    config = base_config(model, trust_remote_code, revision)
+    try:
+        return facts_of(config)
+    except (TypeError, AttributeError, ArithmeticError) as error:  # sizes that make no sense
+        raise not_loadable(model, error) from error
+
+
+def generation_options(name: str, revision: str | None, spec: ModelSpec) -> dict[str, Any]:
+    """A folder's own generation options, or the tokens that end a text."""
+    if gguf_of(name) is None:
+        path = folder_of(name, revision) / "generation_config.json"
+        if path.is_file():
+            return {
+                key: value for key, value in read_object(path).items() if value is not None and not key.startswith("_")
+            }
+    return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}
+
+
+def check_backend(backend: str, precision: str | None, kv_cache_dtype: str | None, shard: bool) -> None:
+    """Raises `SolmError`, whose `argument` is the one that is wrong, for options that no model could be loaded with."""
+    with argument("backend"):
+        if backend not in BACKENDS:
+            raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
+        if shard and backend == "cpu":
+            raise SolmError("backend cpu needs the whole model in one process; shard goes with the torch backend")
+    with argument("precision"):
+        check_precision(precision or "auto")
+    with argument("kv_cache_dtype"):
+        check_precision(precision or "auto", kv_cache_dtype or "auto")
+    if backend == "torch" and (precision is not None or kv_cache_dtype is not None):
+        what = f"a KV cache in {kv_cache_dtype}" if precision is None else f"precision {precision}"
+        with argument("kv_cache_dtype" if precision is None else "precision"):
+            raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
+
+
+def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | None:
+    """Why a model does not run on the CPU of this process; None if it does."""
+    if shard:
+        return "it needs the whole model in one process"
+    if device_map is not None:
+        return "it runs on the CPU only"
+    if device not in (None, "cpu"):
+        from solm.backends.torch.load import check_device
+
+        if check_device(str(device)).type != "cpu":
+            return "it runs on the CPU only"
+    if device is None and accelerator_available():
+        return "there is an accelerator"
+    return None
+
+
+def cpu_backend(
+    source: WeightSource,
+    sparsity: SparsityConfig,
+    name: str,
+    precision: str | None,
+    kv_cache_dtype: str | None,
+    threads: int | None,
+    progress: Progress | None = None,
+) -> CpuBackend:
+    """The engine over a model's weights, with the precision and KV cache that are its default unless they are given."""
+    keep_freed_memory()
+    numbers = precision or default_precision(sparsity, source)
+    return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers), progress)
+
+
+def announce(backend: Backend, reason: str | None = None, expected: bool = False) -> None:
+    """Say what is in use: backend, precision, KV cache and threads. reason: why it is not the cpu backend."""
+    parts = [backend.name]
+    if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
+        parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
+    used = backend.engine.threads if isinstance(backend, CpuBackend) else default_threads()
+    parts.append(counted(used, "thread"))
+    # On another device torch is what one expects; on the CPU it saves no time.
+    slow = reason is not None and backend.device.type == "cpu" and not expected
+    told = "" if reason is None else f"; not the cpu backend: {reason}"
+    logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
+
+
+def noted(lm: LanguageModel) -> LanguageModel:
+    """`lm`, after a warning where the step times by which its budgets in time are told are not of this machine."""
+    if lm.timings_note is not None:
+        logging.getLogger("solm").warning(lm.timings_note)
+    return lm
+
+
+def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> SparsityConfig:
+    """How the cpu backend carries actions out: as asked, else as the policy was trained, else preset ``cpu``."""
+    return sparsity_of(policy, "cpu" if sparsity is None and policy is None else sparsity)
+
+
+def default_precision(sparsity: SparsityConfig, source: WeightSource) -> str:
+    """The precision of the cpu backend where none is asked for.
+
+    ``auto`` keeps what the files have. Actions that choose weight bits need weights that can be read in part: those are
+    ``nested``, unless the file's own can.
+    """
+    return "nested" if sparsity.bits_site == "weights" and not readable_in_part(source) else "auto"
+
+
+def default_kv_cache(model: str, precision: str) -> str:
+    """What keys and values the cpu backend has where nothing is asked for.
+
+    int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so far one model.
+    """
+    return "int8" if model == BUILTIN and precision not in FLOATS else "auto"

@@ -1,0 +1,87 @@
+"""What `solm serve` makes of its options; what it refuses: test_bad_input.py."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from solm.backends import machine
+from solm.backends.cpu.files.layout import cache_memory
+from solm.cli.serve import _api_keys, _chat_template, _check_socket, _rows_that_fit
+from solm.core.cost import ModelShapes
+from solm.core.errors import SolmError
+from solm.runtime.prepare import ModelFacts
+from solm.serving.keys import ApiKey
+from solm.serving.settings import ServeSettings
+
+SHAPES = ModelShapes(
+    layers=10, hidden=100, intermediate=200, heads=4, kv_heads=2, head_dim=25, vocabulary=1000, gated=True
+)
+WEIGHTS = (10 * (2 * 100 * 25 * 6 + 3 * 100 * 200) + 100 * 1000) // 2
+
+
+def prepared(context: int | None) -> SimpleNamespace:
+    return SimpleNamespace(
+        context=context,
+        facts=ModelFacts("llama", context, SHAPES),
+        cache_bytes=lambda tokens: cache_memory(SHAPES, tokens, float32=False, int8=False),
+    )
+
+
+def test_rows_are_as_many_as_fit_unless_more_were_requested(monkeypatch):
+    row = cache_memory(SHAPES, 1000, float32=False, int8=False)
+    monkeypatch.setattr(machine, "free_memory", lambda: WEIGHTS + 1_000_000 + 6 * row)
+
+    def most(context=1000, explicit=False, **settings):
+        return _rows_that_fit(prepared(context), ServeSettings(prefix_mb=1, **settings), explicit).max_rows
+
+    assert most() == 6
+    assert most(max_model_len=500) > 6
+    assert most(explicit=True, max_rows=6) == 6
+    assert most(context=None, explicit=True, max_rows=256) == 256, "nothing is checked"
+    with pytest.raises(SolmError, match=r"--max-rows: 7 rows of 1000 tokens .* beside weights and prefix_mb: 6 fit"):
+        most(explicit=True, max_rows=7)
+    monkeypatch.setattr(machine, "free_memory", lambda: WEIGHTS)
+    with pytest.raises(SolmError, match=": 0 fit"):
+        most()
+
+
+def test_keys_come_from_two_places_and_their_floors_and_priorities_from_settings(monkeypatch):
+    monkeypatch.setenv("SOLM_API_KEYS", "one,a:two")
+    chosen = ServeSettings(key_floors={"a": 0.7}, key_priorities={"b": "low"})
+    assert _api_keys(["b:three"], chosen) == [
+        ApiKey("one"), ApiKey("two", "a", 0.7), ApiKey("three", "b", None, "low"),
+    ]  # fmt: skip
+    assert not {"key_floors", "key_priorities"} & ServeSettings().model_dump().keys(), "/health names no keys"
+
+
+def test_chat_templates(tmp_path):
+    path = tmp_path / "a.jinja"
+    path.write_text("{% for m in messages %}{{ bos_token + m.content + eos_token }}{% endfor %}")
+    assert _chat_template(path) == path.read_text(), "special tokens are the model's"
+    for text in (b"{{ 1 / 0 }}", b"\xff", b"{{ raise_exception('no') }}", b" " * (1 << 21)):
+        path.write_bytes(text)
+        with pytest.raises(SolmError, match="--set chat_template: "):
+            _chat_template(path)
+
+
+@pytest.mark.parametrize(("path", "right"), [("", 1), ("/llm", 1), ("/a/b-1", 1), ("llm", 0), ("/", 0), ("/a b", 0)])
+def test_root_paths(path, right):
+    assert bool(right) == (_built(root_path=path) is not None)
+
+
+@pytest.mark.parametrize("origin", ["", "example.org", "https://a.org/", "ftp://a", "https://", "http://[", "null"])
+def test_what_is_no_origin_is_refused_beside_what_is_one(origin):
+    assert _built(allow_origins="*,https://example.org,http://localhost:5173,http://[::1]:80") is not None
+    assert _built(allow_origins=["*", origin]) is None
+
+
+def _built(**settings) -> ServeSettings | None:
+    try:
+        return ServeSettings(**settings)
+    except ValueError:
+        return None
+
+
+def test_a_socket_that_can_be_made_is_not_left_behind(tmp_path):
+    _check_socket(tmp_path / "socket")
+    assert not (tmp_path / "socket").exists()
