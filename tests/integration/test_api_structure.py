@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from helpers.serving import TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
 from solm.backends.torch.session import TorchSession
-from solm.serving import constraints, tools
+from solm.serving import constraints
 from solm.serving.settings import MAX_TOOLS
 
 pytest.importorskip("llguidance")
@@ -173,7 +173,7 @@ def test_others_of_the_batch_say_what_they_say_alone(client):
 @pytest.mark.parametrize("parallel", [True, False])
 def test_tools_that_must_be_called_are(service, client, choice, parallel, monkeypatch):
     """As many as the grammar lets, because the reply does not want to end."""
-    monkeypatch.setattr(tools, "MAX_TOOL_CALLS", 3)
+    monkeypatch.setattr(constraints, "MAX_TOOL_CALLS", 3)
     answer = ask(
         client, budget=None, messages=SHORT, max_tokens=450, tools=[WEATHER, CLOCK], tool_choice=choice, seed=5,
         temperature=1.0, parallel_tool_calls=parallel, logit_bias=token(service, " \r\t", -100) | {"2": -100},
@@ -186,7 +186,7 @@ def test_tools_that_must_be_called_are(service, client, choice, parallel, monkey
 
 
 def test_streamed_calls_are_those_of_a_whole_answer(service, client, monkeypatch):
-    monkeypatch.setattr(tools, "MAX_TOOL_CALLS", 2)
+    monkeypatch.setattr(constraints, "MAX_TOOL_CALLS", 2)
     options = {
         "messages": SHORT, "tools": [WEATHER, CLOCK], "tool_choice": "required", "max_tokens": 450, "n": 2, "seed": 8,
         "temperature": 0.7, "logit_bias": token(service, " \r\t", -100) | {"2": -100},

@@ -1,19 +1,22 @@
-"""From what requests ask of a reply to constraints: which grammar, compiled beside decoding and within limits."""
+"""What replies have to match: the grammar that a request asks for, compiled beside decoding and within limits."""
 
+import json
+import re
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
+from solm.core.recent import Recent
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammar_trial import GrammarTooSlowError, GrammarTrial
-from solm.runtime.grammars import Constraint, Grammar, GrammarError
+from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_schema, quoted
 from solm.serving.errors import ApiError
 from solm.serving.schema import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, StructuredOutputs, Tool
-from solm.serving.settings import COMPILE_SECONDS
-from solm.serving.tools import CallGrammars, Check
+from solm.serving.settings import COMPILE_SECONDS, MAX_TOOL_CALLS
+from solm.serving.tools import NAME, CallForm
 
 _KEPT = 128
 """Grammars that stay compiled."""
@@ -21,7 +24,6 @@ _MOST_WAITING = 16
 """Requests that wait for a grammar at once."""
 _AT_ONCE = 2
 """Grammars that are compiled at once, so that one that takes long does not hold up all others."""
-Make = Callable[[Check], Grammar]
 
 
 class Constraints:
@@ -32,7 +34,7 @@ class Constraints:
     """
 
     def __init__(self, lm: ControlledModel):
-        self._lm, self._kept, self._lock = lm, OrderedDict[str, Constraint](), Lock()
+        self._lm, self._kept, self._lock = lm, Recent[str, Constraint](_KEPT), Lock()
         self._all = [GrammarTrial(lm.shapes.vocabulary) for _ in range(_AT_ONCE)]
         self._idle = SimpleQueue[GrammarTrial]()
         for trial in self._all:
@@ -45,10 +47,7 @@ class Constraints:
             trial.close()
 
     def of(
-        self,
-        request: ChatRequest | CompletionRequest,
-        tools: Sequence[Tool] = (),
-        calls: CallGrammars | None = None,
+        self, request: ChatRequest | CompletionRequest, tools: Sequence[Tool] = (), calls: "CallGrammars | None" = None
     ) -> Constraint | None:
         """What the reply to a request, which offers `tools` that the model calls as `calls` says, has to match; None:
         nothing. Takes up to three times `COMPILE_SECONDS`, two thirds of it in waiting for others: call it in a
@@ -56,10 +55,10 @@ class Constraints:
 
         Raises `ApiError` for a grammar that is malformed, too large, or not compiled in time, and where many wait.
         """
-        found = wanted(request, tools, calls)
-        if found is None:
+        chosen = wanted(request, tools, calls)
+        if chosen is None:
             return None
-        field, make = found
+        field, make = chosen
         if not self._room.acquire(blocking=False):
             raise ApiError(429, "many grammars are being compiled; try again later", field, "queue_full")
         try:
@@ -69,7 +68,8 @@ class Constraints:
             self._room.release()
             raise ApiError(429, "other grammars are being compiled; try again later", field, "queue_full") from None
         try:
-            return self._made(make, trial).copy(field)
+            check = Check(self, trial, time.monotonic() + COMPILE_SECONDS)
+            return check(make(check)).copy(field)
         except GrammarTooSlowError:
             message = f"{field}: not compiled in {COMPILE_SECONDS:g} s"
             raise ApiError(400, message, field, "grammar_too_slow") from None
@@ -79,44 +79,108 @@ class Constraints:
             self._idle.put(trial)
             self._room.release()
 
-    def _made(self, make: Make, trial: GrammarTrial) -> Constraint:
-        """A grammar, and those that it is checked by."""
-        check = _Timed(self, trial)
-        return check(make(check))
-
     def compiled(self, grammar: Grammar, trial: GrammarTrial, seconds: float) -> Constraint:
         """A grammar that is kept, or that compiles in `seconds` in the process of `trial`. Raises `GrammarError`."""
-        with self._lock:
-            compiler, known = self._lm.compiler, self._kept.get(grammar.text)
-        if known is None:
+
+        def make() -> Constraint:
+            with self._lock:  # it is made once
+                compiler = self._lm.compiler
             trial.run(grammar.text, seconds)
-            known = compiler.compile(grammar)
-        with self._lock:
-            self._kept[grammar.text] = known
-            self._kept.move_to_end(grammar.text)
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return known
+            return compiler.compile(grammar)
+
+        return self._kept.get(grammar.text, make)
 
 
-class _Timed:
-    """A `Check` whose parts have `COMPILE_SECONDS` together."""
+@dataclass(frozen=True)
+class Check:
+    """Tries a grammar and the parts that it is made of in a process, all of them until `end`, seconds of a monotonic
+    clock."""
 
-    def __init__(self, constraints: Constraints, trial: GrammarTrial):
-        self._constraints, self._trial, self._end = constraints, trial, time.monotonic() + COMPILE_SECONDS
+    constraints: Constraints
+    trial: GrammarTrial
+    end: float
 
     def __call__(self, grammar: Grammar) -> Constraint:
-        return self._constraints.compiled(grammar, self._trial, self._end - time.monotonic())
+        """A part, compiled. Raises `GrammarError`."""
+        return self.constraints.compiled(grammar, self.trial, self.end - time.monotonic())
 
     def convert(self, gbnf: str) -> str:
-        return self._trial.converted(gbnf, self._end - time.monotonic())
+        """A grammar in GBNF as Lark. Raises `GrammarError`."""
+        return self.trial.converted(gbnf, self.end - time.monotonic())
+
+
+Make = Callable[[Check], Grammar]
+
+
+@dataclass(frozen=True)
+class CallGrammars:
+    """Builds grammars for one model. marks: tokens of its form of calls that are no text (see `hidden_marks`)."""
+
+    form: CallForm
+    marks: Mapping[str, int]
+
+    def required(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
+        """Of replies that are calls alone."""
+        return self._grammar(check, tools, "calls", several)
+
+    def beside(self, check: Check, tools: Sequence[Tool], several: bool, content: Grammar) -> Grammar:
+        """Of replies that are calls, or have the format `content`, made of a JSON schema."""
+        schema = json.loads(content.text)["grammars"][0]["json_schema"]
+        return self._grammar(check, tools, "content | calls", several, f"content: %json {json.dumps(schema)}")
+
+    def free(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
+        """Of replies that are text, in which the model calls tools where it likes; each call fits its tool."""
+        form = self.form
+        if form.bare:
+            # A reply that begins with a brace is a call; no other text has one there.
+            return self._grammar(check, tools, "PLAIN | calls", several, "PLAIN: /([^{ \\n\\r\\t](.|\\n)*)?/")
+        start, inside = "called* TEXT" if several else "TEXT | called", "TEXT: /(.|\\n)*/"
+        if form.begins in self.marks:
+            lines = [inside, f"called: TEXT {self._text(form.begins)} block"]
+        else:
+            lines = [inside, f"head[lazy]: TEXT {quoted(form.begins)}", "called: head block"]
+        return self._grammar(check, tools, start, several, *lines)
+
+    def _grammar(self, check: Check, tools: Sequence[Tool], start: str, several: bool, *more: str) -> Grammar:
+        form, several = self.form, several and self.form.several
+        again = f" ({self._text(form.between)} call){{0,{MAX_TOOL_CALLS - 1}}}" if several else ""
+        first = form.first.removeprefix(form.begins)
+        # Without forcing, the model may write what must follow in its own tokens, such as the one that begins a call.
+        lines = ['%llguidance {"no_forcing": true}', f"start: {start}"]
+        lines += [f"calls: {self._text(form.first.removesuffix(first))} block", *more]
+        lines += [f"block: {self._text(first)} call{again} {self._text(form.last)}"]
+        lines += ["call: " + " | ".join(f"tool_{number}" for number in range(len(tools)))]
+        lines += [f"tool_{number}: {rule}" for number, rule in enumerate(self._tools(check, tools))]
+        return Grammar.trusted("\n".join(lines))
+
+    def _text(self, text: str) -> str:
+        """Literal text, in which marks may be tokens."""
+        parts = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", text) if self.marks else [text]
+        return " ".join(f"<[{self.marks[part]}]>" if part in self.marks else quoted(part) for part in parts if part)
+
+    def _tools(self, check: Check, tools: Sequence[Tool]) -> Iterator[str]:
+        """A call by tool. Raises `ApiError` that says which tool's parameters cannot be a grammar."""
+        for number, tool in enumerate(tools):
+            strict = bool(tool.function.strict)
+            parameters = tool.function.parameters or {"properties": {}, "additionalProperties": False}
+            place = f"tools.{number}.function.parameters"
+            try:
+                if parameters.get("type", "object") != "object":
+                    raise GrammarError(f"the type must be object, got {parameters['type']!r}"[:200])
+                schema = checked_schema({"type": "object"} | parameters, strict)
+                check(Grammar.json_schema(schema, strict))
+            except GrammarError as error:
+                code = "grammar_too_slow" if isinstance(error, GrammarTooSlowError) else "invalid_grammar"
+                raise ApiError(400, f"{place}: {error}", place, code) from error
+            before = self._text(self.form.before.replace(NAME, tool.function.name))
+            yield f"{before} %json {json.dumps(schema, ensure_ascii=False)} {self._text(self.form.after)}"
 
 
 def offered(request: ChatRequest) -> list[Tool]:
     """The tools that the reply may call. Raises `ApiError` where those or the choice among them contradict."""
-    for field in ("tool_choice", "parallel_tool_calls"):
-        if getattr(request, field) is not None and request.tools is None:
-            raise ApiError(400, f"{field} needs tools", field)
+    for name in ("tool_choice", "parallel_tool_calls"):
+        if getattr(request, name) is not None and request.tools is None:
+            raise ApiError(400, f"{name} needs tools", name)
     tools, choice = request.tools or [], request.tool_choice
     names = [tool.function.name for tool in tools]
     for number, name in enumerate(names):
@@ -180,9 +244,8 @@ def _format(asked: ResponseFormat | None) -> tuple[str, Make] | None:
 def _outputs(asked: StructuredOutputs) -> tuple[str, Make]:
     given = [name for name in StructuredOutputs.model_fields if getattr(asked, name) not in (None, False)]
     if len(given) != 1:
-        raise ApiError(
-            400, f"structured_outputs needs exactly one of its fields, got {len(given)}", "structured_outputs"
-        )
+        message = f"structured_outputs needs exactly one of its fields, got {len(given)}"
+        raise ApiError(400, message, "structured_outputs")
     makes: dict[str, Callable[[Any, Check], Grammar]] = {
         "json_": lambda schema, _: Grammar.json_schema(schema), "json_object": lambda *_: Grammar.json_object(),
         "regex": lambda pattern, _: Grammar.regex(pattern), "choice": lambda texts, _: Grammar.choice(texts),

@@ -23,7 +23,7 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Answers, Choice
 from solm.serving.budgets import RequestBudget, RequestBudgets
-from solm.serving.constraints import Constraints, offered
+from solm.serving.constraints import CallGrammars, Constraints, offered
 from solm.serving.errors import ApiError
 from solm.serving.keys import KeyRing
 from solm.serving.metrics import Metrics, VllmNames
@@ -31,7 +31,7 @@ from solm.serving.rows import Ended, Event, Failed, Job, Piece
 from solm.serving.scheduler import Scheduler
 from solm.serving.schema import ChatRequest, CompletionRequest, Message, Prompt, Tool, ToolCall
 from solm.serving.settings import ServeSettings
-from solm.serving.tools import CallGrammars, CallReader, checked_form, form_for, hidden_marks
+from solm.serving.tools import CallReader, checked_form, form_for, hidden_marks
 
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16

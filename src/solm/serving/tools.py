@@ -1,23 +1,16 @@
-"""Calls of tools: the forms in which models write them, the reader of such replies, and the grammars that enforce them.
-
-A form is chosen by the words of a model's chat template.
-"""
+"""Calls of tools: the forms in which models write them, and the reader of such replies."""
 
 import json
 import re
 import secrets
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from solm.backends.chat_template import names_tools
 from solm.runtime.batch import overlap
-from solm.runtime.grammar_trial import GrammarTooSlowError
-from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_schema, quoted
 from solm.serving.errors import ApiError
-from solm.serving.schema import Message, Tool
-from solm.serving.settings import MAX_TOOL_CALLS
+from solm.serving.schema import Message
 
 NAME = "%NAME%"
 """Stands for the name of a tool in `CallForm.before`."""
@@ -49,7 +42,7 @@ class CallForm:
     last: str
     before: str
     after: str
-    head: str
+    head: re.Pattern[str]
     follows: tuple[tuple[str, bool], ...] = ()
     ends: str = ""
     opens: str = ""
@@ -57,17 +50,13 @@ class CallForm:
     several: bool = True
     identity: int | None = None
 
-    @cached_property
-    def heads(self) -> re.Pattern[str]:
-        return re.compile(self.head)
-
     @property
     def around(self) -> bool:
         """Whether a call ends with the JSON object around its arguments."""
         return not self.ends and not self.opens
 
 
-_HEAD = r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
+_HEAD = re.compile(r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 FORMS = (
     CallForm(
         "hermes", ("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", first="<tool_call>\n",
@@ -81,8 +70,8 @@ FORMS = (
     ),
     CallForm(
         "mistral-13", ("[TOOL_CALLS]", "[ARGS]"), ("[CALL_ID]",), "[TOOL_CALLS]", first="[TOOL_CALLS]",
-        between="[TOOL_CALLS]", last="", before=f"{NAME}[ARGS]", after="", head=r"\s*([\w-]+)\[ARGS\]\s*(?=\{)",
-        opens="[ARGS]", identity=9,
+        between="[TOOL_CALLS]", last="", before=f"{NAME}[ARGS]", after="", opens="[ARGS]",
+        head=re.compile(r"\s*([\w-]+)\[ARGS\]\s*(?=\{)"), identity=9,
     ),
     CallForm(
         "llama3", ("<|start_header_id|>", '"parameters"'), (), "<|python_tag|>", first="", between="; ", last="",
@@ -250,7 +239,7 @@ class CallReader:
     def _head(self, parts: list[str | CallPart]) -> bool:
         """The name of a call."""
         form = self._form
-        match = form.heads.match(self._text)
+        match = form.head.match(self._text)
         if match is not None and match[1] in self._tools:
             parts.append(self._begun(match[1]))
             self._text, self._read, self._braces = self._text[match.end() :], self._arguments, Braces()
@@ -346,77 +335,3 @@ def _merged(parts: list[str | CallPart]) -> list[str | CallPart]:
         else:
             merged.append(part)
     return merged
-
-
-class Check(Protocol):
-    """What makers of grammars are given, to try parts of them in bounded time."""
-
-    def __call__(self, grammar: Grammar) -> Constraint:
-        """A part, compiled. Raises `GrammarError`."""
-
-    def convert(self, gbnf: str) -> str:
-        """A grammar in GBNF as Lark. Raises `GrammarError`."""
-
-
-@dataclass(frozen=True)
-class CallGrammars:
-    """Builds grammars for one model. marks: tokens of its form of calls that are no text (see `hidden_marks`)."""
-
-    form: CallForm
-    marks: Mapping[str, int] = field(default_factory=dict)
-
-    def required(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
-        """Of replies that are calls alone."""
-        return self._grammar(check, tools, "calls", several)
-
-    def beside(self, check: Check, tools: Sequence[Tool], several: bool, content: Grammar) -> Grammar:
-        """Of replies that are calls, or have the format `content`, made of a JSON schema."""
-        schema = json.loads(content.text)["grammars"][0]["json_schema"]
-        return self._grammar(check, tools, "content | calls", several, f"content: %json {json.dumps(schema)}")
-
-    def free(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
-        """Of replies that are text, in which the model calls tools where it likes; each call fits its tool."""
-        form = self.form
-        if form.bare:
-            # A reply that begins with a brace is a call; no other text has one there.
-            return self._grammar(check, tools, "PLAIN | calls", several, "PLAIN: /([^{ \\n\\r\\t](.|\\n)*)?/")
-        start, inside = "called* TEXT" if several else "TEXT | called", "TEXT: /(.|\\n)*/"
-        if form.begins in self.marks:
-            lines = [inside, f"called: TEXT {self._text(form.begins)} block"]
-        else:
-            lines = [inside, f"head[lazy]: TEXT {quoted(form.begins)}", "called: head block"]
-        return self._grammar(check, tools, start, several, *lines)
-
-    def _grammar(self, check: Check, tools: Sequence[Tool], start: str, several: bool, *more: str) -> Grammar:
-        form, several = self.form, several and self.form.several
-        again = f" ({self._text(form.between)} call){{0,{MAX_TOOL_CALLS - 1}}}" if several else ""
-        first = form.first.removeprefix(form.begins)
-        # Without forcing, the model may write what must follow in its own tokens, such as the one that begins a call.
-        lines = ['%llguidance {"no_forcing": true}', f"start: {start}"]
-        lines += [f"calls: {self._text(form.first.removesuffix(first))} block", *more]
-        lines += [f"block: {self._text(first)} call{again} {self._text(form.last)}"]
-        lines += ["call: " + " | ".join(f"tool_{number}" for number in range(len(tools)))]
-        lines += [f"tool_{number}: {rule}" for number, rule in enumerate(self._tools(check, tools))]
-        return Grammar.trusted("\n".join(lines))
-
-    def _text(self, text: str) -> str:
-        """Literal text, in which marks may be tokens."""
-        parts = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", text) if self.marks else [text]
-        return " ".join(f"<[{self.marks[part]}]>" if part in self.marks else quoted(part) for part in parts if part)
-
-    def _tools(self, check: Check, tools: Sequence[Tool]) -> Iterator[str]:
-        """A call by tool. Raises `ApiError` that says which tool's parameters cannot be a grammar."""
-        for number, tool in enumerate(tools):
-            strict = bool(tool.function.strict)
-            parameters = tool.function.parameters or {"properties": {}, "additionalProperties": False}
-            place = f"tools.{number}.function.parameters"
-            try:
-                if parameters.get("type", "object") != "object":
-                    raise GrammarError(f"the type must be object, got {parameters['type']!r}"[:200])
-                schema = checked_schema({"type": "object"} | parameters, strict)
-                check(Grammar.json_schema(schema, strict))
-            except GrammarError as error:
-                code = "grammar_too_slow" if isinstance(error, GrammarTooSlowError) else "invalid_grammar"
-                raise ApiError(400, f"{place}: {error}", place, code) from error
-            before = self._text(self.form.before.replace(NAME, tool.function.name))
-            yield f"{before} %json {json.dumps(schema, ensure_ascii=False)} {self._text(self.form.after)}"

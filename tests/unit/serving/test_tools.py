@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solm.runtime.grammars import Compiler, GrammarError
-from solm.serving.constraints import wanted
+from solm.serving.constraints import CallGrammars, wanted
 from solm.serving.schema import ChatRequest
-from solm.serving.tools import FORMS, CallGrammars, CallPart, CallReader, form_of, hidden_marks
+from solm.serving.tools import FORMS, CallPart, CallReader, form_of, hidden_marks
 
 HERMES = {
     "hello  \n": ("hello  \n", []),
