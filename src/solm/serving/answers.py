@@ -8,7 +8,7 @@ from typing import Any
 
 from solm.backends.tokenizer import token_bytes
 from solm.core.budget import mean_terms
-from solm.serving.rows import Ended, Piece, Said
+from solm.serving.rows import Chosen, Ended, Piece
 from solm.serving.tools import CallPart, CallReader
 
 
@@ -23,7 +23,7 @@ class Choice:
     before: str = ""
     reader: CallReader | None = None
     text: str = ""
-    said: list[Said] = field(default_factory=list)
+    tokens: list[Chosen] = field(default_factory=list)
     ended: Ended | None = None
     begun: bool = False
     """Whether a piece of it was sent."""
@@ -36,7 +36,7 @@ class Choice:
             self.ended = event
         else:
             self.text += event.text
-            self.said += event.tokens
+            self.tokens += event.tokens
 
     @property
     def finish_reason(self) -> str:
@@ -93,7 +93,7 @@ class Answers:
         bodies = []
         for choice in choices:
             body: dict[str, Any] = {"message": choice.message()} if self.chat else {"text": choice.before + choice.text}
-            bodies.append(self._body(choice, body, choice.said, choice.finish_reason))
+            bodies.append(self._body(choice, body, choice.tokens, choice.finish_reason))
         return self._envelope("chat.completion", bodies) | {"usage": self.usage(choices)}
 
     def piece(self, choice: Choice, piece: Piece) -> dict[str, Any]:
@@ -133,34 +133,34 @@ class Answers:
             },
         }  # fmt: skip
 
-    def _body(self, choice: Choice, body: dict[str, Any], said: Sequence[Said], reason: str | None) -> dict[str, Any]:
+    def _body(self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None) -> dict[str, Any]:
         body |= {"index": choice.index, "finish_reason": reason, "logprobs": None}
         if self.logprobs:
-            body["logprobs"] = self._log_probabilities(choice, said)
+            body["logprobs"] = self._log_probabilities(choice, tokens)
         if self.trace:
-            body["efficiency"] = self.traced(said)
+            body["efficiency"] = self.traced(tokens)
         return body
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = kind if self.chat else "text_completion"
         return {"id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
-    def _log_probabilities(self, choice: Choice, said: Sequence[Said]) -> dict[str, Any]:
+    def _log_probabilities(self, choice: Choice, tokens: Sequence[Chosen]) -> dict[str, Any]:
         if self.chat:
             entries = [
                 self._entry(token.id, token.log_probability)
                 | {"top_logprobs": [self._entry(other, value) for other, value in token.likely]}
-                for token in said
+                for token in tokens
             ]
             return {"content": entries, "refusal": None}
-        texts = [self._text(token.id) for token in said]
+        texts = [self._text(token.id) for token in tokens]
         *offsets, choice.offset = accumulate(map(len, texts), initial=choice.offset)
         # Reversed, so that of tokens with the same text (parts of a character) the likeliest stays.
         best = [
             None if token.log_probability is None else {self._text(other): v for other, v in reversed(token.likely)}
-            for token in said
+            for token in tokens
         ]
-        values = [token.log_probability for token in said]
+        values = [token.log_probability for token in tokens]
         return {"tokens": texts, "token_logprobs": values, "top_logprobs": best, "text_offset": offsets}
 
     def _entry(self, token: int, log_probability: float | None) -> dict[str, Any]:
@@ -171,7 +171,7 @@ class Answers:
         return str(self.tokenizer.decode([token]))
 
     @staticmethod
-    def traced(said: Sequence[Said]) -> dict[str, Any]:
+    def traced(tokens: Sequence[Chosen]) -> dict[str, Any]:
         """What tokens cost."""
-        spent = [token.spent.as_dict() for token in said if token.spent is not None]
+        spent = [token.spent.as_dict() for token in tokens if token.spent is not None]
         return {"tokens": [{name: value for name, value in each.items() if name != "id"} for each in spent]}

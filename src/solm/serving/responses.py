@@ -342,7 +342,7 @@ class ResponseWriter:
             "total_tokens": used["total_tokens"], "compute": used["compute"],
         }  # fmt: skip
         if self.exchange.answers.trace:
-            response["efficiency"] = self.exchange.answers.traced(choice.said)
+            response["efficiency"] = self.exchange.answers.traced(choice.tokens)
         return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:

@@ -1,30 +1,30 @@
-"""The decode loop: rows join and leave between steps, and one thread owns the model."""
+"""The scheduler: requests wait for their turn, prompts are read stretch by stretch, and rows decode in one batch."""
 
+import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Any
 
+from solm.core.actions import AXES
 from solm.core.errors import DataError, SolmError
 from solm.runtime.batch import Batch
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.prefixes import PrefixCache
 from solm.serving.errors import ApiError
 from solm.serving.governor import Governor
 from solm.serving.metrics import Metrics
-from solm.serving.outbox import Outbox
-from solm.serving.prompts import Prompts
 from solm.serving.rows import Failed, Job, Row
 from solm.serving.settings import PRIORITIES, ServeSettings
-from solm.serving.targets import Targets
-from solm.serving.waiting import WaitingJobs
 
 _LOG = logging.getLogger("solm.serving")
 _FAILED = Failed("this server can no longer decode")
+_MLP = AXES.index("mlp")
 _IDLE = 10.0  # seconds after which a server without requests measures itself again
-
-
-def _busy(message: str) -> ApiError:
-    return ApiError(429, message, code="queue_full")
+Queue = asyncio.Queue[Any]
 
 
 class Scheduler:
@@ -40,14 +40,18 @@ class Scheduler:
         self.lm, self.settings, self.metrics = lm, settings, metrics
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
+        self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
-        self._targets = Targets(lm, self.governor, settings.always_skip)
-        self.outbox = Outbox()
-        self._waiting = WaitingJobs()
-        self._batch: Batch[Row] = Batch(lm)
-        self._some_cancelled = False
+        self._batch = Batch[Row](lm)
+        self._reading: Row | None = None
+        """The row whose prompt is being read."""
+        self._waiting: tuple[deque[Job], ...] = tuple(deque() for _ in PRIORITIES)
+        """By rank of their priority, in the order of their arrival. Changed while `_changed` is held."""
         self._changed = threading.Condition()
-        self._prompts = Prompts(lm, settings, self.governor, self._waiting, self._changed, self.clock)
+        self._some_cancelled = False
+        self._posted: dict[asyncio.AbstractEventLoop, list[tuple[Queue, Any]]] = {}
+        self._skipping_rows = None if settings.always_skip else lm.backend.skipping_rows
+        self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
         self.stopping = self.failed = False  # told to end; ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
@@ -70,7 +74,7 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
-        return len(self._waiting) + (self._prompts.filling is not None) + len(self._batch.rows)
+        return sum(map(len, self._waiting)) + (self._reading is not None) + len(self._batch.rows)
 
     def submit(self, jobs: list[Job]) -> None:
         """Queue jobs. Raises `ApiError` (429) where too many wait, while the server stops, and after it failed."""
@@ -79,21 +83,38 @@ class Scheduler:
             for job in jobs:
                 job.arrived = self.clock()
                 job.expires = job.arrived + self.settings.max_seconds
-                self._waiting.add(job)
+                self._waiting[job.budget.rank].append(job)
             self._changed.notify()
 
     def check_room(self, rows: int) -> None:
         """Raises `ApiError` (429) where no more rows are taken now."""
+        message = None
         if self.stopping or self.failed:
-            raise _busy(_FAILED.message if self.failed else "the server is stopping")
-        if rows > self.settings.max_waiting + self.settings.max_rows - self.busy:
-            raise _busy(f"{self.busy} rows are waiting or running already; try again later")
+            message = _FAILED.message if self.failed else "the server is stopping"
+        elif rows > self.settings.max_waiting + self.settings.max_rows - self.busy:
+            message = f"{self.busy} rows are waiting or running already; try again later"
+        if message is not None:
+            raise ApiError(429, message, code="queue_full")
 
     def cancel(self, job: Job) -> None:
         """Drop a job before the next step. It ends without an event."""
         with self._changed:
             job.cancelled = self._some_cancelled = True
             self._changed.notify()
+
+    def post(self, loop: asyncio.AbstractEventLoop, queue: Queue, item: Any) -> None:
+        """Put an item into a queue that `loop` reads, together with all others of a step; called by jobs' `emit`.
+
+        A loop that woke for every item would want Python's lock in the middle of the others' work; after a step it
+        answers clients while the engine computes the next one.
+        """
+        self._posted.setdefault(loop, []).append((queue, item))
+
+    def _send(self) -> None:
+        posted, self._posted = self._posted, {}
+        for loop, items in posted.items():
+            with suppress(RuntimeError):  # a loop that was closed wants nothing any more
+                loop.call_soon_threadsafe(_deliver, items)
 
     def _run(self) -> None:
         end = Failed("the server is stopping", "shutting_down")
@@ -104,13 +125,14 @@ class Scheduler:
             end = _FAILED
         with self._changed:  # what is submitted from now on is refused
             self.failed = end is _FAILED
-            filling = self._prompts.filling
-            rows = self._batch.clear() if filling is None else [*self._batch.clear(), filling.row]
-            left = [*self._waiting.clear(), *(row.job for row in rows)]
-            self._prompts.filling = None
+            rows = [*self._batch.clear(), *([] if self._reading is None else [self._reading])]
+            left = [*(job for jobs in self._waiting for job in jobs), *(row.job for row in rows)]
+            self._reading = None
+            for jobs in self._waiting:
+                jobs.clear()
         for job in left:
             self._fail(job, end)
-        self.outbox.send()
+        self._send()
         self._measure()
 
     def _loop(self) -> None:
@@ -123,26 +145,26 @@ class Scheduler:
                     self._measure()
                 if self.stopping:
                     return
-            for act in (self._drop, self._fill, self._step):
+            for act in (self._drop, self._read, self._step):
                 act()
-                self.outbox.send()
+                self._send()
 
     def _measure(self) -> None:
-        metrics, filling = self.metrics, self._prompts.filling
-        metrics.running.set(len(self._batch.rows))
-        metrics.waiting.set(len(self._waiting) + (filling is not None))
-        governor, running, waiting = self.governor, [0] * len(PRIORITIES), self._waiting.counts
-        for row in self._batch.rows:
-            running[row.job.order.rank] += 1
-        if filling is not None:
-            waiting[filling.row.job.order.rank] += 1
+        metrics, governor, rows, reading = self.metrics, self.governor, self._batch.rows, self._reading
+        running, waiting = [0] * len(PRIORITIES), list(map(len, self._waiting))
+        for row in rows:
+            running[row.job.budget.rank] += 1
+        if reading is not None:
+            waiting[reading.job.budget.rank] += 1
+        metrics.running.set(len(rows))
+        metrics.waiting.set(sum(waiting))
         metrics.set_classes(running, waiting, governor.dials)
-        if self._batch.rows:  # else what was known last stays
-            saved = governor.savings.of(len(self._batch.rows), sum(self._lowerable()))
+        if rows:  # else what was measured last stays
+            saved = governor.savings.of(len(rows), sum(self._lowerable()))
             metrics.saving.set(float("nan") if saved is None else saved)
-        metrics.allowed.set(self.governor.rows)
-        metrics.prefix_tokens.set(self._prompts.prefixes.tokens)
-        metrics.prefix_bytes.set(self._prompts.prefixes.bytes)
+        metrics.allowed.set(governor.rows)
+        metrics.prefix_tokens.set(self.prefixes.tokens)
+        metrics.prefix_bytes.set(self.prefixes.bytes)
 
     def _drop(self) -> None:
         """Drop cancelled jobs, and fail those that have expired."""
@@ -151,7 +173,7 @@ class Scheduler:
         def over(job: Job) -> bool:
             if not job.cancelled and now < job.expires:
                 return False
-            job.filling = None  # it refers to the job, too: without this its pages would be free only some time later
+            job.row = None  # it refers to the job, too: without this its pages would be free only some time later
             if job.cancelled:
                 self.metrics.of(job.counted).ended.labels("cancelled").inc()
             else:
@@ -159,10 +181,16 @@ class Scheduler:
             return True
 
         with self._changed:
-            self._waiting.drop(over, self._some_cancelled)
+            for jobs in self._waiting:
+                if self._some_cancelled:
+                    left = [job for job in jobs if not over(job)]
+                    jobs.clear()
+                    jobs.extend(left)
+                while jobs and over(jobs[0]):  # the oldest expires first
+                    jobs.popleft()
             self._some_cancelled = False
-        if self._prompts.filling is not None and over(self._prompts.filling.row.job):
-            self._prompts.filling = None
+        if self._reading is not None and over(self._reading.job):
+            self._reading = None
         for row in [row for row in self._batch.rows if over(row.job)]:
             self._batch.leave(row)
 
@@ -170,52 +198,84 @@ class Scheduler:
         self.metrics.of(job.counted).ended.labels(failed.kind).inc()
         job.emit(failed)
 
-    def _fill(self) -> None:
+    def _read(self) -> None:
         """Read a stretch of the next prompt, where the rows that decode can spare the time."""
-        job = self._prompts.turn(self._batch.rows)
+        job = self._turn()
         if job is None:
             return
         begun, tokens = self.clock(), 0
         try:
-            tokens = self._read(job)
+            self._reading = self._reading or self._open(job)
+            tokens = self._read_on(self._reading)
         except Exception as error:
-            self._prompts.filling = None
+            self._reading = None
             self._broken(job, error)
         # Log-probabilities of a prompt take longer: they say nothing about other prompts.
         self.governor.was_read(0 if job.echo else tokens, self.clock() - begun)
 
-    def _read(self, job: Job) -> int:
+    def _turn(self) -> Job | None:
+        """The job of whose prompt a stretch is read now; None where none waits, or where the rows that decode cannot
+        spare the time. A prompt that is being read makes way for one of higher priority."""
+        first = next((jobs[0] for jobs in reversed(self._waiting) if jobs), None)
+        if self._reading is not None:
+            job = self._reading.job
+            if first is None or first.budget.rank <= job.budget.rank:
+                return job if self._may_read(job, self._reading.read, joins=False) else None
+            job.row, self._reading = self._reading, None
+            with self._changed:
+                self._waiting[job.budget.rank].appendleft(job)
+        if first is None or len(self._batch.rows) >= self.settings.max_rows:
+            return None
+        if first.kept is None:
+            first.kept = 0 if first.echo else self.prefixes.known(first.ids)
+        done = first.kept if first.row is None else first.row.read
+        return first if self._may_read(first, done, joins=first.max_tokens > 1) else None
+
+    def _may_read(self, job: Job, done: int, joins: bool) -> bool:
+        tokens, now = chunk_end(len(job.ids), done, self.settings.prefill_chunk) - done, self.clock()
+        return self.governor.may_read(tokens, [row.progress(now) for row in self._batch.rows], joins)
+
+    def _open(self, job: Job) -> Row:
+        """The row of the job whose turn it is, which waits no more. Raises what is wrong with the job."""
+        with self._changed:
+            self._waiting[job.budget.rank].popleft()
+        row, job.row = job.row, None
+        if row is None:
+            row, capacity = Row(self.lm, job), len(job.ids) + job.max_tokens
+            kept = None if job.echo else self.prefixes.find(job.ids, capacity)
+            row.session = self.lm.session(capacity) if kept is None else kept
+            row.read = row.cached = 0 if kept is None else kept.length(0)
+            if row.cached:
+                self.metrics.of(job.counted).tokens.labels("cached").inc(row.cached)
+        return row
+
+    def _read_on(self, row: Row) -> int:
         """Read a stretch of a prompt, and at its end let the row join the others. Returns how many tokens were read."""
-        prompts, metrics = self._prompts, self.metrics
-        new = prompts.filling is None
-        filling = prompts.open(job)
-        row, session, done = filling.row, filling.session, filling.done
-        if new and done == row.cached > 0:
-            metrics.of(job.counted).tokens.labels("cached").inc(row.cached)
-        chunk, begun = filling.chunk(self.settings.prefill_chunk), self.clock()
-        logits = session.prefill(chunk, every_logit=job.echo)
-        metrics.reads.observe(self.clock() - begun)
-        filling.done += chunk.shape[1]
-        metrics.of(job.counted).tokens.labels("prompt").inc(chunk.shape[1])
+        job, session, done, begun = row.job, row.session, row.read, self.clock()
+        assert session is not None
+        row.read = chunk_end(len(job.ids), done, self.settings.prefill_chunk)
+        logits = session.prefill(job.ids[None, done : row.read], every_logit=job.echo)
+        self.metrics.reads.observe(self.clock() - begun)
+        self.metrics.of(job.counted).tokens.labels("prompt").inc(row.read - done)
         if job.echo:
             row.echo(logits[0], done)
             logits = logits[:, -1]
-        if filling.done < len(job.ids):
-            return chunk.shape[1]
-        if not job.echo:
-            prompts.prefixes.keep(job.ids, session)
-        self._batch.join(row, logits[0], session)
-        self._tell(row)
-        prompts.filling = None
-        return chunk.shape[1]
+        if row.read == len(job.ids):
+            if not job.echo:
+                self.prefixes.keep(job.ids, session)
+            row.session = None
+            self._batch.join(row, logits[0], session)
+            self._report(row)
+            self._reading = None
+        return row.read - done
 
     def _step(self) -> None:
         """One token for every row that decodes."""
-        rows, governor = len(self._batch.rows), self.governor
+        rows = len(self._batch.rows)
         if not rows:
-            governor.idle()
+            self.governor.idle()
             return
-        self._targets.set(self._batch, self.clock())
+        self._aim()
         begun, lowerable = self.clock(), self._lowerable()
         try:
             stepped = self._batch.step()
@@ -225,30 +285,51 @@ class Scheduler:
             return
         seconds = self.clock() - begun
         self.metrics.steps.observe(seconds)
-        governor.stepped(rows, lowerable, seconds)
+        self.governor.stepped(rows, lowerable, seconds)
         for row in stepped:
-            if row.error is not None:
+            if row.error is None:
+                self._report(row)
+            else:
                 self._broken(row.job, row.error)
-                continue
-            self._tell(row)
+
+    def _aim(self) -> None:
+        """Tell rows what their next step may spend, as governor, deadlines and the size of the batch leave it.
+
+        With more rows than `Backend.skipping_rows` steps that skip channels lose quality and save no time: as long as a
+        batch is that large, the budgets of its rows for channels are 1. Later steps do not make up for what is spent
+        then.
+        """
+        governor, rows, now = self.governor, self._batch.rows, self.clock()
+        if governor.objective is not None or any(row.job.deadline is not None for row in rows):
+            for row in rows:
+                dial, whole = governor.dials_for(row.job.budget.rank, row.job.deadline, now, row.left)
+                row.allow(dial, whole if self._whole_bits else dial)
+        if self._skipping_rows is None or len(rows) <= self._skipping_rows:
+            self._batch.aim([row.granted for row in rows])
+        else:
+            self._batch.aim([row.granted[:_MLP] + (1.0,) + row.granted[_MLP + 1 :] for row in rows])
 
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""
-        orders = [row.job.order for row in self._batch.rows]
-        ranks = [order.rank for order in orders if order.resolved.lowerable]
-        return [ranks.count(rank) for rank in range(len(PRIORITIES))]
+        counts = [0] * len(PRIORITIES)
+        for row in self._batch.rows:
+            counts[row.job.budget.rank] += row.job.budget.resolved.lowerable
+        return counts
 
-    def _tell(self, row: Row) -> None:
-        row.tell()
-        now, metrics = self.clock(), self.metrics.of(row.job.counted)
-        told, since = (metrics.gap, row.told) if row.told is not None else (metrics.first, row.job.arrived)
-        told.observe(now - since)
-        row.begun, row.told = now if row.told is None else row.begun, now
+    def _report(self, row: Row) -> None:
+        row.report()
+        now, metrics, budget = self.clock(), self.metrics.of(row.job.counted), row.job.budget
+        if row.last is None:
+            row.begun = now
+            metrics.first.observe(now - row.job.arrived)
+        else:
+            metrics.gap.observe(now - row.last)
+        row.last = now
         metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.reason is not None:
             metrics.ended.labels(row.reason).inc()
-            order, realised = row.job.order, row.end().compute.realised
-            metrics.spent(order.rank, order.resolved.budget.net, order.resolved.floor.net, realised["net"])
+            net = row.end().compute.realised["net"]
+            metrics.spent(budget.rank, budget.resolved.budget.net, budget.resolved.floor.net, net)
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
         """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises
@@ -258,3 +339,16 @@ class Scheduler:
             return
         _LOG.error("a row failed: %s", type(error).__name__, exc_info=error)
         self._fail(job, Failed("this reply failed inside the server; others go on"))
+
+
+def _deliver(items: list[tuple[Queue, Any]]) -> None:
+    for queue, item in items:
+        queue.put_nowait(item)
+
+
+def chunk_end(length: int, done: int, size: int) -> int:
+    """Where a stretch of a prompt of `length` tokens ends, of which `done` are read: at a multiple of `size`, or at the
+    prompt's end if half of `size` or less would be left, since a short rest takes less time together with what comes
+    before it. Prompts are cut at the same places whatever was kept of them."""
+    end = (done // size + 1) * size
+    return length if length - end <= size // 2 else end

@@ -71,12 +71,12 @@ class Exchange:
         by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are measured.
         """
         jobs, choices, each = self.jobs, self.choices, self.answers.each
-        facts: dict[str, Any] = {"policy": jobs[0].order.name, "priority": jobs[0].order.priority}
+        facts: dict[str, Any] = {"policy": jobs[0].budget.name, "priority": jobs[0].budget.priority}
         if arrived:
-            written = [len(choice.said) if choice.ended is None else choice.ended.tokens for choice in choices]
+            written = [len(choice.tokens) if choice.ended is None else choice.ended.tokens for choice in choices]
             facts["prompt_tokens"] = sum(len(job.ids) for job in jobs[::each])
             facts["completion_tokens"] = sum(written)
-        facts["requested"] = _rounded(mean_terms([job.order.resolved.terms for job in jobs], [1] * len(jobs)))
+        facts["requested"] = _rounded(mean_terms([job.budget.resolved.terms for job in jobs], [1] * len(jobs)))
         ends = [choice.ended if arrived else None for choice in choices]
         complete = [ended for ended in ends if ended is not None]
         if complete:
@@ -225,6 +225,7 @@ class Service:
         self.scheduler.check_room(rows)  # before grammars are compiled
         constraint, sampling = self.constraints.of(request, tools, calls), self._sampling(request)
         efficiency = request.efficiency
+        trace = efficiency is not None and efficiency.trace
         deadline = None
         if efficiency is not None and efficiency.deadline_ms is not None:
             deadline = self.scheduler.clock() + efficiency.deadline_ms / 1000
@@ -233,7 +234,7 @@ class Service:
         jobs, choices = list[Job](), list[Choice]()
 
         def emit(index: int, event: Event) -> None:
-            self.scheduler.outbox.put(loop, events, (index, event))
+            self.scheduler.post(loop, events, (index, event))
 
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
@@ -249,10 +250,9 @@ class Service:
                     Job(
                         np.array(ids, dtype=np.int64), longest, budget, partial(emit, index),
                         (seed + index) % (1 << 63), sampling, request.stops, logprobs, echo and logprobs is not None,
-                        deadline, constraint, () if calls is None else set(calls.marks.values()),
+                        deadline, constraint, () if calls is None else set(calls.marks.values()), trace,
                     )
                 )  # fmt: skip
-        trace = efficiency is not None and efficiency.trace
         chat = isinstance(request, ChatRequest)
         answers = Answers(identity, self.name, self._tokenizer, chat, logprobs is not None, trace, request.n)
         self.scheduler.submit(jobs)
