@@ -133,7 +133,9 @@ class Answers:
             },
         }  # fmt: skip
 
-    def _body(self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None) -> dict[str, Any]:
+    def _body(
+        self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None
+    ) -> dict[str, Any]:
         body |= {"index": choice.index, "finish_reason": reason, "logprobs": None}
         if self.logprobs:
             body["logprobs"] = self._log_probabilities(choice, tokens)

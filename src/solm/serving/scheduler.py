@@ -307,7 +307,7 @@ class Scheduler:
         if self._skipping_rows is None or len(rows) <= self._skipping_rows:
             self._batch.aim([row.granted for row in rows])
         else:
-            self._batch.aim([row.granted[:_MLP] + (1.0,) + row.granted[_MLP + 1 :] for row in rows])
+            self._batch.aim([(*row.granted[:_MLP], 1.0, *row.granted[_MLP + 1 :]) for row in rows])
 
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""

@@ -2,7 +2,6 @@
 
 import gc
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ from helpers.budgets import resolved
 from helpers.models import tiny_model
 from helpers.serving import until
 from solm.core.budget import Budget
-from solm.core.errors import SolmError
 from solm.policies.schedules import Static
 from solm.serving.budgets import RequestBudget
 from solm.serving.errors import ApiError
 from solm.serving.metrics import Metrics
-from solm.serving.rows import Ended, Failed, Filling, Job, Piece
-from solm.serving.scheduler import Scheduler
+from solm.serving.rows import Ended, Failed, Job, Piece
+from solm.serving.scheduler import Scheduler, chunk_end
 from solm.serving.settings import ServeSettings
 
 
@@ -52,8 +50,8 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
 
             budget = [Budget(), Budget(mlp=0.5), Budget(attention=0.3, mlp=0.7)][number % 3]
             ids = np.concatenate([prompt(0, 150), prompt(number, 30)])
-            order = RequestBudget("static", Static(lm.space), resolved(budget))
-            return Job(ids, 16, order, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
+            budget = RequestBudget("static", Static(lm.space), resolved(budget))
+            return Job(ids, 16, budget, emit, sampling={"do_sample": False, "sequence_bias": {(2,): -1e9}})
 
         jobs = [job(number) for number in range(12)]
         scheduler.start()
@@ -71,7 +69,7 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
         for number in (0, 1, 2, 4, 10, 11):
             session = lm.session()
             logits = session.prefill(jobs[number].ids[None])
-            session.control(jobs[number].order.policy, np.array([jobs[number].order.resolved.target(1.0)]), 16)
+            session.control(jobs[number].budget.policy, np.array([jobs[number].budget.resolved.target(1.0)]), 16)
             expected: list[int] = []
             for _ in texts[number]:
                 logits[0, 2] = -np.inf  # the end
@@ -86,15 +84,14 @@ def test_a_large_batch_computes_all_channels_unless_it_shall_always_skip(always_
     model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
     with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
         scheduler = Scheduler(lm, ServeSettings(max_rows=6, always_skip=always_skip), Metrics())
-        budget, ends = Budget(mlp=0.6), []
-        order = RequestBudget("static", Static(lm.space), resolved(budget))
+        budget, ends = RequestBudget("static", Static(lm.space), resolved(Budget(mlp=0.6))), []
 
         def emit(event) -> None:
             if isinstance(event, (Ended, Failed)):
                 ends.append(event)
 
         sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
-        jobs = [Job(prompt(number, 20), 80, order, emit, sampling=sampling) for number in range(6)]
+        jobs = [Job(prompt(number, 20), 80, budget, emit, sampling=sampling) for number in range(6)]
         scheduler.start()
         try:
             scheduler.submit(jobs)
@@ -111,11 +108,11 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
         ends: list[object] = []
 
         def job(length: int) -> Job:
-            order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()))
-            return Job(prompt(0, length), 100, order, ends.append, sampling={"do_sample": False})
+            budget = RequestBudget("dense", lm.policy("dense"), resolved(Budget()))
+            return Job(prompt(0, length), 100, budget, ends.append, sampling={"do_sample": False})
 
         def stepped(*_) -> None:
-            if scheduler._prompts.filling is not None:
+            if scheduler._reading is not None:
                 raise MemoryError
 
         scheduler.governor.stepped = stepped
@@ -132,41 +129,6 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
             scheduler.submit([job(4)])
 
 
-def test_a_step_that_fails_is_the_servers_fault_whatever_the_error(byte_tokenizer, monkeypatch, caplog):
-    with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
-        scheduler, ends = Scheduler(lm, ServeSettings(), Metrics()), []
-        order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()))
-
-        def fail(*_, **__):
-            raise SolmError("no memory for a step of 1 rows")
-
-        monkeypatch.setattr(type(lm.session()), "step", fail)
-        scheduler.start()
-        try:
-            scheduler.submit([Job(prompt(0, 4), 100, order, ends.append, sampling={"do_sample": False})])
-            until(lambda: any(isinstance(end, Failed) for end in ends))
-        finally:
-            scheduler.stop(60)
-    (failed,) = (end for end in ends if isinstance(end, Failed))
-    assert failed == Failed("this reply failed inside the server; others go on")
-    assert "a row failed" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("tokens", "done", "read"),
-    [(128, 0, [128]), (155, 0, [155]), (192, 16, [176]), (193, 0, [128, 65]), (400, 0, [128, 128, 144])],
-)  # fmt: skip
-def test_the_short_rest_of_a_prompt_is_read_with_what_comes_before_it(tokens, done, read):
-    row = SimpleNamespace(job=SimpleNamespace(ids=np.arange(tokens)))
-    found, filling = [], Filling(row, None, done)
-    while filling.done < tokens:
-        chunk = filling.chunk(128)
-        assert chunk[0, 0] == filling.done
-        found.append(chunk.shape[1])
-        filling.done += chunk.shape[1]
-    assert found == read
-
-
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_a_prompt_that_made_way_frees_its_pages_when_it_is_cancelled(byte_tokenizer):
     model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
@@ -174,19 +136,19 @@ def test_a_prompt_that_made_way_frees_its_pages_when_it_is_cancelled(byte_tokeni
         scheduler = Scheduler(lm, ServeSettings(prefix_mb=0, prefill_chunk=32), Metrics())
 
         def job(priority: str) -> Job:
-            order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
-            return Job(prompt(0, 200), 6, order, lambda event: None, sampling={"do_sample": False})
+            budget = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
+            return Job(prompt(0, 200), 6, budget, lambda event: None, sampling={"do_sample": False})
 
         low, high = job("low"), job("high")
         scheduler.submit([low])
-        scheduler._fill()
+        scheduler._read()
         scheduler.submit([high])
-        scheduler._fill()
+        scheduler._read()
         scheduler.cancel(high)
         gc.disable()
         try:
             scheduler._drop()
-            assert low.filling is not None
+            assert low.row is not None
             assert lm.backend.pages_held()[0] > 0
             scheduler.cancel(low)
             scheduler._drop()
@@ -207,21 +169,21 @@ def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
                 if isinstance(event, Piece):
                     texts.setdefault(number, []).extend(said.id for said in event.tokens)
 
-            order = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
+            budget = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
             sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
-            return Job(prompt(number, length), 6, order, emit, sampling=sampling)
+            return Job(prompt(number, length), 6, budget, emit, sampling=sampling)
 
         long, urgent, gone = job(0, "low", 40), job(1, "high", 20), job(2, "low", 30)
         scheduler.submit([long])
-        scheduler._fill()
-        scheduler._fill()
+        scheduler._read()
+        scheduler._read()
         scheduler.submit([urgent, gone])
-        scheduler._fill()
-        assert scheduler._prompts.filling.row.job is urgent
-        assert (long.filling.done, scheduler.busy) == (16, 3)
+        scheduler._read()
+        assert scheduler._reading.job is urgent
+        assert (long.row.read, scheduler.busy) == (16, 3)
         scheduler.cancel(gone)
         for _ in range(40):
-            for act in (scheduler._drop, scheduler._fill, scheduler._step):
+            for act in (scheduler._drop, scheduler._read, scheduler._step):
                 act()
         assert scheduler.busy == 0
         assert list(texts) == [1, 0]
@@ -236,3 +198,14 @@ def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
             assert texts[number] == expected
         read = metrics.registry.get_sample_value("solm_tokens_total", {"kind": "prompt"})
         assert read == 60, "nothing was read twice"
+
+
+@pytest.mark.parametrize(
+    ("tokens", "done", "read"),
+    [(128, 0, [128]), (155, 0, [155]), (192, 16, [176]), (193, 0, [128, 65]), (400, 0, [128, 128, 144])],
+)  # fmt: skip
+def test_the_short_rest_of_a_prompt_is_read_with_what_comes_before_it(tokens, done, read):
+    ends = [done]
+    while ends[-1] < tokens:
+        ends.append(chunk_end(tokens, ends[-1], 128))
+    assert np.diff(ends).tolist() == read
