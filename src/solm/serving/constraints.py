@@ -3,13 +3,13 @@
 import json
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Lock
 from typing import Any
 
-from solm.core.recent import Recent
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammar_trial import GrammarTooSlowError, GrammarTrial
 from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_schema, quoted
@@ -34,7 +34,7 @@ class Constraints:
     """
 
     def __init__(self, lm: ControlledModel):
-        self._lm, self._kept, self._lock = lm, Recent[str, Constraint](_KEPT), Lock()
+        self._lm, self._kept, self._lock = lm, OrderedDict[str, Constraint](), Lock()
         self._all = [GrammarTrial(lm.shapes.vocabulary) for _ in range(_AT_ONCE)]
         self._idle = SimpleQueue[GrammarTrial]()
         for trial in self._all:
@@ -81,14 +81,17 @@ class Constraints:
 
     def compiled(self, grammar: Grammar, trial: GrammarTrial, seconds: float) -> Constraint:
         """A grammar that is kept, or that compiles in `seconds` in the process of `trial`. Raises `GrammarError`."""
-
-        def make() -> Constraint:
-            with self._lock:  # it is made once
-                compiler = self._lm.compiler
+        with self._lock:
+            compiler, constraint = self._lm.compiler, self._kept.get(grammar.text)
+        if constraint is None:
             trial.run(grammar.text, seconds)
-            return compiler.compile(grammar)
-
-        return self._kept.get(grammar.text, make)
+            constraint = compiler.compile(grammar)
+        with self._lock:
+            self._kept[grammar.text] = constraint
+            self._kept.move_to_end(grammar.text)
+            if len(self._kept) > _KEPT:
+                self._kept.popitem(last=False)
+        return constraint
 
 
 @dataclass(frozen=True)
