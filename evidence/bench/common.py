@@ -119,12 +119,9 @@ def policy_step(
     return lambda tokens: session.step(tokens, exact_largest=1)
 
 
-def scored_under(
-    session: Session, policy: AnyPolicy, tokens: torch.Tensor, target: torch.Tensor,
-    generator: torch.Generator | None = None, record: bool = False,
-) -> Scored:  # fmt: skip
+def scored_under(session: Session, policy: AnyPolicy, tokens: torch.Tensor, target: torch.Tensor) -> Scored:
     """Tokens [N, T+1] decided by `policy` within target [N, 3] over their T steps, and scored."""
-    session.control(policy, target, tokens.shape[1] - 1, generator, record=record)
+    session.control(policy, target, tokens.shape[1] - 1)
     return session.score(tokens)
 
 

@@ -7,7 +7,6 @@ from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.network import NetworkConfig, PolicyNetwork
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
 
@@ -23,7 +22,7 @@ def network(layer: int = 1, grid: ActionSpace = SPACE, seed: int = 0) -> ValueNe
     torch.nn.init.normal_(made.head.weight, std=0.5)
     with torch.no_grad():
         for costs in made.level_costs:
-            costs.copy_(torch.tensor([1.0, 0.3]))
+            costs.copy_(torch.linspace(1.0, 0.3, len(costs)))
         count = len(made.training_sensitivities)
         made.training_sensitivities.copy_(made(torch.randn(count, 64), torch.ones(count, 3)))
     return made.eval()
@@ -39,14 +38,15 @@ def under_values(lm, sparsity):
 
 
 def under_policy(lm):
-    """The tiny model with an untrained policy network."""
+    """The tiny model with an untrained value policy on a coarse grid."""
+    values = network(grid=ActionSpace(attention=(0.1, 1.0), mlp=(0.6, 1.0), bits=(5, 16)))
     config = PolicyConfig(
         base=lm.identity,
-        space=ActionSpace.preset("joint-8"),
+        space=values.config.grid,
         sparsity=SparsityConfig(window=32, page_size=8),
-        network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+        network=values.config,
     )
-    return lm.with_policy(TrainedPolicy(config))
+    return lm.with_policy(TrainedPolicy(config, values))
 
 
 def profile_of(*bends: float) -> Allocation:
@@ -96,12 +96,3 @@ def allocate(policy, costs, levels, target, ledger, remaining, expected=None) ->
     if expected is not None:
         expected += torch.from_numpy(due)
     return torch.from_numpy(action)
-
-
-def scrambled(config: NetworkConfig) -> PolicyNetwork:
-    """A network with no weight left at zero."""
-    torch.manual_seed(0)
-    network = PolicyNetwork(config).eval()
-    for parameter in network.parameters():
-        parameter.data += 0.2 * torch.randn_like(parameter)
-    return network

@@ -1,29 +1,25 @@
 """Schedules driven without a model."""
 
+import numpy as np
 import torch
 from hypothesis import strategies as st
 
 from solm.core.actions import PRESETS
 from solm.core.budget import Ledger
-from solm.policies.protocol import Observation
+from solm.policies.schedules import unroll
 
 
-def run_schedule(policy, target, steps, seed=0):
+def run_schedule(policy, target, steps):
     """Drive a blind schedule over constant levels; realised averages [N, 3]."""
     space, rows = policy.space, len(target)
     levels = tuple(
-        torch.tensor(axis, dtype=torch.float64).expand(rows, -1) / (16 if index == 2 else 1)
+        np.tile(np.array(axis, dtype=np.float64) / (16 if index == 2 else 1), (rows, steps, 1))
         for index, axis in enumerate((space.attention, space.mlp, space.bits))
     )
-    ledger, generator = Ledger.empty(rows), torch.Generator().manual_seed(seed)
-    previous = torch.full((rows,), space.dense_index)
-    on = torch.ones(rows, 3, dtype=torch.bool)
-    shares = space.table / torch.tensor([1, 1, 16.0])
-    for step in range(steps):
-        observation = Observation(None, None, target, ledger, levels, step, steps, on, previous)
-        previous, _ = policy.act(observation, None, generator)
-        ledger = ledger.add(shares[previous], on)
-    return ledger.average
+    nothing = np.zeros((rows, 3))
+    ledger = Ledger(nothing, nothing.astype(np.int64))
+    found = unroll(policy, levels, np.ones((rows, steps, 3), dtype=bool), np.asarray(target), ledger)
+    return torch.from_numpy(found.ledger.average)
 
 
 SPACES = st.sampled_from([PRESETS[name] for name in ("joint-8", "joint-27", "joint-336", "mlp-40", "bits-5-10")])

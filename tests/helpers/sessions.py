@@ -6,14 +6,7 @@ from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy, Session
 
 
-def scored_under(
-    session: Session,
-    policy: AnyPolicy,
-    tokens: torch.Tensor,
-    target: torch.Tensor,
-    generator: torch.Generator | None = None,
-    record: bool = False,
-) -> Scored:
+def scored_under(session: Session, policy: AnyPolicy, tokens: torch.Tensor, target: torch.Tensor) -> Scored:
     """Tokens [N, T+1] decided by `policy` within target [N, 3] over their T steps, and scored."""
-    session.control(policy, target, tokens.shape[1] - 1, generator, record=record)
+    session.control(policy, target, tokens.shape[1] - 1)
     return session.score(tokens)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.control import Control
+from solm.backends.control import Control, Group
 from solm.backends.results import Result, Schedule, Scored, SplitSchedule, joined
 from solm.backends.session import AnyPolicy, check_length
 from solm.core.arrays import Array, as_numpy, as_tensor, is_tensor
@@ -20,8 +20,6 @@ from solm.policies.schedules import Dense
 
 if TYPE_CHECKING:
     import torch
-
-    from solm.policies.network import Features
 
 
 FEEDBACK = 16
@@ -42,12 +40,9 @@ class Split:
 class BaseSession(ABC):
     """See `solm.backends.session.Session`. A backend adds the cache and `_pass`."""
 
-    def __init__(
-        self, sparsity: SparsityConfig, shapes: ModelShapes, context: int | None, device: "torch.device | None" = None
-    ):
-        """context: tokens that the model can read, None: no limit. device: where policies' states are, None: the
-        host."""
-        self._sparsity, self._context, self._device = sparsity, context, device
+    def __init__(self, sparsity: SparsityConfig, shapes: ModelShapes, context: int | None):
+        """context: tokens that the model can read, None: no limit."""
+        self._sparsity, self._context = sparsity, context
         self._budgets: np.ndarray = budgets.uncontrolled(0)
         self._control = Control(sparsity, shapes)
 
@@ -63,14 +58,6 @@ class BaseSession(ABC):
     def _answer(self, found: Result, asked: Array) -> Result:
         """A result as the caller gets it, who gave the tokens `asked`."""
         return found.tensors() if is_tensor(asked) else found
-
-    @abstractmethod
-    def last_hidden(self, rows: np.ndarray) -> Array:
-        """[n, H], the input of the output head after the last token of `rows` [n]."""
-
-    @abstractmethod
-    def embed(self, tokens: Array) -> Array:
-        """Input embeddings [..., H] of tokens [...], in their kind."""
 
     @abstractmethod
     def _pass(
@@ -109,24 +96,18 @@ class BaseSession(ABC):
     def ledger(self) -> Ledger:
         return budgets.ledger_of(self._budgets)
 
-    @property
-    def seen(self) -> "Features | None":
-        return self._control.seen
-
     def control(
         self,
         policy: AnyPolicy,
         target: Array,
         horizon: int | np.ndarray,
-        generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
         early: Array | None = None,
-        record: bool = False,
     ) -> None:
         """As `Session.control`."""
         self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
-        self._control.assign(policy, self.rows, self._device, generator, record)
+        self._control.groups = [Group(policy, np.arange(self.rows))]
         self._took_over(policy)
 
     def _took_over(self, policy: AnyPolicy) -> None:  # noqa: B027
@@ -148,10 +129,7 @@ class BaseSession(ABC):
         ours = self._ours(tokens)
         if keep is not None:
             return self._answer(self._known(ours, keep, keep_logits), tokens)
-        if not self._control.stepwise or tokens.shape[1] == 1:
-            return self._answer(self._decided(ours, keep_logits), tokens)
-        found = joined([self._decided(ours[:, t : t + 1]) for t in range(tokens.shape[1])])
-        return self._answer(found if keep_logits is None else only(found, keep_logits), tokens)
+        return self._answer(self._decided(ours, keep_logits), tokens)
 
     def score(
         self,
@@ -181,8 +159,6 @@ class BaseSession(ABC):
     @property
     def decided_at_once(self) -> int:
         """As `Session.decided_at_once`."""
-        if self._control.stepwise:
-            return 1
         return _UNLIMITED if self._sparsity.thresholds is None else FEEDBACK
 
     def _scored_at_once(self, known: bool) -> int:
@@ -200,7 +176,7 @@ class BaseSession(ABC):
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
             return self._pass(tokens, None, None, keep_logits, exact_largest, decide=bool(own))
         self._check_room(tokens.shape[1])  # before anything is decided
-        made = self._control.decide(self._budgets, self._counts, tokens, self, own)
+        made = self._control.decide(self._budgets, self._counts, tokens.shape[1], own)
         split = None if made.layer is None or made.choose is None else Split(made.layer, made.choose)
         found = self._pass(tokens, made.keep, split, keep_logits, exact_largest, decide=bool(own))
         for number in own:

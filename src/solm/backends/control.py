@@ -4,59 +4,31 @@ The torch backend decides everything here. The cpu backend does so for the polic
 """
 
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from solm.backends.session import AnyPolicy
-from solm.core.actions import DENSE
-from solm.core.arrays import Array, as_numpy, as_tensor
+from solm.core.actions import DENSE, ActionSpace
+from solm.core.arrays import as_numpy, as_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Observation
-from solm.policies.schedules import BlindSchedule, Dense, Random, Static
-from solm.policies.unroll import unroll
+from solm.policies.schedules import Dense, Levels, Static, take, two_levels, unroll
 
 if TYPE_CHECKING:
     import torch
 
-    from solm.policies.network import Features
-
-
-class Model(Protocol):
-    """What a policy may see of the model before a step."""
-
-    def last_hidden(self, rows: np.ndarray) -> Array:
-        """[n, H], what the output head read after the last token of `rows` [n]."""
-
-    def embed(self, tokens: Array) -> Array:
-        """Input embeddings [n, H] of tokens [n], in their kind."""
-
 
 @dataclass
 class Group:
-    """Rows [n] that one policy decides for together; its state for them, and the generator that it draws with."""
+    """Rows [n] that one policy decides for together."""
 
     policy: AnyPolicy
     rows: np.ndarray
-    state: Any = None
-    generator: "torch.Generator | np.random.Generator | None" = None
-    seen: "list[Features] | None" = None
-
-    @property
-    def alone(self) -> bool:
-        """Whether other rows of the same policy must stay apart: it has a state."""
-        return self.stepwise
-
-    @property
-    def stepwise(self) -> bool:
-        """Whether a decision needs the state that the previous step left."""
-        return self.policy.reads_model and not isinstance(self.policy, PricedPolicy)
 
 
 @dataclass(frozen=True)
@@ -78,41 +50,9 @@ class Control:
         self.groups = groups or []
 
     @property
-    def stepwise(self) -> bool:
-        """Whether known tokens must be decided one after the other."""
-        return any(group.stepwise for group in self.groups)
-
-    @property
     def layer(self) -> int | None:
         """The layer before which priced policies decide; None without such a policy."""
         return next((group.policy.layer for group in self.groups if isinstance(group.policy, PricedPolicy)), None)
-
-    @property
-    def seen(self) -> "Features | None":
-        """What the network of the only group's policy saw so far, where it is recorded."""
-        if len(self.groups) != 1 or not self.groups[0].seen:
-            return None
-        import torch
-
-        from solm.policies.network import Features
-
-        return Features(*(torch.cat(parts, 1) for parts in zip(*self.groups[0].seen, strict=True)))
-
-    def assign(
-        self,
-        policy: AnyPolicy,
-        rows: int,
-        device: "torch.device | None",
-        generator: "torch.Generator | np.random.Generator | None",
-        record: bool,
-    ) -> None:
-        """Let `policy` decide for all of `rows` rows. device: where its state is, None: the host."""
-        state = None
-        if not isinstance(policy, PricedPolicy | BlindSchedule):
-            import torch
-
-            state = policy.start(rows, device or torch.device("cpu"))
-        self.groups = [Group(policy, np.arange(rows), state, generator, [] if record else None)]
 
     def check_join(self, other: "Control") -> None:
         """Raises `SolmError` where the priced policies of both decide before different layers."""
@@ -124,136 +64,135 @@ class Control:
     def join(self, other: "Control", rows: int) -> None:
         """Take over the rows of `other`, which follow this one's `rows` rows."""
         for group in other.groups:
-            moved = replace(group, rows=group.rows + rows)
-            mine = next((g for g in self.groups if g.policy is moved.policy and not moved.alone), None)
+            mine = next((one for one in self.groups if one.policy is group.policy), None)
             if mine is None:
-                self.groups.append(moved)
+                self.groups.append(Group(group.policy, group.rows + rows))
             else:
-                mine.rows = np.concatenate([mine.rows, moved.rows])
+                mine.rows = np.concatenate([mine.rows, group.rows + rows])
 
-    def take(self, index: np.ndarray, sparsity: SparsityConfig, copied: bool = False) -> "Control":
-        """The control of rows index [n] of these, in that order, under `sparsity`.
-
-        copied: random generators are copied, so that neither session's draws change the other's.
-        """
-        kept = []
-        for group in self.groups if len(index) else []:
-            place = np.full(int(max(index.max(), group.rows.max())) + 1, -1)
-            place[group.rows] = np.arange(len(group.rows))
-            inside = place[index] >= 0
-            if not inside.any():
-                continue
-            chosen = place[index[inside]]
-            state = None if group.state is None else group.state.rows(as_tensor(chosen))
-            generator = _copied(group.generator) if copied else group.generator
-            kept.append(Group(group.policy, np.flatnonzero(inside), state, generator, None))
-        return Control(sparsity, self.shapes, kept)
+    def take(self, index: np.ndarray, sparsity: SparsityConfig) -> "Control":
+        """The control of rows index [n] of these, in that order, under `sparsity`."""
+        found = [Group(group.policy, np.flatnonzero(np.isin(index, group.rows))) for group in self.groups]
+        return Control(sparsity, self.shapes, [group for group in found if len(group.rows)])
 
     def decide(
-        self,
-        budgets: np.ndarray,
-        lengths: np.ndarray,
-        tokens: Array,
-        model: Model,
-        skip: frozenset[int] = frozenset(),
+        self, budgets: np.ndarray, lengths: np.ndarray, count: int, skip: frozenset[int] = frozenset()
     ) -> Decision:
-        """What the next steps of all rows follow: tokens [N, Q] after `lengths` [N] others.
+        """What the next `count` steps of all N rows follow, after `lengths` [N] tokens.
 
         Rows without a policy are dense. skip: numbers of groups that somebody else decides for. Records of `budgets`
         advance by what is decided, but for what steps realise, which is counted after the pass.
         """
-        rows, count = tokens.shape
+        rows = len(lengths)
         keep = np.tile(np.array(DENSE, dtype=np.float64), (rows, count, 1))
         actions = np.zeros((rows, count), dtype=np.int64)
-        later: list[tuple[Group, np.ndarray]] = []
+        later: list[tuple[Group, np.ndarray, np.ndarray]] = []
         for number, group in enumerate(self.groups):
             if number in skip:
                 continue
-            state, kv_length = budgets[group.rows], lengths[group.rows] + 1
-            if isinstance(group.policy, PricedPolicy):
-                before = self._early(group.policy, state, kv_length, count)
-                later.append((group, before))
-                actions[group.rows] = before
-            elif isinstance(group.policy, Dense):
-                actions[group.rows] = group.policy.space.dense_index
-            elif group.stepwise:
-                actions[group.rows] = self._next(group, state, kv_length, tokens[group.rows], model)
+            state, policy = budgets[group.rows], group.policy
+            kv_lengths = lengths[group.rows, None] + np.arange(1, count + 1)
+            if isinstance(policy, PricedPolicy):
+                # The layers before the policy's follow the static schedule of the same budget.
+                ledger = Ledger(state["early"].copy(), state["counted"].copy())
+                found = unroll(Static(policy.space), *self._possible(policy.space, kv_lengths), state["target"], ledger)
+                state["early"], actions[group.rows] = found.ledger.spent, found.actions
+                later.append((group, kv_lengths, found.actions))
+            elif isinstance(policy, Dense):
+                actions[group.rows] = policy.space.dense_index
             else:
-                actions[group.rows] = self._known(group, state, kv_length, count)
+                ledger = Ledger(state["spent"].copy(), state["counted"].copy())
+                levels, on = self._possible(policy.space, kv_lengths)
+                taken, horizon = state["taken"].copy(), state["horizon"].copy()
+                actions[group.rows] = unroll(policy, levels, on, state["target"], ledger, taken, horizon).actions
             state["previous"] = actions[group.rows, -1]
             budgets[group.rows] = state
-            keep[group.rows] = group.policy.space.numbers[actions[group.rows]]
+            keep[group.rows] = policy.space.numbers[actions[group.rows]]
         if not later:
             return Decision(keep, actions)
 
-        from solm.policies.mid_pass import decide_known
-
         def choose(hidden: "torch.Tensor") -> np.ndarray:
             rest = keep.copy()
-            for group, before in later:
-                state, kv_length = budgets[group.rows], as_tensor(lengths[group.rows] + 1)
-                assert isinstance(group.policy, PricedPolicy)
+            for group, kv_lengths, before in later:
+                policy, state = group.policy, budgets[group.rows]
+                assert isinstance(policy, PricedPolicy)
                 here = hidden if len(group.rows) == rows else hidden[as_tensor(group.rows).to(hidden.device)]
-                decided = decide_known(
-                    group.policy, here, as_tensor(before), kv_length, self.sparsity, self.shapes,
-                    target=_tensor(state, "target"), spent=_tensor(state, "spent"), expected=_tensor(state, "expected"),
-                    counted=_tensor(state, "counted"), taken=_tensor(state, "taken"), horizon=_tensor(state, "horizon"),
-                )  # fmt: skip
-                actions[group.rows] = decided.actions.numpy()
-                rest[group.rows] = group.policy.space.numbers[actions[group.rows]]
+                actions[group.rows] = self.decide_inside(policy, here, before, kv_lengths, state)
+                rest[group.rows] = policy.space.numbers[actions[group.rows]]
                 budgets["previous"][group.rows] = actions[group.rows, -1]
-                budgets["expected"][group.rows] = decided.expected.numpy()
+                budgets["expected"][group.rows] = state["expected"]
             return rest
 
         return Decision(keep, actions, self.layer, choose)
 
-    def _early(self, policy: PricedPolicy, state: np.ndarray, kv_length: np.ndarray, count: int) -> np.ndarray:
-        """Actions [n, Q] of the layers before a priced policy's: the static schedule of the same budget."""
-        ledger = Ledger(state["early"].copy(), state["counted"].copy())
-        found = unroll(Static(policy.space), kv_length, self.sparsity, self.shapes, count, state["target"], ledger)
-        state["early"] = found.ledger.spent
-        return as_numpy(found.actions)
+    def _possible(
+        self, space: ActionSpace, kv_lengths: np.ndarray, before: int | None = None
+    ) -> tuple[Levels, np.ndarray]:
+        """What the levels of `space` realise in steps that see kv_lengths [n, Q] keys, and whether the steps can be
+        controlled per axis [n, Q, 3]. before: the contribution of the layers before this one alone."""
+        levels = axis_levels(space, kv_lengths, self.sparsity, self.shapes, before)
+        return levels, self.sparsity.controllable(kv_lengths)
 
-    def _known(self, group: Group, state: np.ndarray, kv_length: np.ndarray, count: int) -> np.ndarray:
-        """Actions [n, Q] of a policy that depends on budgets alone."""
-        assert not isinstance(group.policy, PricedPolicy)
-        arrays = isinstance(group.policy, Static | Random)  # others know tensors alone
+    def decide_inside(
+        self,
+        policy: PricedPolicy,
+        hidden: "torch.Tensor",
+        before: np.ndarray,
+        kv_lengths: np.ndarray,
+        state: np.ndarray,
+    ) -> np.ndarray:
+        """The actions [n, Q] of the layers from `policy.layer` on in Q known steps. No decision depends on what an
+        earlier one did to the model.
 
-        def of(values: np.ndarray) -> Any:
-            return values.copy() if arrays else as_tensor(values.copy())
+        hidden: [n, Q, H] residual stream that enters the layer. before: [n, Q] int64 actions of the layers before it.
+        kv_lengths: [n, Q] int64 keys that the steps see, their own included. state: budget records [n]; what prices
+        were set for is added to ``expected``, while ``spent`` and ``counted`` are left to who counts the pass.
+        """
+        space, steps = policy.space, before.shape[1]
+        costs = [as_numpy(axis) for axis in policy.costs(hidden, space.table[as_tensor(before)])]
+        whole, on = self._possible(space, kv_lengths)
+        first, _ = self._possible(space, kv_lengths, policy.layer)
+        rest = [axis - part for axis, part in zip(whole, first, strict=True)]
+        # Per axis [n, Q, levels]: what the step realises under each level, the layers before the policy's being known.
+        early = space.levels[before]
+        levels = [
+            take(part, early[..., axis])[..., None] + after
+            for axis, (part, after) in enumerate(zip(first, rest, strict=True))
+        ]
+        goal, part = state["target"], policy.layer / self.shapes.layers
+        ahead = np.stack(
+            [_first_layers_share(goal[:, axis, None], whole[axis], first[axis], part) for axis in range(len(levels))],
+            -1,
+        )
+        lowest, highest = (ahead + np.stack([axis[..., end] for axis in rest], -1) for end in (0, -1))
+        spent, expected, counted = state["spent"].copy(), state["expected"].copy(), state["counted"].copy()
+        actions = np.empty(before.shape, dtype=np.int64)
+        for step in range(steps):
+            now = tuple(axis[:, step] for axis in levels)
+            action, due = policy.allocate(
+                tuple(axis[:, step] for axis in costs), now, goal, spent, expected, counted,
+                np.maximum(1, state["horizon"] - state["taken"] - step), (lowest[:, step], highest[:, step]),
+            )  # fmt: skip
+            actions[:, step] = space.controlled(action, on[:, step])
+            index = space.levels[actions[:, step]]
+            realised = np.stack([take(axis, index[:, number]) for number, axis in enumerate(now)], 1)
+            spent += realised * on[:, step]
+            expected += due * on[:, step]
+            counted += on[:, step]
+        state["expected"] = expected
+        return actions
 
-        found = unroll(
-            group.policy, of(kv_length), self.sparsity, self.shapes, count, of(state["target"]),
-            Ledger(of(state["spent"]), of(state["counted"])), first_step=state["taken"], horizon=state["horizon"],
-            previous=of(state["previous"]), state=group.state, generator=group.generator,
-        )  # fmt: skip
-        group.state = found.state
-        return as_numpy(found.actions)
 
-    def _next(self, group: Group, state: np.ndarray, kv_length: np.ndarray, tokens: Array, model: Model) -> np.ndarray:
-        """Actions [n, 1] of a policy that sees what the previous step left."""
-        policy = group.policy
-        assert not isinstance(policy, PricedPolicy)
-        controllable = self.sparsity.controllable(kv_length)
-        observation = Observation(
-            as_tensor(model.last_hidden(group.rows)), as_tensor(model.embed(tokens[:, 0])), _tensor(state, "target"),
-            Ledger(_tensor(state, "spent"), _tensor(state, "counted")),
-            axis_levels(policy.space, as_tensor(kv_length), self.sparsity, self.shapes), state["taken"],
-            state["horizon"], as_tensor(controllable), _tensor(state, "previous"),
-        )  # fmt: skip
-        if group.seen is not None:
-            from solm.policies.learned import features
+def _first_layers_share(target: np.ndarray, whole: np.ndarray, first: np.ndarray, part: float) -> np.ndarray:
+    """What the first layers contribute [n, Q] under a schedule that mixes two levels to realise `target` [n, 1].
 
-            group.seen.append(features(observation))
-        chosen, group.state = policy.act(observation, group.state, group.generator)  # type: ignore[arg-type]
-        return policy.space.controlled(as_numpy(chosen), controllable)[:, None]
-
-
-def _copied(generator: Any) -> Any:
-    """A generator that draws the same from here on."""
-    return generator.clone_state() if hasattr(generator, "clone_state") else deepcopy(generator)
-
-
-def _tensor(state: np.ndarray, name: str) -> "torch.Tensor":
-    """A field of records [n], as a copy."""
-    return as_tensor(state[name].copy())
+    whole, first: [n, Q, levels] shares that levels realise, and what these layers contribute to them. part: these
+    layers' number over that of all layers.
+    """
+    excess = first - part * whole  # what these layers contribute beyond their number
+    goal = np.broadcast_to(target, whole.shape[:2])
+    lower, upper = two_levels(whole, goal, 0.0)
+    low, high = take(whole, lower), take(whole, upper)
+    place = ((goal - low) / np.maximum(high - low, 1e-12)).clip(0, 1)
+    low_excess = take(excess, lower)
+    return np.asarray(part * goal + (low_excess + place * (take(excess, upper) - low_excess)))

@@ -1,7 +1,7 @@
 """The session protocol: how everything above the backends runs a model. What it gets back is in `backends.results`.
 
 A session holds N rows. A row is one sequence with all of its state: keys and values, the policy that decides for it and
-that policy's state, its budget and what it has spent, its random generator. Rows are read densely (`prefill`), put
+its budget and what it has spent. Rows are read densely (`prefill`), put
 under a policy (`control`) and then advanced by `step`, `extend` or `score`. These follow a known schedule where one is
 given, else the rows' policies.
 
@@ -23,12 +23,10 @@ from solm.core.errors import ContextLengthError, DataError, UnsupportedModelErro
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import MLP_SITES, ChannelThresholds
 from solm.policies.priced import PricedPolicy
-from solm.policies.protocol import Policy
+from solm.policies.schedules import Policy
 
 if TYPE_CHECKING:
     import torch
-
-    from solm.policies.network import Features
 
 AnyPolicy = Policy | PricedPolicy
 MOST_EXACT = 64
@@ -56,10 +54,6 @@ class Session(Protocol):
     def sparsity(self) -> SparsityConfig:
         """How actions are carried out in this session."""
 
-    @property
-    def seen(self) -> "Features | None":
-        """What the policy's network saw at every step so far, where `control` was asked to record it."""
-
     def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> Any:
         """Read tokens [S, C] densely; logits after every row's last token [S, V].
 
@@ -76,19 +70,15 @@ class Session(Protocol):
         policy: AnyPolicy,
         target: Array,
         horizon: int | np.ndarray,
-        generator: "torch.Generator | np.random.Generator | None" = None,
         *,
         ledger: Ledger | None = None,
         early: Array | None = None,
-        record: bool = False,
     ) -> None:
         """From here on `policy` decides for all rows, within target [N, 3] float64 shares over `horizon` steps, one
         number or one a row.
 
-        generator: for policies that draw. ledger: what the rows are taken to
-        have spent; by default nothing. early: [N, 3] float64, what the layers before a priced policy's are taken to
-        have spent over the ledger's steps, as if they were the whole model. record: keep what the policy's network
-        sees.
+        ledger: what the rows are taken to have spent; by default nothing. early: [N, 3] float64, what the layers before
+        a priced policy's are taken to have spent over the ledger's steps, as if they were the whole model.
         """
 
     def aim(self, target: Array) -> None:
@@ -103,7 +93,7 @@ class Session(Protocol):
         """
 
     def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:
-        """Process known tokens [N, Q]: equal to Q steps, in one pass unless a policy reads the previous step's state.
+        """Process known tokens [N, Q]: equal to Q steps, in one pass.
 
         keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
         """

@@ -11,8 +11,7 @@ from solm.core.cost import equal_mlp
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import TokenStream
 from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
-from solm.policies.protocol import Observation
-from solm.policies.schedules import BlindSchedule, Static, static, take, two_levels
+from solm.policies.schedules import BlindSchedule, Observation, Static, static, take, two_levels
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.level_costs import expected_costs
 
@@ -73,19 +72,17 @@ class Tuned(BlindSchedule):
         super().__init__(space)
         shares = space.table.clone()
         shares[:, 2] /= FULL_BITS
-        self.actions = lower_hull(shares.mean(1), nats)
+        self.actions = lower_hull(shares.mean(1), nats).numpy()
 
-    def act(
-        self, observation: Observation, state: None, generator: torch.Generator | None
-    ) -> tuple[torch.Tensor, None]:
-        levels = self.space.level_table[self.actions].unbind(1)
+    def act(self, observation: Observation) -> np.ndarray:
+        levels = self.space.levels[self.actions].T
         ledger, on = observation.ledger, observation.controllable
-        shares = torch.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)], -1)
-        lower, upper = two_levels(shares.mean(-1).numpy(), observation.target.mean(1).numpy())
-        counted = (shares * on[:, None]).mean(-1).numpy()
-        owed = (observation.target * (ledger.steps + on) - ledger.spent).mean(1).numpy()
+        shares = np.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)], -1)
+        lower, upper = two_levels(shares.mean(-1), observation.target.mean(1))
+        counted = (shares * on[:, None]).mean(-1)
+        owed = (observation.target * (ledger.steps + on) - ledger.spent).mean(1)
         take_upper = abs(take(counted, upper) - owed) < abs(take(counted, lower) - owed)
-        return self.actions[torch.from_numpy(np.where(take_upper, upper, lower))], None
+        return self.actions[np.where(take_upper, upper, lower)]
 
 
 def tuned(

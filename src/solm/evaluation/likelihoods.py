@@ -4,16 +4,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 
+import numpy as np
 import torch
 
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
+from solm.core.arrays import as_numpy, as_tensor
 from solm.core.budget import Ledger, Spent
+from solm.core.cost import axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.pair_groups import Controlled, Group, Pair, Row, Tokens, clustered
 from solm.policies.priced import PricedPolicy
-from solm.policies.schedules import Random, Static
-from solm.policies.unroll import unroll
+from solm.policies.schedules import Random, Static, unroll
 from solm.runtime.language_model import LanguageModel
 
 _PHASES = 64
@@ -138,8 +140,7 @@ class _Job:
         self.control = control
         self.lm, self.policy, self.target, self.pairs, self.prefills = lm, policy, target, pairs, prefills
         self.sparsity = sparsity
-        self.left, self.generator = total, generator
-        self.shuffled = torch.randperm(_PHASES, generator=generator)
+        self.left, self.shuffled = total, torch.randperm(_PHASES, generator=generator)
         self.spent = Spent(replace(lm.budgets(policy), sparsity=sparsity))
         self.scores = torch.zeros(len(pairs), dtype=torch.float64)
         self.greedy = torch.ones(len(pairs), dtype=torch.bool)
@@ -216,10 +217,10 @@ class _Job:
         """Put rows that have counts [N] steps to go under the job's policy, within what is left of its budget."""
         target, length = self.target.expand(session.rows, 3), int(counts.max())
         if self.control == "question":
-            session.control(self.policy, target, counts.clamp(min=1).numpy(), self.generator)
+            session.control(self.policy, target, counts.clamp(min=1).numpy())
             return
         if not self.policy.reads_model:
-            session.control(self.policy, target, length, self.generator, ledger=self._phases(session, self.policy))
+            session.control(self.policy, target, length, ledger=self._phases(session, self.policy))
             return
         sums = (torch.from_numpy(sums).expand(session.rows, -1) for sums in (self.spent.shares, self.spent.counted))
         ledger, early = Ledger(*sums), None
@@ -227,7 +228,7 @@ class _Job:
             # What the layers before the policy's owe or own, on top of what the budget has allowed so far.
             early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps
         horizon = max(self.left, length)
-        session.control(self.policy, target, horizon, self.generator, ledger=ledger, early=early)
+        session.control(self.policy, target, horizon, ledger=ledger, early=early)
 
     def _phases(self, session: Session, policy: AnyPolicy) -> Ledger:
         """For every row what a policy that depends on budgets alone would have over- or underspent after another number
@@ -237,11 +238,12 @@ class _Job:
             policy, phase = Static(policy.space), self.shuffled[phase]
         assert not isinstance(policy, PricedPolicy)
         target = self.target.expand(session.rows, 3)
-        kv_length = session.lengths + 1
-        schedule = unroll(policy, kv_length, self.sparsity, self.lm.shapes, _PHASES, target, Ledger.empty(session.rows))
-        counted = self.sparsity.controllable(kv_length[:, None] + torch.arange(_PHASES))
-        owed = ((schedule.realised - target[:, None]) * counted).cumsum(1)
-        return Ledger(owed[torch.arange(session.rows), phase], torch.zeros_like(target, dtype=torch.int64))
+        kv_lengths = as_numpy(session.lengths)[:, None] + np.arange(1, _PHASES + 1)
+        levels = axis_levels(policy.space, kv_lengths, self.sparsity, self.lm.shapes)
+        counted, nothing = self.sparsity.controllable(kv_lengths), np.zeros((session.rows, 3), np.int64)
+        spent = unroll(policy, levels, counted, as_numpy(target), Ledger(nothing.astype(float), nothing)).realised
+        owed = as_tensor((spent - as_numpy(target)[:, None]) * counted).cumsum(1)
+        return Ledger(owed[torch.arange(session.rows), phase], as_tensor(nothing))
 
     def _add(self, found: Result, real: torch.Tensor, kv_length: torch.Tensor) -> None:
         self.spent.add(*(each[real].numpy() for each in (found.realised, found.controllable, kv_length)))

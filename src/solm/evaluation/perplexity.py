@@ -190,7 +190,7 @@ def _run_batch(
         seed, policy = (settings.seed * 100_003 + index) * 1_009 + purpose, arm.policy
         if isinstance(policy, Random):
             policy = Random(policy.space, seed)
-        forked.control(policy, target, settings.length, torch.Generator().manual_seed(seed))
+        forked.control(policy, target, settings.length)
         scored = forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
         return scored, _row_means(lm, arm, scored, settings)
 

@@ -1,39 +1,51 @@
-"""Training configurations: one YAML file, every field also a flag."""
+"""Grids, sparsity and training settings of arXiv 2605.10875."""
 
 import difflib
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Literal, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from solm.core.actions import PRESETS as SPACES
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.errors import BudgetError, SolmError
 from solm.core.provenance import MOST_SEED
-from solm.core.sparsity import PRESETS as SPARSITY
 from solm.core.sparsity import SparsityConfig
 
+GRIDS = {
+    "attention-10": ActionSpace(attention=(0.1, 1.0)),
+    "attention-20": ActionSpace(attention=(0.2, 1.0)),
+    "attention-40": ActionSpace(attention=(0.4, 1.0)),
+    "mlp-30": ActionSpace(mlp=(0.3, 1.0)),
+    "mlp-40": ActionSpace(mlp=(0.4, 1.0)),
+    "mlp-50": ActionSpace(mlp=(0.5, 1.0)),
+    "bits-5": ActionSpace(bits=(5, 16)),
+    "bits-6": ActionSpace(bits=(6, 16)),
+    # The paper's {5, 10} bit grid gains the dense level that every space must have.
+    "bits-5-10": ActionSpace(bits=(5, 10, 16)),
+    "attention-fine": ActionSpace(attention=(0.1, 0.2, 0.4, 1.0)),
+    "mlp-fine": ActionSpace(mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
+    "bits-fine": ActionSpace(bits=(4, 5, 6, 8, 16)),
+    "joint-8": ActionSpace(attention=(0.1, 1.0), mlp=(0.6, 1.0), bits=(5, 16)),
+    "joint-27": ActionSpace(attention=(0.1, 0.6, 1.0), mlp=(0.4, 0.8, 1.0), bits=(5, 7, 16)),
+    "joint-336": ActionSpace(
+        attention=(0.1, 0.4, 0.7, 1.0), mlp=(0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=tuple(range(5, 17))
+    ),
+    "joint-1560": ActionSpace(
+        attention=tuple(level / 10 for level in range(1, 11)),
+        mlp=tuple(level / 100 for level in range(40, 101, 5)),
+        bits=tuple(range(5, 17)),
+    ),
+}
+SPARSITY = SparsityConfig(
+    sinks=0, window=0, select_per="query_head", keep_ties=True, mlp_site="input", bits_site="output", bits_group=None
+)
+"""No sinks or window, pages chosen per query head, input channels only, MLP output quantised with one scale a token."""
 
-def read_values(path: Path | None) -> dict[str, Any]:
-    """The keys and values of a YAML file; none without one. Raises `SolmError`."""
-    if path is None:
-        return {}
-    try:
-        values: Any = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SolmError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SolmError(f"{path}: expected keys and values, got {type(values).__name__}")
-    return values
 
-
-Config = TypeVar("Config", bound="RunConfig")
-
-
-class RunConfig(BaseModel):
-    """Settings of every training run. Equal configurations give equal policies on one CPU."""
+class TrainConfig(BaseModel):
+    """Settings of a training run. Equal ones give equal policies on one CPU."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,43 +54,70 @@ class RunConfig(BaseModel):
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data: tuple[str, ...] = ("pydoc:train",)
-    """Sources of text; ``self:N`` adds N texts sampled from the model itself."""
-    space: ActionSpace
-    sparsity: SparsityConfig = SPARSITY["default"]
+    """Sources of text, as for `solm.data.text.documents`."""
+    space: ActionSpace = GRIDS["joint-8"]
+    sparsity: SparsityConfig = SPARSITY
     context: int = Field(512, ge=1)
     """Tokens read densely before an episode."""
     length: int = Field(16, ge=1)
     """Controlled tokens per episode."""
     texts: int = Field(4, ge=1)
-    """Different texts per batch."""
+    """Different texts per update."""
+    rollouts: int = Field(16, ge=2)
+    """Counterfactual schedules per text."""
+    updates: int = Field(400, ge=1)
     seed: int = Field(0, ge=0, le=MOST_SEED)
+
+    learning_rate: float = Field(1e-4, gt=0)
+    entropy: float = Field(0.05, ge=0)
+    epochs: int = Field(1, ge=1)
+    """Optimiser steps per update. With one, the ratio is always 1 and the objective is REINFORCE with a group
+    baseline."""
+    gamma: float = Field(0.85, gt=0, le=1)
+    advantage: Literal["process", "outcome", "priced"] = "process"
+    """How advantages are computed: see `solm.paper.grpo.advantages`."""
+    budgets: tuple[float, ...] = ()
+    """Net keeps to train at. Empty: every axis is drawn uniformly from its range, independently."""
+
+    width: int = Field(256, ge=8)
+    heads: int = Field(4, ge=1)
+    budget_prior: bool = False
+    """Add the log-odds of `solm.paper.policy.budget_prior` to the network's output, which the paper does not."""
+    checkpoint_every: int = Field(50, ge=1)
+    accumulate: int = Field(1, ge=1)
+    """Parts in which the gradient of an update is computed. More parts need less memory; the result is the same but for
+    rounding."""
 
     @model_validator(mode="before")
     @classmethod
     def _resolve_names(cls, values: Any) -> Any:
-        """Spaces and sparsity may be given by the name of a preset; data as one string."""
+        """The space may be given by its name; data as one string."""
         if isinstance(values, dict):
             values = dict(values)
-            for key in ("space", "choose"):
-                if isinstance(values.get(key), str):
-                    values[key] = ActionSpace.preset(values[key])
-            if isinstance(values.get("sparsity"), str):
-                values["sparsity"] = SparsityConfig.preset(values["sparsity"])
+            if isinstance(values.get("space"), str):
+                values["space"] = grid(values["space"])
             if isinstance(values.get("data"), str):
                 values["data"] = tuple(part.strip() for part in values["data"].split(","))
         return values
 
     @model_validator(mode="after")
-    def _check_steps(self) -> Self:
+    def _check(self) -> Self:
         if len(self.space.attention) > 1 and self.context + self.length <= self.sparsity.always_read:
             raise ValueError(
                 f"context {self.context} leaves no step whose attention can be controlled: it always reads "
                 f"{self.sparsity.always_read} tokens"
             )
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        for net in self.budgets:
+            try:
+                Budget.from_net(net, self.space)
+            except BudgetError as error:
+                raise ValueError(f"budgets: {error}") from error
         return self
 
     @classmethod
-    def build(cls: type[Config], values: dict[str, Any], origin: str) -> Config:
+    def build(cls, values: dict[str, Any], origin: str) -> "TrainConfig":
         """A configuration from keys and values; `origin` is named in errors.
 
         Raises `SolmError` that names the key, with a suggestion for an unknown one.
@@ -96,41 +135,21 @@ class RunConfig(BaseModel):
             raise SolmError(f"{origin}: {where or 'value'}: {first['msg']} (got {first['input']!r})") from error
 
 
-class TrainConfig(RunConfig):
-    """Group-relative policy optimisation, as in arXiv 2605.10875."""
+def grid(name: str) -> ActionSpace:
+    """The space called `name` in `GRIDS`; raises `SolmError` for an unknown one."""
+    if name not in GRIDS:
+        raise SolmError(f"unknown action space {name!r}; choose one of {', '.join(GRIDS)}")
+    return GRIDS[name]
 
-    method: Literal["grpo"] = "grpo"
-    space: ActionSpace = SPACES["joint-8"]
-    rollouts: int = Field(16, ge=2)
-    """Counterfactual schedules per text."""
-    updates: int = Field(400, ge=1)
 
-    learning_rate: float = Field(1e-4, gt=0)
-    entropy: float = Field(0.05, ge=0)
-    epochs: int = Field(1, ge=1)
-    """Optimiser steps per batch. With one, the ratio is always 1 and the objective is REINFORCE with a group
-    baseline."""
-    gamma: float = Field(0.85, gt=0, le=1)
-    advantage: Literal["priced", "process", "outcome"] = "priced"
-    """How advantages are computed: see `solm.paper.objective.advantages`."""
-    budgets: tuple[float, ...] = ()
-    """Net keeps to train at. Empty: every axis is drawn uniformly from its range, independently."""
-
-    width: int = Field(256, ge=8)
-    heads: int = Field(4, ge=1)
-    budget_prior: bool = True
-    checkpoint_every: int = Field(50, ge=1)
-    accumulate: int = Field(1, ge=1)
-    """Parts in which a process computes the gradient of an update. More parts need less memory; the result is the same
-    but for rounding."""
-
-    @model_validator(mode="after")
-    def _check_sizes(self) -> Self:
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
-        for net in self.budgets:
-            try:
-                Budget.from_net(net, self.space)
-            except BudgetError as error:
-                raise ValueError(f"budgets: {error}") from error
-        return self
+def read_values(path: Path | None) -> dict[str, Any]:
+    """The keys and values of a YAML file; none without one. Raises `SolmError`."""
+    if path is None:
+        return {}
+    try:
+        values: Any = yaml.safe_load(path.read_text()) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SolmError(f"cannot read {path}: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SolmError(f"{path}: expected keys and values, got {type(values).__name__}")
+    return values

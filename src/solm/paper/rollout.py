@@ -1,28 +1,75 @@
-"""Collecting counterfactual episodes: one prefill per text, K schedules over the same tokens."""
+"""Episodes: the tokens of a text, taken one by one under the actions that a policy draws."""
 
 from dataclasses import dataclass
 
 import torch
 
-from solm.backends.results import Scored
+from solm.backends.logits import log_probabilities
+from solm.backends.session import Session
+from solm.core.actions import DENSE
 from solm.core.budget import Budget
-from solm.core.cost import axis_levels
 from solm.data.windows import TokenStream
 from solm.paper.config import TrainConfig
-from solm.paper.ranks import Ranks
-from solm.paper.sources import draw_windows
-from solm.policies.learned import LearnedPolicy
-from solm.policies.network import Features
+from solm.paper.network import Features
+from solm.paper.policy import PaperPolicy, Situation
 from solm.runtime.language_model import LanguageModel
 
 
 @dataclass(frozen=True)
-class Batch:
-    """N = S·K episodes, the K rollouts of a text adjacent; target: [N, 3] budget shares."""
+class Episode:
+    """T steps of N rows. log_probabilities: [N, T] float32 of the tokens that followed. realised: [N, T, 3] float64
+    shares. controllable: [N, T, 3] bool. actions: [N, T] int64. features: what the network saw. target: [N, 3] float64,
+    the budget shares."""
 
-    episode: Scored
+    log_probabilities: torch.Tensor
+    realised: torch.Tensor
+    controllable: torch.Tensor
+    actions: torch.Tensor
     features: Features
     target: torch.Tensor
+
+    @property
+    def averages(self) -> torch.Tensor:
+        """[N, 3] float64: mean shares over the steps that could be controlled; 1 where none could."""
+        counted = self.controllable.sum(1)
+        return torch.where(counted > 0, (self.realised * self.controllable).sum(1) / counted.clamp(min=1), 1.0)
+
+
+def read_context(lm: LanguageModel, context: torch.Tensor) -> tuple[Session, torch.Tensor]:
+    """A session of S rows that have read context [S, C], C at least 2, and what the output head read last [S, H]."""
+    session = lm.session(capacity=context.shape[1])
+    session.prefill(context[:, :-1])
+    last = session.step(context[:, -1], torch.tensor(DENSE, dtype=torch.float64).expand(len(context), 3))
+    return session, last.hidden[:, 0]
+
+
+def play(
+    lm: LanguageModel,
+    policy: PaperPolicy,
+    session: Session,
+    hidden: torch.Tensor,
+    tokens: torch.Tensor,
+    target: torch.Tensor,
+    generator: torch.Generator,
+) -> Episode:
+    """Take the first T of tokens [N, T + 1] in a session of N rows whose head has read hidden [N, H], within target
+    [N, 3] shares; no target below the least that the steps can realise."""
+    space, steps = policy.config.space, tokens.shape[1] - 1
+    least = Situation.of(lm, space, session.sparsity, session.lengths)
+    target = torch.maximum(target, torch.stack([axis[:, 0] for axis in least.levels], 1))
+    rows = policy.start(hidden, target, steps)
+    embedded, parts, seen = lm.backend.embed(tokens[:, :-1]), [], []
+    for step in range(steps):
+        situation = Situation.of(lm, space, session.sparsity, session.lengths)
+        actions, observed, rows = policy.act(rows, situation, embedded[:, step], generator)
+        result = session.step(tokens[:, step], space.table[actions])
+        rows = rows.after(actions, result.hidden[:, 0], result.realised[:, 0], result.controllable[:, 0])
+        followed = log_probabilities(result.logits, tokens[:, step + 1, None])[:, 0].cpu()
+        parts.append((followed, result.realised[:, 0], result.controllable[:, 0], actions))
+        seen.append(observed)
+    scores, realised, controllable, actions = (torch.stack(values, 1) for values in zip(*parts, strict=True))
+    features = Features(*(torch.cat(values, 1) for values in zip(*seen, strict=True)))
+    return Episode(scores, realised, controllable, actions, features, target)
 
 
 def step_generator(seed: int, update: int, purpose: int) -> torch.Generator:
@@ -41,27 +88,15 @@ def draw_targets(config: TrainConfig, generator: torch.Generator) -> torch.Tenso
 
 
 def collect(
-    lm: LanguageModel,
-    policy: LearnedPolicy,
-    streams: list[TokenStream],
-    config: TrainConfig,
-    update: int,
-    ranks: Ranks,
-) -> Batch:
-    """This process's share of the episodes of one update: some of its texts, with all their rollouts."""
-    mine = ranks.share(config.texts)
-    windows = draw_windows(
-        streams, config.texts, config.context + config.length + 1, step_generator(config.seed, update, 0)
-    )[mine]
-    targets = draw_targets(config, step_generator(config.seed, update, 1))[mine].repeat_interleave(config.rollouts, 0)
-    session = lm.session(capacity=config.context)
-    session.prefill(windows[:, : config.context])
+    lm: LanguageModel, policy: PaperPolicy, streams: list[TokenStream], config: TrainConfig, update: int
+) -> Episode:
+    """The N = S·K episodes of one update, the K rollouts of a text adjacent: they share its tokens and its budget."""
+    draw = step_generator(config.seed, update, 0)
+    picks = torch.randint(len(streams), (config.texts,), generator=draw).tolist()
+    windows = torch.cat([streams[pick].random(1, config.context + config.length + 1, draw) for pick in picks])
+    target = draw_targets(config, step_generator(config.seed, update, 1)).repeat_interleave(config.rollouts, 0)
+    session, hidden = read_context(lm, windows[:, : config.context])
     forks = session.fork(config.rollouts, capacity=config.length + lm.sparsity.page_size)
     tokens = windows[:, config.context :].repeat_interleave(config.rollouts, 0)
-    # No policy can meet targets below what the always-read tokens cost.
-    levels = axis_levels(policy.space, forks.lengths + 1, lm.sparsity, lm.shapes)
-    targets = torch.maximum(targets, torch.stack([axis[:, 0] for axis in levels], 1))
-    forks.control(policy, targets, config.length, step_generator(config.seed, update, 2), record=True)
-    episode = forks.score(tokens)
-    assert forks.seen is not None
-    return Batch(episode, forks.seen, targets)
+    draw = step_generator(config.seed, update, 2)
+    return play(lm, policy, forks, hidden.repeat_interleave(config.rollouts, 0), tokens, target, draw)

@@ -14,18 +14,15 @@ from solm.core.budget import Budget
 from solm.core.cost import ModelShapes
 from solm.core.curve import CURVE, BudgetCurve
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError, first_line
-from solm.core.files import read_arrays, read_json, read_model, read_tensors, write_bytes, write_json, write_text
+from solm.core.files import read_arrays, read_json, read_model, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
 from solm.policies.identity import BaseIdentity as BaseIdentity
-from solm.policies.network_config import NetworkConfig
 from solm.policies.value_policy import ValuePolicy, known_levels
 from solm.policies.value_weights import ValueConfig, ValueWeights
 
 if TYPE_CHECKING:
     import torch
 
-    from solm.policies.learned import LearnedPolicy
-    from solm.policies.network import PolicyNetwork
     from solm.policies.value_network import ValueNetwork
 
 BUILTIN = "builtin:"
@@ -42,7 +39,7 @@ class PolicyConfig(BaseModel):
     base: BaseIdentity
     space: ActionSpace
     sparsity: SparsityConfig
-    network: NetworkConfig | ValueConfig
+    network: ValueConfig
     provenance: dict[str, Any] = Field(default_factory=dict)
     digest: str = ""
 
@@ -56,15 +53,11 @@ class TrainedPolicy:
     def __init__(
         self,
         config: PolicyConfig,
-        network: "PolicyNetwork | ValueNetwork | ValueWeights | None" = None,
+        network: "ValueNetwork | ValueWeights | None" = None,
         curve: BudgetCurve | None = None,
     ):
         self.curve = curve
-        sizes = config.network
-        if isinstance(sizes, ValueConfig):
-            known_levels(sizes.grid, config.space)
-        elif sizes.actions != len(config.space):
-            raise PolicyMismatchError(f"the network has {sizes.actions} actions, its action space {len(config.space)}")
+        known_levels(config.network.grid, config.space)
         _check_sizes(config, config.base.layers, config.base.hidden)
         self.config = config
         self._weights = network if isinstance(network, ValueWeights) else None
@@ -74,17 +67,14 @@ class TrainedPolicy:
 
     @property
     def network(self) -> Any:
-        """The `PolicyNetwork` or `ValueNetwork`; one that was read from a file is made when it is asked for first,
-        because the compiled engine needs its weights alone."""
+        """The `ValueNetwork`; one that was read from a file is made when it is asked for first, because the compiled
+        engine needs its weights alone."""
         if self._network is None:
-            from solm.policies.network import PolicyNetwork
             from solm.policies.value_network import ValueNetwork
 
-            sizes = self.config.network
-            if self._weights is not None:
-                self._network = ValueNetwork.of(self._weights)
-            else:
-                self._network = ValueNetwork(sizes) if isinstance(sizes, ValueConfig) else PolicyNetwork(sizes)
+            self._network = (
+                ValueNetwork(self.config.network) if self._weights is None else ValueNetwork.of(self._weights)
+            )
         return self._network
 
     def to(self, device: "torch.device") -> None:
@@ -92,24 +82,18 @@ class TrainedPolicy:
         self.network.to(device)
         self._made.clear()
 
-    def policy(
-        self, decision: Literal["sample", "greedy"] = "sample", clamp: bool = True
-    ) -> "LearnedPolicy | ValuePolicy":
-        """What decides; `decision` is for policies that are distributions, a value policy takes the best action.
+    def policy(self, clamp: bool = True) -> ValuePolicy:
+        """What decides; made once, as its price curves take long to compute. The network must not change afterwards.
 
-        A value policy is made once, as its price curves take long to compute. The network must not change afterwards.
+        clamp: rule out actions after which a budget could no longer be met.
         """
-        if isinstance(self.config.network, ValueConfig):
-            if clamp not in self._made:
-                only = self._weights if self._network is None else None
-                self._made[clamp] = ValuePolicy(only or self.network.eval(), self.config.space, clamp)
-            return self._made[clamp]
-        from solm.policies.learned import LearnedPolicy
-
-        return LearnedPolicy(self.network.eval(), self.config.space, decision, clamp)
+        if clamp not in self._made:
+            only = self._weights if self._network is None else None
+            self._made[clamp] = ValuePolicy(only or self.network.eval(), self.config.space, clamp)
+        return self._made[clamp]
 
     def budget(self, net: float) -> Budget:
-        """The budget of net keep `net`. A value policy splits it over the axes so that all pay the same price.
+        """The budget of net keep `net`, split over the axes so that all pay the same price.
 
         Raises `BudgetError` for a net keep that the action space cannot meet.
         """
@@ -125,8 +109,8 @@ class TrainedPolicy:
         return policy.split_cost(cost, levels, tuple(rates.tolist()), 1 - float(rates.sum()), context)
 
     def _split(self, net: float) -> Budget:
-        even, policy = Budget.from_net(net, self.config.space), self.policy()
-        return policy.split(net) if isinstance(policy, ValuePolicy) else even
+        Budget.from_net(net, self.config.space)  # refuses what cannot be met
+        return self.policy().split(net)
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
@@ -168,17 +152,13 @@ class TrainedPolicy:
         if not folder.is_dir():
             folder = from_hub(str(name), revision)
         config = read_model(folder / CONFIG, PolicyConfig)
-        valued = isinstance(config.network, ValueConfig)
-        found: Any = read_arrays(folder / WEIGHTS) if valued else read_tensors(folder / WEIGHTS)
+        found = read_arrays(folder / WEIGHTS)
         # Of the file, not of the model's fields: a field that is added later must not change it.
         if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
             raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
         trained = cls(config, curve=read_model(folder / CURVE, BudgetCurve) if (folder / CURVE).is_file() else None)
-        if isinstance(config.network, ValueConfig):
-            trained._weights = ValueWeights(config.network, found)
-            trained._weights.check()
-        else:
-            trained.network.load(found)
+        trained._weights = ValueWeights(config.network, found)
+        trained._weights.check()
         if str(device) != "cpu":
             trained.to(device)  # type: ignore[arg-type]
         return trained
@@ -230,7 +210,7 @@ def _check_sizes(config: PolicyConfig, layers: int, hidden: int) -> None:
     network, allocation = config.network, config.sparsity.allocation
     if network.base_hidden != hidden:
         raise PolicyMismatchError(f"the policy network reads hidden size {network.base_hidden}, the model has {hidden}")
-    if isinstance(network, ValueConfig) and network.layer >= layers:
+    if network.layer >= layers:
         raise PolicyMismatchError(
             f"the policy decides before layer {network.layer}, the model has layers 0 to {layers - 1}"
         )

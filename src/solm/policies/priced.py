@@ -9,8 +9,7 @@ import numpy as np
 from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import AnyArray, Array, as_numpy
 from solm.core.budget import Budget
-from solm.policies.protocol import SHORTEST_HORIZON, Count, due_share, feasible_levels
-from solm.policies.schedules import take, two_levels
+from solm.policies.schedules import SHORTEST_HORIZON, Count, due_share, take, two_levels
 
 if TYPE_CHECKING:
     import torch
@@ -121,7 +120,7 @@ class PricedPolicy(ABC):
     """Takes for every token the action of the lowest level costs plus price, in the middle of a pass.
 
     It decides before layer `layer`. The layers before it follow the static schedule of the same budget, so that nothing
-    the policy reads depends on its own earlier decisions: known tokens are decided in one pass (`policies.mid_pass`).
+    the policy reads depends on its own earlier decisions: known tokens are decided in one pass.
 
     curves: per axis the average share that every price gives. clamp: rule out actions after which the budget could no
     longer be met.
@@ -218,3 +217,27 @@ def _nominal_share(wanted: np.ndarray, realised: np.ndarray, nominal: np.ndarray
     low, high = take(realised, lower), take(realised, upper)
     part = ((wanted - low) / np.maximum(high - low, _SAME_SHARE)).clip(0, 1)
     return np.asarray(nominal[lower] + part * (nominal[upper] - nominal[lower]))
+
+
+def feasible_levels(
+    levels: np.ndarray,
+    target: np.ndarray,
+    spent: np.ndarray,
+    counted: np.ndarray,
+    remaining: Count,
+    later: tuple[np.ndarray, np.ndarray],
+) -> np.ndarray:
+    """[N, L] bool: levels of one axis after which the budget can still be met by the horizon.
+
+    Where no level can meet it any more, the levels that miss it least.
+
+    levels: [N, L] shares realised at this step. target, spent [N]: share asked for, and sum of shares over `counted`
+    steps [N]. remaining: steps left, this one included. later: [N] lowest and highest average share that the steps
+    after this one can realise.
+    """
+    left = np.reshape(np.asarray(remaining) - 1, (-1, 1))
+    goal = target[:, None] * (counted + remaining)[:, None]
+    total = spent[:, None] + levels
+    low, high = (bound[:, None] for bound in later)
+    miss = np.maximum(total + left * low - goal, 0) + np.maximum(goal - total - left * high, 0)
+    return np.asarray(miss <= miss.min(1, keepdims=True) + 1e-9)

@@ -1,17 +1,68 @@
-"""Schedules that do not read the model: dense, static, random. The baselines of every comparison."""
+"""Schedules that depend on budgets alone: dense, static, random; and how such a schedule is found for steps to come.
+
+All is computed in NumPy.
+"""
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
 from solm.core.actions import ActionSpace
-from solm.core.arrays import as_numpy, in_kind
+from solm.core.arrays import AnyArray
+from solm.core.budget import Ledger
 from solm.core.sparsity import SparsityConfig
-from solm.policies.protocol import SHORTEST_HORIZON, Count, Observation, due_share
 
-if TYPE_CHECKING:
-    import torch
+Count = int | np.ndarray
+"""A number of steps: the same for all rows, or [N] int64."""
+SHORTEST_HORIZON = 8
+"""Steps over which a deviation from the budget is made good, even where fewer are left."""
+Levels = tuple[np.ndarray, ...]
+"""Per axis [..., levels] float64: the share that each level of an action space would realise."""
+
+
+@dataclass(frozen=True)
+class Observation:
+    """The state of N rows before their next step.
+
+    target: [N, 3] float64 budget shares. ledger: what was spent. levels: what the levels would realise at this step,
+    [N, levels] each. step: steps taken so far; horizon: steps that the budget is meant for. controllable: [N, 3] bool,
+    per axis; on others the step is dense, whatever is decided.
+    """
+
+    target: np.ndarray
+    ledger: Ledger
+    levels: Levels
+    step: Count
+    horizon: Count
+    controllable: np.ndarray
+
+    @property
+    def remaining(self) -> Count:
+        """Steps left, this one included; at least 1."""
+        return np.maximum(1, self.horizon - self.step)
+
+
+class Policy(Protocol):
+    """Decides the actions of rows from their budgets alone, so that those of steps to come can be found before the
+    model runs (`unroll`), and all of them be scored in one pass."""
+
+    space: ActionSpace
+    reads_model: bool
+
+    def act(self, observation: Observation) -> np.ndarray:
+        """Action indices [N] int64."""
+
+
+def due_share(target: AnyArray, spent: AnyArray, steps: AnyArray, horizon: AnyArray | int) -> AnyArray:
+    """The average share that the next `horizon` steps must realise for the average over all steps to be `target`.
+
+    target: share requested; spent: sum of the shares realised in the `steps` counted so far. NumPy arrays or tensors of
+    any shapes that broadcast.
+    """
+    due: AnyArray = (target * (steps + horizon) - spent) / horizon
+    return due
 
 
 def two_levels(levels: np.ndarray, target: np.ndarray, tolerance: float = 1e-12) -> tuple[np.ndarray, np.ndarray]:
@@ -34,45 +85,39 @@ def take(levels: np.ndarray, index: np.ndarray) -> np.ndarray:
 
 
 class BlindSchedule:
-    """A schedule that depends on budget and ledger alone and keeps no state of its own."""
+    """A schedule that depends on budgets alone and keeps no state."""
 
     reads_model = False
 
     def __init__(self, space: ActionSpace):
         self.space = space
 
-    def start(self, rows: int, device: "torch.device") -> None:
-        return None
-
 
 class Dense(BlindSchedule):
     """Every step dense: the reference."""
 
-    def act(self, observation: Observation, state: None, generator: "torch.Generator | None") -> tuple[Any, None]:
-        previous = observation.previous
-        return in_kind(np.full(len(previous), self.space.dense_index), previous), None
+    def act(self, observation: Observation) -> np.ndarray:
+        return np.full(len(observation.target), self.space.dense_index)
 
 
 class _TwoLevel(BlindSchedule, ABC):
     """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
 
-    def act(self, observation: Observation, state: None, generator: "torch.Generator | None") -> tuple[Any, None]:
+    def act(self, observation: Observation) -> np.ndarray:
         action = np.zeros(len(observation.target), dtype=np.int64)
-        target, ledger = as_numpy(observation.target), observation.ledger
-        spent, steps = as_numpy(ledger.spent), as_numpy(ledger.steps)
-        draws = self._drawn(observation)
-        for axis, shares in enumerate(observation.levels):
-            levels = as_numpy(shares)
+        target, spent, steps = observation.target, observation.ledger.spent, observation.ledger.steps
+        drawn = self._drawn(observation)
+        for axis, levels in enumerate(observation.levels):
             if levels.shape[1] == 1:
                 continue
             aim = self._aim(target[:, axis], spent[:, axis], steps[:, axis], observation.remaining)
             lower, upper = two_levels(levels, aim)
             take_upper = self._choose(
                 take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps[:, axis],
-                observation.remaining, draws[:, axis],
+                observation.remaining, drawn[:, axis],
             )  # fmt: skip
             action = action * levels.shape[1] + np.where(take_upper, upper, lower)
-        return in_kind(action, observation.target), None
+        return action
 
     def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
         """[N]: the share that the two levels lie around."""
@@ -149,3 +194,41 @@ class Random(_TwoLevel):
         gap = np.maximum(high - low, 1e-12)
         count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
         return (drawn < count / remaining) & (high > low)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """T steps of N rows: actions [N, T] int64, the shares that they realise, realised [N, T, 3] float64, and the rows'
+    ledger after them."""
+
+    actions: np.ndarray
+    realised: np.ndarray
+    ledger: Ledger
+
+
+def unroll(
+    policy: Policy,
+    levels: Levels,
+    controllable: np.ndarray,
+    target: np.ndarray,
+    ledger: Ledger,
+    first_step: Count = 0,
+    horizon: Count | None = None,
+) -> Schedule:
+    """The next T actions of a policy; dense on axes that a step cannot control.
+
+    levels: what the levels of the policy's space realise in these steps, [N, T, levels] each. controllable: [N, T, 3]
+    bool. target: [N, 3] float64 shares. ledger: what the rows have spent, arrays. first_step: steps taken before;
+    horizon: steps that the budget is meant for, by default those up to the last one found here.
+    """
+    space, (rows, steps, _) = policy.space, controllable.shape
+    horizon = first_step + steps if horizon is None else horizon
+    actions, realised = np.empty((rows, steps), np.int64), np.empty((rows, steps, len(levels)))
+    for step in range(steps):
+        now, on = tuple(axis[:, step] for axis in levels), controllable[:, step]
+        chosen = policy.act(Observation(target, ledger, now, first_step + step, horizon, on))
+        actions[:, step] = space.controlled(chosen, on)
+        index = space.levels[actions[:, step]]
+        realised[:, step] = np.stack([take(axis, index[:, number]) for number, axis in enumerate(now)], 1)
+        ledger = ledger.add(realised[:, step], on)
+    return Schedule(actions, realised, ledger)

@@ -8,8 +8,7 @@ import numpy as np
 
 from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array
-from solm.policies.priced import PricedPolicy
-from solm.policies.schedules import Dense, Random, Static
+from solm.policies.schedules import Random
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.reply import TextStream, Trace
 from solm.runtime.sampling import Sampler
@@ -128,9 +127,7 @@ class Batch(Generic[_Row]):
         row.take(logits)
         if row.reason is not None:
             return
-        blind = isinstance(row.policy, Dense | Static | Random | PricedPolicy)
-        generator = None if blind else row.sampler.generator
-        session.control(row.policy, np.array([row.target]), row.longest, generator)
+        session.control(row.policy, np.array([row.target]), row.longest)
         if self.session is None:
             self.session = session
         else:

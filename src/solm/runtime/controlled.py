@@ -19,8 +19,7 @@ from solm.core.provenance import plain_name, processor
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.identity import BaseIdentity, WeightSample
-from solm.policies.protocol import Policy
-from solm.policies.schedules import Dense, Random, Static, static
+from solm.policies.schedules import Dense, Policy, Random, Static, static
 from solm.runtime.grammars import Compiler
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Constraint
 
 if TYPE_CHECKING:
-    import torch
+    pass
 
 REPLY_PENALTIES = ("presence_penalty", "frequency_penalty")
 """Options that transformers lacks: subtracted from the logits of tokens that the reply has, once or per occurrence."""
@@ -219,13 +219,6 @@ class Sampler:
     @cached_property
     def _random(self) -> np.random.Generator:
         return np.random.default_rng(self.seed % (1 << 64))
-
-    @cached_property
-    def generator(self) -> "torch.Generator":
-        """A generator of the same seed for a policy that draws."""
-        import torch
-
-        return torch.Generator().manual_seed(self.seed)
 
     @classmethod
     def of(

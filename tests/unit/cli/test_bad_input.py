@@ -16,7 +16,7 @@ from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
-from solm.policies.network import NetworkConfig
+from solm.policies.value_policy import ValueConfig
 
 MODEL = ["--model", "{model}"]
 FITTED = [*MODEL, "--policy", "{fitted}"]
@@ -240,7 +240,7 @@ def places(tmp_path_factory, byte_tokenizer):
     with solm.attach(tiny_model("llama", torch.float32)) as lm:
         config = PolicyConfig(
             base=lm.identity, space=ActionSpace.preset("joint-8"), sparsity=SparsityConfig(),
-            network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+            network=ValueConfig(base_hidden=64, layer=1, grid=ActionSpace.preset("joint-8"), width=16),
         )  # fmt: skip
         TrainedPolicy(config).save_pretrained(root / "policy")
         TrainedPolicy(config).save_pretrained(root / "damaged")

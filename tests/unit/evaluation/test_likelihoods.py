@@ -11,7 +11,6 @@ from solm.core.cost import relative_cost
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 from solm.core.thresholds import ChannelThresholds
-from solm.evaluation import likelihoods as module
 from solm.evaluation import pair_groups
 from solm.evaluation.likelihoods import Prefills, likelihoods
 from solm.policies.schedules import Dense, Random, Static, static
@@ -114,26 +113,6 @@ def test_bytes_include_the_weights_of_the_policy(lm):
     kv_length = 60 + torch.arange(8)
     expected = relative_cost(DENSE.expand(8, 3), kv_length, lm.shapes, lm.sparsity, "bytes", Heavy.size)
     assert heavy.bytes == pytest.approx(float(expected.sum()))
-
-
-class EveryThird:
-    """Spends everything at every third step of a row, and reads the previous one's state."""
-
-    reads_model, space = True, SPACE
-
-    def start(self, rows: int, device: torch.device) -> int:
-        return 0
-
-    def act(self, observation, state, generator):
-        assert (observation.step == state).all()
-        return torch.full((len(observation.target),), self.space.dense_index if state % 3 == 0 else 0), state + 1
-
-
-def test_a_stateful_policy_goes_on_from_pass_to_pass(lm, monkeypatch):
-    pairs = [(words(1, 60), words(2, 40)), (words(3, 80), words(4, 33))]
-    whole = likelihoods(lm, pairs, EveryThird(), DENSE)
-    monkeypatch.setattr(module, "_LONGEST_PASS", 7)
-    assert likelihoods(lm, pairs, EveryThird(), DENSE).log_probabilities == pytest.approx(whole.log_probabilities)
 
 
 def test_a_pair_longer_than_the_context_loses_its_beginning(lm):

@@ -22,10 +22,8 @@ def test_unknown_keys_are_refused(key):
         ({"learning_rat": 1}, "unknown key 'learning_rat'; did you mean 'learning_rate'"),
         ({"gamma": 2}, r"gamma: Input should be less than or equal to 1 \(got 2\)"),
         ({"space": "joint-9"}, "unknown action space 'joint-9'; choose one of"),
-        ({"sparsity": "own"}, "unknown sparsity 'own'"),
         ({"rollouts": 1}, "rollouts: Input should be greater than or equal to 2"),
         ({"width": 30}, "width 30 must be a multiple of heads 4"),
-        ({"context": 8}, "context 8 leaves no step whose attention can be controlled"),
     ],
 )
 def test_bad_settings_name_key_value_and_range(values, message):

@@ -1,8 +1,6 @@
 """Training by GRPO: interrupted and resumed runs equal uninterrupted ones."""
 
 import json
-import os
-import time
 
 import pytest
 import torch
@@ -29,26 +27,6 @@ def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tok
         for name in ("whole", "parts")
     ]
     assert logs == [[1, 2, 3, 4]] * 2
-
-
-def test_a_clock_that_jumps_changes_no_training(tmp_path, byte_tokenizer, monkeypatch):
-    """The wall clock goes back ten years between two updates, and to the day after tomorrow when training resumes."""
-    from solm.core.interrupt import Interrupted
-
-    whole = run(tmp_path, "whole", byte_tokenizer)
-    for jump in (-3e8, 2e5):
-        now = time.time()
-        monkeypatch.setattr(time, "time", lambda now=now, jump=jump: now + jump)
-        monkeypatch.setattr(time, "time_ns", lambda now=now, jump=jump: int(1e9 * (now + jump)))
-        if jump < 0:
-            with pytest.raises(Interrupted):
-                run(tmp_path, "parts", byte_tokenizer, stop_after=2)
-    # Files of the first part are younger or older than the clock says.
-    os.utime(tmp_path / "parts" / "checkpoint.safetensors", (2e9, 2e9))
-    resumed = run(tmp_path, "parts", byte_tokenizer)
-    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
-    seconds = [json.loads(line)["seconds"] for line in (tmp_path / "parts" / "log.jsonl").read_text().splitlines()]
-    assert all(0 < spent < 600 for spent in seconds)
 
 
 def test_training_may_be_extended_and_a_finished_run_is_reused(tmp_path, byte_tokenizer):
@@ -86,11 +64,10 @@ def test_a_run_does_not_go_on_with_another_text(tmp_path, byte_tokenizer):
             run(tmp_path, "a", byte_tokenizer, updates=updates, data=str(text))
 
 
-@pytest.mark.parametrize("parts", [2, 3, 8])
-def test_the_number_of_passes_per_update_changes_nothing(tmp_path, byte_tokenizer, parts):
-    """Policies within 1e-5 after three updates of two epochs each: only the order of float sums differs."""
-    whole = run(tmp_path, "whole", byte_tokenizer, updates=3, epochs=2)
-    in_parts = run(tmp_path, "parts", byte_tokenizer, updates=3, epochs=2, accumulate=parts)
+def test_the_number_of_passes_per_update_changes_nothing(tmp_path, byte_tokenizer):
+    """Policies within 1e-5 after two updates of two epochs each: only the order of float sums differs."""
+    whole = run(tmp_path, "whole", byte_tokenizer, updates=2, epochs=2)
+    in_parts = run(tmp_path, "parts", byte_tokenizer, updates=2, epochs=2, accumulate=3)
     for name, value in whole.items():
         gap = (in_parts[name] - value).abs()
         if name == "qkv.bias":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from helpers.training import tiny_config
-from solm.paper.objective import advantages, budget_penalty, clipped_objective, returns_to_go
+from solm.paper.grpo import advantages, budget_penalty, clipped_objective, returns_to_go
 
 
 def test_returns_to_go():
@@ -53,7 +53,7 @@ def test_objective_gradient_is_reinforce_on_the_first_epoch():
     actions, advantage = torch.randint(8, (3, 5)), torch.randn(3, 5)
     on = torch.ones(3, 5, dtype=torch.bool)
     chosen = logits.log_softmax(-1).gather(-1, actions[..., None])[..., 0]
-    loss = clipped_objective(logits, chosen.detach(), actions, advantage, on / on.sum(), config).total
+    loss = clipped_objective(logits, chosen.detach(), actions, advantage, on / on.sum(), config)[0]
     expected = torch.autograd.grad(-(chosen * advantage).mean(), logits)[0]
     torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
 
@@ -63,8 +63,6 @@ def test_the_ratio_is_clipped():
     logits = torch.zeros(1, 1, 2, requires_grad=True)
     old = torch.tensor([[-3.0]])
     on = torch.ones(1, 1, dtype=torch.bool)
-    loss = clipped_objective(
-        logits, old, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), on.float(), config
-    ).total
+    loss, _ = clipped_objective(logits, old, torch.zeros(1, 1, dtype=torch.long), torch.ones(1, 1), on.float(), config)
     assert float(loss.detach()) == pytest.approx(-1.2)
     assert torch.autograd.grad(loss, logits)[0].abs().max() == 0

@@ -12,14 +12,13 @@ from safetensors.torch import load_file, save
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import scrambled
+from helpers.policies import network
 from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of
-from solm.policies.network import NetworkConfig
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
 
@@ -37,18 +36,18 @@ def saved(base, tmp_path_factory):
         base=base.identity,
         space=space,
         sparsity=SparsityConfig(window=32),
-        network=NetworkConfig(base_hidden=64, actions=8, width=16, heads=2),
+        network=network(grid=space).config,
         provenance={"data": "x"},
     )
     folder = tmp_path_factory.mktemp("policy")
-    TrainedPolicy(config, scrambled(config.network)).save_pretrained(folder)
+    TrainedPolicy(config, network(grid=space)).save_pretrained(folder)
     return folder
 
 
 def test_save_and_load_round_trip(saved):
     loaded = TrainedPolicy.from_pretrained(saved)
     assert loaded.config.sparsity.window == 32
-    for name, value in scrambled(loaded.config.network).state_dict().items():
+    for name, value in network(grid=loaded.config.space).state_dict().items():
         assert torch.equal(value, loaded.network.state_dict()[name])
     card = (saved / "README.md").read_text()
     assert "library_name: solm" in card

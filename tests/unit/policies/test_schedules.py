@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import numpy as np
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,10 +10,9 @@ from hypothesis import strategies as st
 from helpers.schedules import SPACES, run_schedule
 from solm.core.actions import PRESETS
 from solm.core.budget import Ledger
-from solm.core.cost import ModelShapes
+from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
-from solm.policies.schedules import Dense, Random, Static
-from solm.policies.unroll import unroll
+from solm.policies.schedules import Dense, Random, Static, unroll
 
 SHAPES = ModelShapes(layers=4, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)
 
@@ -41,13 +41,13 @@ def test_random_is_a_permutation_and_differs_between_rows():
     space = PRESETS["mlp-40"]
     target = torch.tensor([[1.0, 0.7, 1.0]], dtype=torch.float64).expand(50, 3)
     assert torch.allclose(run_schedule(Random(space, 3), target, 10)[:, 1], torch.tensor(0.7, dtype=torch.float64))
-    once = [
-        unroll(Random(space, seed), torch.full((50,), 400), SparsityConfig(), SHAPES, 10, target, Ledger.empty(50))
-        for seed in (3, 3, 4)
-    ]
-    assert torch.equal(once[0].actions, once[1].actions)
-    assert not torch.equal(once[0].actions, once[2].actions)
-    assert len(once[0].actions.unique(dim=0)) > 40
+    seen = np.full((50, 10), 400)
+    possible = axis_levels(space, seen, SparsityConfig(), SHAPES), SparsityConfig().controllable(seen)
+    nothing = Ledger(np.zeros((50, 3)), np.zeros((50, 3), np.int64))
+    once = [unroll(Random(space, seed), *possible, target.numpy(), nothing).actions for seed in (3, 3, 4)]
+    assert np.array_equal(once[0], once[1])
+    assert not np.array_equal(once[0], once[2])
+    assert len(np.unique(once[0], axis=0)) > 40
 
 
 def test_dense_spends_everything():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import solm
-from helpers.policies import SPARSITY, under_policy, under_values
+from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve, made_timings
 from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, Budgets
@@ -24,13 +24,11 @@ def prompt(length: int = 200) -> torch.Tensor:
     return torch.randint(3, 259, (1, length), generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize("kind", ["value policy", "policy network", "static", "random", "nested"])
+@pytest.mark.parametrize("kind", ["value policy", "static", "random", "nested"])
 def test_a_share_of_the_bytes_is_met(tiny_lm, kind):
     policy = None
     if kind == "value policy":
         lm = under_values(tiny_lm, SPARSITY)
-    elif kind == "policy network":
-        lm = under_policy(tiny_lm)
     else:
         lm = tiny_lm.with_policy(None, SparsityConfig.preset("nested" if kind == "nested" else "cpu"))
         policy = (Random if kind == "random" else Static)(lm.space)
@@ -121,10 +119,10 @@ def timed(lm, **changes) -> Budgets:
     return Budgets(lm.space, lm.sparsity, lm.shapes, lm.trained, timings=timings)
 
 
-@pytest.mark.parametrize("kind", ["value policy", "policy network", "static"])
+@pytest.mark.parametrize("kind", ["value policy", "static"])
 @pytest.mark.parametrize("context", [150, 1000, 4000])
 def test_a_share_of_the_time_is_met_in_all_its_words(tiny_lm, kind, context):
-    lm = {"value policy": lambda: under_values(tiny_lm, SPARSITY), "policy network": lambda: under_policy(tiny_lm)}.get(
+    lm = {"value policy": lambda: under_values(tiny_lm, SPARSITY)}.get(
         kind, lambda: tiny_lm.with_policy(None, SparsityConfig.preset("cpu"))
     )()
     offer = timed(lm)

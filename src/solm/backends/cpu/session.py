@@ -7,7 +7,7 @@ import numpy as np
 from solm.backends import budgets
 from solm.backends.base import BaseSession, Split, only
 from solm.backends.cpu.border import PAGE
-from solm.backends.cpu.call import Cache, Computed, EngineCall, decider_of
+from solm.backends.cpu.call import Cache, EngineCall, decider_of
 from solm.backends.cpu.engine import Engine
 from solm.backends.machine import one_torch_thread
 from solm.backends.results import Result
@@ -40,8 +40,6 @@ class CpuSession(BaseSession):
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
         self._dense = np.zeros(0, dtype=np.int64)  # of which the first ones were read in a prefill
-        self._hidden = np.zeros((0, engine.sizes.hidden), np.float32)  # [N, H] what the output head read last, but for
-        self._last: Computed | None = None  # the pass that it has not been taken from yet
         self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
         self._all_by_engine = False
 
@@ -99,11 +97,10 @@ class CpuSession(BaseSession):
             raise
         self._dense = np.where(self._dense == held, held + counts, self._dense)
         self._held = held + counts
-        self._hidden, self._last = np.stack([hidden for _, hidden in read]), None
-        return [found for found, _ in read]
+        return read
 
-    def _read(self, row: int, tokens: np.ndarray, logits: int | None) -> tuple[np.ndarray, np.ndarray]:
-        """Read tokens [C] of one row densely: logits [L, V] as `_prefill` has them, and what the head read last [H]."""
+    def _read(self, row: int, tokens: np.ndarray, logits: int | None) -> np.ndarray:
+        """Read tokens [C] of one row densely: logits [L, V] as `_prefill` has them."""
         call, state = EngineCall(self.engine, self._sparsity), budgets.uncontrolled(1)
         parts, at = [], int(self._held[row])
         end = at + len(tokens)
@@ -116,7 +113,7 @@ class CpuSession(BaseSession):
             found = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
             parts.append(found.logits[0])
             at += count
-        return np.concatenate(parts), found.stream[0, -1].copy()
+        return np.concatenate(parts)
 
     def _scored_at_once(self, known: bool) -> int:
         from solm.backends.logits import LOGITS_AT_ONCE
@@ -139,8 +136,7 @@ class CpuSession(BaseSession):
         )
         child._held, child._dense = self._held[index], self._dense[index]
         child._budgets = self._budgets[index]
-        child._hidden = self.last_hidden(index)
-        child._control = self._control.take(index, child._sparsity, copied=True)
+        child._control = self._control.take(index, child._sparsity)
         child._regroup()
         return child
 
@@ -151,15 +147,13 @@ class CpuSession(BaseSession):
         child = CpuSession(self.engine, sparsity or self._sparsity, capacity)
         child._caches = (Cache(self.engine, max(capacity, length) + _SPARE, self._caches[0], length),)
         child._held = child._dense = np.array([length])
-        child._budgets, child._hidden = budgets.uncontrolled(1), np.zeros((1, self.engine.sizes.hidden), np.float32)
+        child._budgets = budgets.uncontrolled(1)
         return child
 
     def join(self, other: "CpuSession") -> None:
         """As `Session.join`."""
         self._control.check_join(other._control)
         self._control.join(other._control, self.rows)
-        self._hidden = np.concatenate([session.last_hidden(np.arange(session.rows)) for session in (self, other)])
-        self._last = None
         self._caches = self._caches + other._caches
         self._held, self._dense = (
             np.concatenate(pair) for pair in ((self._held, other._held), (self._dense, other._dense))
@@ -174,7 +168,6 @@ class CpuSession(BaseSession):
             index[row] = self.rows - 1
         self._caches = tuple(self._caches[place] for place in index)
         self._call.forget()
-        self._hidden = self.last_hidden(index)
         self._held, self._dense, self._budgets = self._held[index], self._dense[index], self._budgets[index]
         self._control = self._control.take(index, self._sparsity)
         self._regroup()
@@ -185,16 +178,6 @@ class CpuSession(BaseSession):
         check_cut(left, self._held, np.zeros_like(left))
         self._held = left
         self._dense = np.minimum(self._dense, self._held)
-
-    def last_hidden(self, rows: np.ndarray) -> np.ndarray:
-        """[n, H], what the output head read after the last token of `rows` [n]."""
-        if self._last is not None:
-            self._hidden, self._last = self._last.stream[:, -1].copy(), None
-        return self._hidden[rows]
-
-    def embed(self, tokens: Array) -> Any:
-        """Input embeddings of tokens [...]: [..., H]."""
-        return in_kind(self.engine.embed(as_numpy(tokens)), tokens)
 
     def _regroup(self) -> None:
         """Find the groups of rows that the engine decides for: those under value policies. If another kind of policy
@@ -239,7 +222,6 @@ class CpuSession(BaseSession):
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
         controllable = self._sparsity.controllable(places + 1)
         self._held = self._held + count
-        self._last = done
         actions = None
         if decide and self._all_by_engine:
             actions = done.actions

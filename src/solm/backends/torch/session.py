@@ -32,14 +32,13 @@ class TorchSession(BaseSession):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
         if sparsity.projection_part:
             model.capability.require("projections")
-        super().__init__(sparsity, model.shapes, model.context, model.device)
+        super().__init__(sparsity, model.shapes, model.context)
         self.model = model
         self._cache = PagedCache.empty(model.model.config, sparsity.page_size, capacity)
         self._sequences, self._forks = 0, 1
         self._lengths = torch.zeros(0, dtype=torch.int64)
         self._base = torch.zeros(0, dtype=torch.int64)  # [N] tokens of every row that lie in the shared prefix
         self._shared = 0  # the longest of those
-        self._hidden = torch.zeros(0)  # [N, H] what the head read last
 
     @property
     def _counts(self) -> np.ndarray:
@@ -75,8 +74,7 @@ class TorchSession(BaseSession):
             self._lengths = self._base = torch.zeros(len(tokens), dtype=torch.int64)
             self._budgets = budgets.uncontrolled(len(tokens))
         wanted = 0 if every_logit else (counts - 1)[:, None]
-        logits, hidden, _ = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
-        self._hidden = hidden[torch.arange(len(tokens)), counts - 1] if every_logit else hidden[:, -1]
+        logits, _, _ = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
         self._lengths = self._lengths + counts
         return logits if every_logit else logits[:, -1]
 
@@ -117,7 +115,6 @@ class TorchSession(BaseSession):
         self._sequences += other._sequences
         self._base = torch.cat([self._base, other._base])
         self._lengths = torch.cat([self._lengths, other._lengths])
-        self._hidden = torch.cat([self._hidden, other._hidden])
         self._budgets = np.concatenate([self._budgets, other._budgets])
         for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
             mine.join(theirs)
@@ -129,7 +126,7 @@ class TorchSession(BaseSession):
         if row < len(index):
             index[row] = self.rows - 1
         self._sequences -= 1
-        self._base, self._lengths, self._hidden = self._base[index], self._lengths[index], self._hidden[index]
+        self._base, self._lengths = self._base[index], self._lengths[index]
         self._budgets = self._budgets[index.numpy()]
         self._control = self._control.take(index.numpy(), self._sparsity)
         for layer in self._cache.layers:
@@ -143,14 +140,6 @@ class TorchSession(BaseSession):
         check_cut(lengths, self._lengths, self._base)
         self._lengths = lengths
         self._forget(lengths - self._base)
-
-    def last_hidden(self, rows: np.ndarray) -> torch.Tensor:
-        """[n, H], what the output head read after the last token of `rows` [n]."""
-        return self._hidden if len(rows) == self.rows else self._hidden[as_tensor(rows).to(self._hidden.device)]
-
-    def embed(self, tokens: Array) -> torch.Tensor:
-        """Input embeddings of tokens [...]: [..., H]."""
-        return self.model.embed(as_tensor(tokens))
 
     @torch.no_grad()
     def _pass(
@@ -188,7 +177,6 @@ class TorchSession(BaseSession):
         logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
         if counted is not None:
             realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
-        self._hidden = hidden[:, -1]
         self._lengths = self._lengths + count
         budgets.add(self._budgets, realised.numpy(), controllable.numpy())
         return Result(logits, hidden, realised, controllable, as_tensor(self._dense_actions(count)))
@@ -199,9 +187,9 @@ class TorchSession(BaseSession):
         child._cache, child._sequences, child._forks, child._shared = (
             self._cache, self._sequences, self._forks, self._shared,
         )  # fmt: skip
-        child._lengths, child._base, child._hidden = self._lengths, self._base, self._hidden
+        child._lengths, child._base = self._lengths, self._base
         child._budgets = self._budgets.copy()
-        child._control = self._control.take(np.arange(self.rows), sparsity, copied=True)
+        child._control = self._control.take(np.arange(self.rows), sparsity)
         return child
 
     def _branch(self, forks: int, capacity: int = 0) -> None:
@@ -214,7 +202,7 @@ class TorchSession(BaseSession):
             self._cache = self._cache.widen(forks, capacity)
         index = torch.arange(self.rows).repeat_interleave(forks)
         self._forks *= forks
-        self._base, self._lengths, self._hidden = base[index], self._lengths[index], self._hidden[index]
+        self._base, self._lengths = base[index], self._lengths[index]
         self._budgets = self._budgets[index.numpy()]
         self._control = self._control.take(index.numpy(), self._sparsity)
 

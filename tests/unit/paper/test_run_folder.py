@@ -12,7 +12,7 @@ from helpers.texts import FISH, FOX
 from helpers.training import run, tiny_config
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
 from solm.data.windows import stream_of
-from solm.paper.checkpoint import ORIGIN, RunFolder
+from solm.paper.run_folder import RunFolder
 
 
 @pytest.mark.parametrize("written", ["nothing", "weights", "an older policy"])
@@ -37,10 +37,11 @@ def test_a_folder_of_another_run_or_in_use_is_refused_and_left_alone(tmp_path, b
     kept = (tmp_path / "a" / "checkpoint.safetensors").read_bytes()
     with pytest.raises(RunMismatchError, match=r"gamma: 0\.85 there, 0\.5 here"):
         run(tmp_path, "a", byte_tokenizer, gamma=0.5)
-    folder = RunFolder(tmp_path / "a", tiny_config())
-    with pytest.raises(RunMismatchError, match="another process is training"):
+    with (
+        RunFolder(tmp_path / "a", tiny_config()),
+        pytest.raises(RunMismatchError, match="another process is training"),
+    ):
         run(tmp_path, "a", byte_tokenizer)
-    folder.close()
     assert (tmp_path / "a" / "checkpoint.safetensors").read_bytes() == kept
 
 
@@ -57,21 +58,16 @@ def test_a_run_goes_on_with_the_text_and_weights_of_its_start_alone(tmp_path, ti
     fish, fox = (stream_of([text], tiny_lm.tokenizer, "text") for text in (FISH, FOX))
     moved = model.weights.model_copy(update={"norms": (2.0, *model.weights.norms[1:])})
     elsewhere = model.weights.model_copy(update={"mlp": ()})
-    folder = RunFolder(tmp_path / "a", config)
-    folder.check_origin(model, [fish])
-    folder.check_origin(model.model_copy(update={"name": "copy", "weights": elsewhere}), [fish])
-    for other, texts, what in (
-        (model, [fox], "another text in text"),
-        (model.model_copy(update={"weights": moved}), [fish], "a model of other weights"),
-        (model.model_copy(update={"layers": 3}), [fish], "a model of another shape"),
-    ):
-        with pytest.raises(RunMismatchError, match=f"began with {what}; choose another --out"):
-            folder.check_origin(other, texts)
-    (tmp_path / "a" / ORIGIN).unlink()  # of a version that wrote none
-    folder.check_origin(model, [fox])
-    with pytest.raises(RunMismatchError):
+    with RunFolder(tmp_path / "a", config) as folder:
         folder.check_origin(model, [fish])
-    folder.close()
+        folder.check_origin(model.model_copy(update={"name": "copy", "weights": elsewhere}), [fish])
+        for other, texts, what in (
+            (model, [fox], "another text in text"),
+            (model.model_copy(update={"weights": moved}), [fish], "another model"),
+            (model.model_copy(update={"layers": 3}), [fish], "another model"),
+        ):
+            with pytest.raises(RunMismatchError, match=f"began with {what}; choose another --out"):
+                folder.check_origin(other, texts)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "foreign"])

@@ -3,8 +3,16 @@
 import pytest
 import torch
 
-from helpers.policies import scrambled
-from solm.policies.network import Features, NetworkConfig, PolicyNetwork
+from solm.paper.network import Features, NetworkConfig, PolicyNetwork
+
+
+def scrambled(config: NetworkConfig) -> PolicyNetwork:
+    """A network with no weight left at zero."""
+    torch.manual_seed(0)
+    network = PolicyNetwork(config).eval()
+    for parameter in network.parameters():
+        parameter.data += 0.2 * torch.randn_like(parameter)
+    return network
 
 
 def random_features(rows: int, steps: int, actions: int = 8, hidden: int = 64) -> Features:
@@ -42,23 +50,8 @@ def test_positions_are_relative_so_a_run_may_start_anywhere():
     torch.testing.assert_close(tail[:, 4:], whole[:, 34:], atol=1e-5, rtol=1e-5)
 
 
-def test_rows_of_a_memory_can_be_repeated_and_selected():
-    network = scrambled(NetworkConfig(base_hidden=64, actions=8, width=32))
-    features = random_features(2, 6)
-    with torch.no_grad():
-        _, state = network(Features(*(part[:, :5] for part in features)), network.start(2, torch.device("cpu")))
-        last = Features(*(part[:, 5:] for part in features))
-        one, _ = network(last, state)
-        three, _ = network(
-            Features(*(part.repeat_interleave(3, 0) for part in last)), state.rows(torch.arange(2).repeat_interleave(3))
-        )
-        second, _ = network(Features(*(part[1:] for part in last)), state.rows(torch.tensor([1])))
-    torch.testing.assert_close(three, one.repeat_interleave(3, 0))
-    torch.testing.assert_close(second, one[1:])
-
-
 def test_a_new_policy_is_its_prior():
-    network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=32)).eval()
+    network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=32, budget_prior=True)).eval()
     features = random_features(2, 4)
     logits, _ = network(features, network.start(2, torch.device("cpu")))
     torch.testing.assert_close(logits, features.prior)

@@ -3,17 +3,42 @@
 from typing import NamedTuple
 
 import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
-from solm.policies.network_config import NetworkConfig as NetworkConfig
-from solm.policies.protocol import SCALARS
-from solm.policies.weight_checks import check_weights
+SCALARS = 8
+"""Numbers of an observation besides states: progress, whether attention is controllable, three targets, and what was
+spent on average above each of them."""
+
+
+class NetworkConfig(BaseModel):
+    """Sizes of a policy network. The default width is half of that in arXiv 2605.10875."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    base_hidden: int = Field(ge=1)
+    actions: int = Field(ge=1)
+    width: int = Field(256, ge=8, le=4096)
+    heads: int = Field(4, ge=1)
+    memory: int = Field(64, ge=1, le=4096)
+    """Past steps that a step attends to, besides itself."""
+    scalar_width: int = Field(64, ge=1)
+    previous_width: int = Field(32, ge=1)
+    temperature: float = Field(1.3, gt=0)
+    budget_prior: bool = False
+    """Add the log-odds of `solm.paper.policy.budget_prior` to the network's output."""
+
+    @model_validator(mode="after")
+    def _check_width(self) -> "NetworkConfig":
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
+        return self
 
 
 class Features(NamedTuple):
     """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T] int64, prior
-    [N, T, A] log-odds of `policies.protocol.budget_prior`."""
+    [N, T, A] log-odds of `solm.paper.policy.budget_prior`."""
 
     hidden: torch.Tensor
     embedding: torch.Tensor
@@ -27,11 +52,6 @@ class Memory(NamedTuple):
 
     keys: torch.Tensor
     values: torch.Tensor
-
-    def rows(self, index: torch.Tensor) -> "Memory":
-        """The memory of rows index [n] int64, of which some may occur several times."""
-        index = index.to(self.keys.device)
-        return Memory(self.keys[index], self.values[index])
 
 
 class PolicyNetwork(nn.Module):
@@ -64,12 +84,6 @@ class PolicyNetwork(nn.Module):
         # A new policy is its prior, or uniform without one, for all inputs.
         for last in (*self.head.parameters(), *self.budget_head[-1].parameters()):
             nn.init.zeros_(last)
-
-    def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take over `tensors`. Raises `PolicyMismatchError` unless they have the names and shapes of the network's, and
-        finite values."""
-        check_weights(tensors, {name: tuple(values.shape) for name, values in self.state_dict().items()})
-        self.load_state_dict(tensors)
 
     def start(self, rows: int, device: torch.device) -> Memory:
         config = self.config
