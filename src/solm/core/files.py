@@ -86,15 +86,15 @@ def place_of(path: Path) -> Path:
     return Path(os.path.realpath(path)) if path.is_symlink() else path
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write through a temporary file in the same folder, fsync, rename. The old file survives any failure. Symlinks
-    stay, and devices and pipes are written to as they are.
+def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
+    """Write `parts`, one after another, through a temporary file in the same folder, fsync, rename. The old file
+    survives any failure. Symlinks stay, and devices and pipes are written to as they are.
 
     Raises `SolmError` where the disk is full or the folder cannot be written.
     """
     if is_stream(path):
         try:
-            path.write_bytes(content)
+            path.write_bytes(b"".join(parts))
         except OSError as error:
             raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
         return
@@ -106,7 +106,7 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            file.writelines(parts)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

@@ -6,14 +6,12 @@ part of their time.
 """
 
 import ctypes
-import hashlib
 import json
 import logging
 import mmap
 import os
 import re
 import sys
-import tempfile
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -21,19 +19,16 @@ from typing import Any
 
 import numpy as np
 
-from solm.backends.cpu.build import CSRC
+from solm.backends.cpu.build import sources_digest
 from solm.backends.cpu.files.layout import Layout
 from solm.backends.cpu.files.repack import Arena
 from solm.backends.cpu.files.sources import WeightSource
-from solm.core.files import cache_folder
+from solm.core.errors import SolmError
+from solm.core.files import cache_folder, write_bytes
 
 SUFFIX = ".weights"
-_MAGIC = b"solm weights 1\n"
 _LONGEST_HEADER = 1 << 20
 _ALIGNED = 1 << 12
-_PIECE = 1 << 26
-"""Bytes that are written at a time."""
-_INCLUDED = re.compile(rb'^#include "([^"]+)"', re.MULTILINE)
 _POPULATE_READ = 22 if sys.platform == "linux" else None
 """MADV_POPULATE_READ: read everything now."""
 _ENOUGH = 0.75
@@ -77,8 +72,7 @@ def load_weights(
     path = cache_folder() / _name_of(source, identity, precision)
     expected = {
         "identity": identity, "times": source.times, "precision": precision, "layout": layout.digest(),
-        "nbytes": nbytes,
-        "code": _code(),
+        "nbytes": nbytes, "code": sources_digest(),
     }  # fmt: skip
     mapped = _mapped(library, path, expected, threads)
     if mapped is not None:
@@ -102,78 +96,40 @@ def _name_of(source: WeightSource, identity: str, precision: str) -> str:
     return f"{readable}-{precision}-{identity[:16]}{SUFFIX}"
 
 
-def _code() -> str:
-    """A digest of the code that repacks: of the headers for it, and of all that these include."""
-    found: dict[Path, bytes] = {}
-    left = sorted(CSRC.glob("*repack.h"))
-    while left:
-        path = left.pop()
-        if path not in found:
-            found[path] = path.read_bytes()
-            left += [path.parent / name.decode() for name in _INCLUDED.findall(found[path])]
-    digest = hashlib.sha256()
-    for path in sorted(found):
-        digest.update(found[path])
-    return digest.hexdigest()
-
-
 def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads: int) -> MappedWeights | None:
     """The weights in `path`; None where it is not there or not what is expected."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
-            found, start = _header(file.read(len(_MAGIC) + 8 + _LONGEST_HEADER))
-            if found is None or size != start + expected["nbytes"]:
-                raise ValueError("it is damaged")
-            checksum = found.pop("checksum", None)
-            if found != expected:
+            header = json.loads(file.read(min(int.from_bytes(file.read(8), "little"), _LONGEST_HEADER)))
+            checksum = header.pop("checksum")
+            if header != expected:
                 raise ValueError("it was made from another file or by another version")
+            start = -(-file.tell() // _ALIGNED) * _ALIGNED
+            if size != start + expected["nbytes"]:
+                raise ValueError("it is damaged")
             weights = MappedWeights(map_file(file.fileno()), start)
         if library.solm_checksum(weights.address, weights.nbytes, threads) != checksum:
             raise ValueError("it is damaged")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         _log.info("not using %s: %s", path, getattr(error, "strerror", None) or error)
         return None
     return weights
 
 
-def _header(begin: bytes) -> tuple[dict[str, Any] | None, int]:
-    """The header that a file begins with, None where it is damaged, and where its weights start."""
-    place = len(_MAGIC) + 8
-    length = int.from_bytes(begin[len(_MAGIC) : place], "little")
-    text, digest = begin[place : place + length], begin[place + length : place + length + 32]
-    if not begin.startswith(_MAGIC) or length > _LONGEST_HEADER or hashlib.sha256(text).digest() != digest:
-        return None, 0
-    found: dict[str, Any] = json.loads(text)
-    return found, -(-(place + length + 32) // _ALIGNED) * _ALIGNED
-
-
 def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena, threads: int) -> bool:
-    """Write the weights to `path`, whole or not at all, and tell which."""
+    """Write the weights to `path`, after the length of a header and the header, and return whether that was done."""
     checksum = library.solm_checksum(arena.address, arena.nbytes, threads)
     text = json.dumps(header | {"checksum": checksum}).encode()
-    begin = _MAGIC + len(text).to_bytes(8, "little") + text + hashlib.sha256(text).digest()
+    begin = len(text).to_bytes(8, "little") + text
     weights = memoryview((ctypes.c_char * arena.nbytes).from_address(arena.address)).cast("B")
-    work = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        work = Path(name)
-        with os.fdopen(handle, "wb") as file:
-            file.write(begin.ljust(-(-len(begin) // _ALIGNED) * _ALIGNED, b"\0"))
-            for place in range(0, len(weights), _PIECE):
-                file.write(weights[place : place + _PIECE])
-            file.flush()
-            os.fsync(file.fileno())
-        work.replace(path)
-    except OSError as error:
+        write_bytes(path, begin.ljust(-(-len(begin) // _ALIGNED) * _ALIGNED, b"\0"), weights)
+    except SolmError as error:
         _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
         return False
-    finally:
-        if work is not None:
-            work.unlink(missing_ok=True)
     return True
 
 

@@ -19,6 +19,7 @@ from solm.backends.cpu.files.repack import Arena, repack
 from solm.backends.cpu.files.sources import GgufFile, LoadedModel
 from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
 from solm.backends.cpu.library import library
+from solm.core import files
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder
 
@@ -76,9 +77,9 @@ def test_a_flipped_byte_anywhere_is_noticed(path, folder):
     first, _ = load(GgufFile(path))
     (file,) = kept(folder)
     content = file.read_bytes()
-    length = int.from_bytes(content[15:23], "little")
+    length = int.from_bytes(content[:8], "little")
     start = len(content) - len(first)
-    places = [0, 15, 20, 23, 23 + length // 2, 23 + length, 23 + length + 31, start, start + len(first) // 2, -1]
+    places = [0, 4, 8, 8 + length // 2, 7 + length, start, start + len(first) // 2, -1]
     for place in places:
         changed = bytearray(content)
         changed[place] ^= 16
@@ -102,7 +103,7 @@ def test_a_changed_file_code_or_layout_is_noticed(path, folder, tmp_path, monkey
     os.utime(copy, ns=(1, 1))
     assert load(GgufFile(copy))[1]
     assert not load(GgufFile(copy))[1]
-    monkeypatch.setattr(weight_cache, "_code", lambda: "other")
+    monkeypatch.setattr(weight_cache, "sources_digest", lambda: "other")
     assert load(GgufFile(copy))[1]
     assert not load(GgufFile(copy))[1]
     monkeypatch.setattr("solm.backends.cpu.files.layout.Layout.digest", lambda self: "other")
@@ -124,12 +125,12 @@ def test_a_full_disk_costs_time_and_one_line(path, folder, monkeypatch, caplog):
         def __exit__(self, *_):
             os.close(self.handle)
 
-        write = full
+        writelines = full
 
     expected, _ = load(GgufFile(path))
     shutil.rmtree(folder)
     with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
-        patched.setattr(weight_cache.os, "fdopen", Full)
+        patched.setattr(files.os, "fdopen", Full)
         found, repacked = load(GgufFile(path))
     assert repacked
     np.testing.assert_array_equal(found, expected)
