@@ -4,8 +4,7 @@ import numpy as np
 import torch
 
 from solm.core.actions import ActionSpace
-from solm.core.allocation import KNOTS, Allocation
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig

@@ -13,9 +13,8 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.results import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.plan import make_plan
-from solm.core.allocation import Allocation
 from solm.core.errors import PolicyMismatchError
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import Allocation, SparsityConfig
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,9 @@ from helpers.policies import EVEN
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.cost import realised_mlp
 from solm.core.errors import DataError
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.sparsity import KNOTS, Allocation, ChannelThresholds, SparsityConfig
 
 SIZES = {**GRID_SIZES, "intermediate_size": 352}
 ALL = (1.0,) * KNOTS

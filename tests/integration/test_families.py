@@ -8,8 +8,7 @@ from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
 from solm.backends.logits import log_probabilities
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.sparsity import ChannelThresholds, SparsityConfig
 
 SPARSITY = {
     "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),

@@ -20,8 +20,7 @@ from solm.core.arrays import Array
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import MLP_SITES, ChannelThresholds
+from solm.core.sparsity import MLP_SITES, ChannelThresholds, SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Policy
 
@@ -205,7 +204,7 @@ class Backend(Protocol):
 
     def channel_thresholds(self, windows: "torch.Tensor", sites: int = MLP_SITES) -> ChannelThresholds:
         """The |x| above which every whole percentage of channels lies where windows [N, C] of tokens are read densely,
-        at the first `sites` of `solm.core.thresholds.SITES`: those of the MLP, or all."""
+        at the first `sites` of `solm.core.sparsity.SITES`: those of the MLP, or all."""
 
     def pages_held(self) -> tuple[int, int] | None:
         """Pages of keys and values that all sessions hold together, each counted once, and their bytes; None where

@@ -25,7 +25,7 @@ WHOLE = (1, 1, FULL_BITS)
 
 class Frozen(BaseModel):
     """A frozen model whose cached properties are of its own fields: pydantic's copies would keep those of the original,
-    whatever a copy changes."""
+    whatever a copy changes. It is compared and hashed by its fields, in every pass, and remembers the hash."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
@@ -34,6 +34,20 @@ class Frozen(BaseModel):
         for name in made.__dict__.keys() - type(self).model_fields.keys():
             del made.__dict__[name]
         return made
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, type(self)) and (self is other or self._values == other._values)
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name in type(self).model_fields)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self._values)
 
 
 class Action(NamedTuple):
@@ -106,17 +120,6 @@ class ActionSpace(Frozen):
     def __len__(self) -> int:
         return len(self.actions)
 
-    # Not pydantic's, which compare the cached tensors too.
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, ActionSpace) and self._levels == other._levels
-
-    def __hash__(self) -> int:
-        return hash(self._levels)
-
-    @property
-    def _levels(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[int, ...]]:
-        return self.attention, self.mlp, self.bits
-
     @property
     def dense_index(self) -> int:
         return len(self) - 1
@@ -156,7 +159,7 @@ class ActionSpace(Frozen):
     @cached_property
     def shares(self) -> tuple[np.ndarray, ...]:
         """Per axis the nominal shares of its levels: [levels] float64 (bits as a share of 16)."""
-        return tuple(np.array(levels) / whole for levels, whole in zip(self._levels, WHOLE, strict=True))
+        return tuple(np.array(levels) / whole for levels, whole in zip(self._values, WHOLE, strict=True))
 
     @cached_property
     def ranges(self) -> tuple[tuple[float, float], ...]:

@@ -17,8 +17,7 @@ from solm.core.arrays import AnyArray, Array, as_numpy, in_kind, is_tensor
 from solm.core.errors import PolicyMismatchError, SolmError, counted
 from solm.core.files import read_model
 from solm.core.provenance import plain_name
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import SITES
+from solm.core.sparsity import SITES, SparsityConfig
 
 CostModel = Literal["nominal", "bytes", "flops"]
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
@@ -488,9 +487,9 @@ def _timed_rules(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelSh
     projections are then taken to be as fast as the MLP's."""
     rules, part = sparsity.exact.under(None), sparsity.projection_part
     if part and not timings.projected:
-        return rules.with_projections(0), 1 - part
+        return rules.changed(projection_part=0), 1 - part
     if timings.projected and not part and sparsity.mlp_site == "input+hidden":
-        return rules.with_projections(shapes.projection_part), 1 / (1 - shapes.projection_part)
+        return rules.changed(projection_part=shapes.projection_part), 1 / (1 - shapes.projection_part)
     return rules, 1.0
 
 

@@ -1,23 +1,202 @@
-"""How an action is carried out: page size, sites and granularity."""
+"""How an action is carried out: which pages are read, which channels each site of a layer keeps, what is rounded."""
 
-from typing import Any, Literal
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
-from solm.core.allocation import Allocation
+from solm.core.actions import AXES, Frozen
 from solm.core.arrays import AnyArray, as_numpy, in_kind
-from solm.core.errors import SolmError
-from solm.core.thresholds import MLP_SITES, SITES, ChannelThresholds
+from solm.core.errors import PolicyMismatchError, SolmError
 
-_FROM_THE_START = np.array([False, True, True])
+if TYPE_CHECKING:
+    import torch
+
+SITES = ("input", "hidden", "qkv", "out")
+"""Where a layer drops channels: what gate and up read, what down reads; what the query, key and value projections read,
+and what the output projection of attention reads."""
+MLP_SITES = 2
+"""The first ones, which are of the MLP."""
+PERCENTAGES = 101
+KNOTS = 21
+"""Points of a curve, evenly spaced over the shares from 0 to 1."""
+Curves = tuple[tuple[float, ...], ...]
+_FROM_THE_START = np.array([axis != "attention" for axis in AXES])
 """Axes that can be controlled in every context."""
 
 
-class SparsityConfig(BaseModel):
-    """The meaning of the three axes. A policy is trained for one of these and stores it."""
+class Allocation(Frozen):
+    """Curves of KNOTS points: the share that a layer or head keeps where the average share is 0, 0.05, ... 1.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
+    KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. hidden: where it
+    is given, the share of those that the down projection reads, and `mlp` is that of those that gate and up read.
+    qkv, out: the same for the inputs of attention's projections; both or none. Sites without curves of their own
+    follow `mlp`. input_bits, hidden_bits: where a layer's curve is below a half, steps read only the upper bits of the
+    weights of gate and up, or of down; both or none. Curves rise to 1. Their mean need not be the average share, as
+    ledgers count realised shares.
+    """
+
+    attention: Curves
+    mlp: Curves
+    hidden: Curves | None = None
+    qkv: Curves | None = None
+    out: Curves | None = None
+    input_bits: Curves | None = None
+    hidden_bits: Curves | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Allocation":
+        given = self._given
+        if (self.qkv is None) != (self.out is None) or (self.qkv is not None and self.hidden is None):
+            raise ValueError("qkv and out need each other and hidden")
+        if (self.input_bits is None) != (self.hidden_bits is None) or (self.has_bits and self.hidden is None):
+            raise ValueError("input_bits and hidden_bits need each other and hidden")
+        for name, curves in given.items():
+            if name not in ("attention", "mlp") and len(curves) != self.layers:
+                raise ValueError(f"{name} needs a curve for each of the {self.layers} layers, got {len(curves)}")
+            if not curves or any(len(curve) != KNOTS for curve in curves) or len(curves) % self.layers:
+                raise ValueError(f"{name} needs {KNOTS} points for every layer")
+            table = np.array(curves, dtype=np.float64)
+            if not ((table >= 0).all() and (np.diff(table) >= 0).all() and (table[:, -1] == 1).all()):
+                raise ValueError(f"{name}: the shares of a layer must rise from at least 0 to 1")
+        return self
+
+    @property
+    def _given(self) -> dict[str, Curves]:
+        fields = zip(type(self).model_fields, self._values, strict=True)
+        return {name: curves for name, curves in fields if curves is not None}
+
+    @property
+    def layers(self) -> int:
+        return len(self.mlp)
+
+    @property
+    def heads(self) -> int:
+        """Attention curves per layer: the number of KV heads, or 1 where they share a curve."""
+        return len(self.attention) // self.layers
+
+    def check(self, layers: int, kv_heads: int | None = None) -> None:
+        """Raises `PolicyMismatchError` unless this is an allocation of a model of `layers` and `kv_heads` (None: not
+        checked)."""
+        if self.layers != layers:
+            raise PolicyMismatchError(f"the allocation is of a model of {self.layers} layers, this one has {layers}")
+        if kv_heads is not None and self.heads not in (1, kv_heads):
+            raise PolicyMismatchError(f"the allocation is of a model of {self.heads} KV heads, this one has {kv_heads}")
+
+    @cached_property
+    def own_sites(self) -> int:
+        """The sites besides the first that have curves of their own: 0, 1 or 3."""
+        return sum(name in self._given for name in SITES[1:])
+
+    @property
+    def has_bits(self) -> bool:
+        """Whether it says which layers read all bits of their weights."""
+        return self.input_bits is not None
+
+    @cached_property
+    def table(self) -> np.ndarray:
+        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `own_sites` times [layers, KNOTS]; then,
+        where it has curves of bits, those of input and hidden channels."""
+        return np.concatenate([np.array(curves, dtype=np.float64) for curves in self._given.values()])
+
+    def _interpolated(self, first: int, count: int, share: Any) -> np.ndarray:
+        """`count` curves of the table from `first` on at the shares [...]: [count, ...]."""
+        place = as_numpy(share).astype(np.float64) * (KNOTS - 1)
+        below = np.floor(place).clip(0, KNOTS - 2).astype(np.int64)
+        curves = self.table[first : first + count]
+        low, high = curves[:, below], curves[:, below + 1]
+        return np.asarray(low + (place - below) * (high - low))
+
+    def pages(self, share: AnyArray) -> AnyArray:
+        """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
+        average is `share` [...]."""
+        curves = self._interpolated(0, len(self.attention), share)
+        return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
+
+    def channels(self, share: AnyArray, site: int = 0) -> AnyArray | None:
+        """[layers, ...] float64: the share of a site's channels that every layer keeps at the keep rate `share` [...];
+        None where the site has no curves of its own."""
+        if site > self.own_sites:
+            return None
+        return in_kind(self._interpolated(len(self.attention) + site * self.layers, self.layers, share), share)
+
+    def reads_all_bits(self, share: AnyArray, site: int) -> AnyArray | None:
+        """[layers, ...] bool: whether every layer reads all bits of the MLP's weights at a site, 0 or 1, at the keep
+        rate `share` [...]; None where this is not for the allocation to say."""
+        if not self.has_bits or site >= MLP_SITES:
+            return None
+        first = len(self.attention) + (1 + self.own_sites + site) * self.layers
+        return in_kind(self._interpolated(first, self.layers, share) >= 0.5, share)
+
+
+class ChannelThresholds(Frozen):
+    """Limits on |x| that replace an exact number of channels (TEAL, arXiv 2408.14690).
+
+    limits: for every layer and site, those of the MLP or all of `SITES`, 101 numbers. The one at place p is the least
+    |x| that a step keeps whose action keeps p percent of the site's channels. They fall to 0, with which every channel
+    is kept. What a step keeps is known after it has run.
+    """
+
+    limits: tuple[tuple[tuple[float, ...], ...], ...]
+
+    @field_validator("limits")
+    @classmethod
+    def _check(cls, limits: tuple[tuple[tuple[float, ...], ...], ...]) -> tuple[tuple[tuple[float, ...], ...], ...]:
+        sites = {len(layer) for layer in limits}
+        if len(sites) != 1 or not sites <= {MLP_SITES, len(SITES)}:
+            raise ValueError(f"limits need at least one layer, and {MLP_SITES} or {len(SITES)} sites for every layer")
+        if any(len(site) != PERCENTAGES for layer in limits for site in layer):
+            raise ValueError(f"limits need {PERCENTAGES} numbers for every site, of 0 to 100 percent")
+        table = np.array(limits, dtype=np.float64)
+        if not np.isfinite(table).all() or (np.diff(table) > 0).any() or (table[..., -1] != 0).any():
+            raise ValueError("the limits of a site must be finite and fall to 0 at 100 percent")
+        return limits
+
+    @classmethod
+    def of(cls, limits: np.ndarray) -> "ChannelThresholds":
+        """From limits [layers, sites, 101], of which the last of a site is taken as 0 and four digits are kept."""
+        digits = np.array([float(f"{limit:.4g}") for limit in np.asarray(limits).flat]).reshape(limits.shape)
+        digits[..., -1] = 0
+        return cls(limits=np.minimum.accumulate(digits, -1).tolist())
+
+    @property
+    def layers(self) -> int:
+        return len(self.limits)
+
+    @property
+    def sites(self) -> int:
+        return len(self.limits[0])
+
+    def check(self, layers: int) -> None:
+        """Raises `PolicyMismatchError` for a model of another number of layers."""
+        if self.layers != layers:
+            raise PolicyMismatchError(f"thresholds of {self.layers} layers do not fit a model of {layers}")
+
+    @cached_property
+    def array(self) -> np.ndarray:
+        """[layers, sites, 101] float32."""
+        return np.array(self.limits, dtype=np.float32)
+
+    @cached_property
+    def table(self) -> "torch.Tensor":
+        """The same as a tensor."""
+        import torch
+
+        return torch.from_numpy(self.array)
+
+    def at(self, layer: int, site: int, keep: "torch.Tensor") -> "torch.Tensor":
+        """The limits of steps that keep the share `keep` [...] of a site's channels, on lines between those of whole
+        percentages: float32 [...]."""
+        place = keep.double() * (PERCENTAGES - 1)
+        below = place.long().clamp(0, PERCENTAGES - 2)
+        limits = self.table[layer, site].to(keep.device)
+        return limits[below] + (place - below).float() * (limits[below + 1] - limits[below])
+
+
+class SparsityConfig(Frozen):
+    """The meaning of the axes. A policy is trained for one of these and stores it."""
 
     page_size: int = Field(16, ge=1, le=256)
     sinks: int = Field(4, ge=0)
@@ -43,10 +222,10 @@ class SparsityConfig(BaseModel):
     weights."""
     upper_bits_part: float = Field(0.556, gt=0, le=1)
     """What a channel of the MLP counts of the realised share where an `allocation` has its weights read without their
-    lower bits: by default the part of the bytes (`solm.backends.torch.nested_linear`)."""
+    lower bits: by default the part of the bytes."""
     bits_site: Literal["input", "output", "weights"] = "input"
     """What the third axis rounds: activations that enter the MLP's products or leave the MLP, or the MLP's weights, of
-    which a step at up to 4 bits reads the high halves alone (`solm.backends.torch.nested_linear`)."""
+    which a step at up to 4 bits reads the high halves alone."""
     bits_group: int | None = Field(32, ge=1)
     """Channels that share one quantisation scale; None: the whole token."""
     allocation: Allocation | None = None
@@ -55,73 +234,52 @@ class SparsityConfig(BaseModel):
     """Keep the channels that pass a threshold, and realise what passed; None: exactly the share ρ of them."""
 
     @model_validator(mode="after")
-    def _check_window(self) -> "SparsityConfig":
-        if 0 < self.window < self.page_size:
-            raise ValueError(f"window {self.window} must be 0 or at least the page size {self.page_size}")
-        if self.window == 0 and self.sinks > 0:
-            raise ValueError(f"sinks {self.sinks} need a window; set window or sinks=0")
-        return self
-
-    @model_validator(mode="after")
-    def _check_power(self) -> "SparsityConfig":
-        if self.hidden_power > 1 and self.mlp_site != "input+hidden":
-            raise ValueError(f"hidden_power {self.hidden_power} needs mlp_site 'input+hidden', got {self.mlp_site!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_projections(self) -> "SparsityConfig":
-        if self.projection_part and self.mlp_site != "input+hidden":
-            raise ValueError(f"a projection_part needs mlp_site 'input+hidden', got {self.mlp_site!r}")
-        if self.projection_part and self.thresholds is not None and self.thresholds.sites < self.sites:
+    def _check(self) -> "SparsityConfig":
+        allocation, thresholds, hidden = self.allocation, self.thresholds, self.mlp_site == "input+hidden"
+        needs = f"needs mlp_site 'input+hidden', got {self.mlp_site!r}"
+        for wrong, message in (
+            (0 < self.window < self.page_size, f"window {self.window} must be 0 or at least the page size "
+             f"{self.page_size}"),
+            (self.window == 0 and self.sinks > 0, f"sinks {self.sinks} need a window; set window or sinks=0"),
+            (self.hidden_power > 1 and not hidden, f"hidden_power {self.hidden_power} {needs}"),
+            (self.projection_part and not hidden, f"a projection_part {needs}"),
+            (self.bits_site == "weights" and self.bits_group is None,
+             "bits_site 'weights' needs a bits_group: channels that share a grid"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(message)
+        if thresholds is not None and self.projection_part and thresholds.sites < self.sites:
             raise ValueError("a projection_part needs thresholds of attention's projections")
-        if not self.projection_part and self.allocation is not None and self.allocation.qkv is not None:
-            raise ValueError("an allocation of attention's projections needs a projection_part")
+        if allocation is None:
+            return self
+        for wrong, message in (
+            (self.window == 0, "an allocation needs a window, got window 0"),
+            (allocation.hidden is not None and not hidden, f"an allocation of hidden channels {needs}"),
+            (allocation.qkv is not None and not self.projection_part,
+             "an allocation of attention's projections needs a projection_part"),
+            (allocation.has_bits and self.bits_site != "weights",
+             f"an allocation of weight bits needs bits_site 'weights', got {self.bits_site!r}"),
+            (thresholds is not None and thresholds.layers != allocation.layers,
+             "thresholds and allocation are of models with different numbers of layers"),
+        ):  # fmt: skip
+            if wrong:
+                raise ValueError(message)
         return self
 
-    @model_validator(mode="after")
-    def _check_weights(self) -> "SparsityConfig":
-        if self.bits_site == "weights" and self.bits_group is None:
-            raise ValueError("bits_site 'weights' needs a bits_group: channels that share a grid")
-        return self
-
-    @model_validator(mode="after")
-    def _check_allocation(self) -> "SparsityConfig":
-        if self.allocation is not None and self.window == 0:
-            raise ValueError("an allocation needs a window, got window 0")
-        if self.allocation is not None and self.allocation.hidden is not None and self.mlp_site != "input+hidden":
-            raise ValueError(f"an allocation of hidden channels needs mlp_site 'input+hidden', got {self.mlp_site!r}")
-        if self.allocation is not None and self.allocation.has_bits and self.bits_site != "weights":
-            raise ValueError(f"an allocation of weight bits needs bits_site 'weights', got {self.bits_site!r}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_thresholds(self) -> "SparsityConfig":
-        both = self.thresholds is not None and self.allocation is not None
-        if both and self.thresholds.layers != self.allocation.layers:  # type: ignore[union-attr]
-            raise ValueError("thresholds and allocation are of models with different numbers of layers")
-        return self
-
-    def under(self, allocation: Allocation | None) -> "SparsityConfig":
-        """The same with another allocation, None: all layers alike. Raises `SolmError` where it does not fit."""
-        return self._changed(allocation=allocation)
-
-    def with_projections(self, part: float) -> "SparsityConfig":
-        """The same with another `projection_part`. Raises `SolmError` where it does not fit."""
-        return self._changed(projection_part=part)
-
-    def choosing_as(self, other: "SparsityConfig") -> "SparsityConfig":
-        """The same with the allocation and the thresholds of `other`. Raises `SolmError` where they do not fit."""
-        return self._changed(allocation=other.allocation, thresholds=other.thresholds)
-
-    def _changed(self, **fields: Any) -> "SparsityConfig":
+    def changed(self, **fields: Any) -> "SparsityConfig":
+        """The same with other values of some fields. Raises `SolmError` where they do not fit."""
         try:
-            return SparsityConfig.model_validate({**dict(self), **fields})
+            return SparsityConfig(**{**dict(zip(type(self).model_fields, self._values, strict=True)), **fields})
         except ValidationError as error:
             raise SolmError(error.errors()[0]["msg"].removeprefix("Value error, ")) from error
 
+    def under(self, allocation: Allocation | None) -> "SparsityConfig":
+        """The same with another allocation, None: all layers alike. Raises `SolmError` where it does not fit."""
+        return self.changed(allocation=allocation)
+
     @property
     def sites(self) -> int:
-        """How many of `solm.core.thresholds.SITES` drop channels, from the first on."""
+        """How many of `SITES` drop channels, from the first on."""
         return len(SITES) if self.projection_part else MLP_SITES if self.mlp_site == "input+hidden" else 1
 
     @property
@@ -141,7 +299,7 @@ class SparsityConfig(BaseModel):
         return self.sinks + self.window + 1
 
     def controllable(self, kv_length: AnyArray) -> AnyArray:
-        """Per axis whether steps that see kv_length [...] keys can be controlled: [..., 3] bool.
+        """Per axis whether steps that see kv_length [...] keys can be controlled: [..., axes] bool.
 
         Attention reads every token until there are more than those that are always read; MLP channels and bits can be
         saved from the first step.
@@ -159,12 +317,7 @@ PRESETS = {
     # arXiv 2605.10875: no sinks or window, pages chosen per query head, input channels only, MLP output quantised
     # with one scale per token.
     "paper": SparsityConfig(
-        sinks=0,
-        window=0,
-        select_per="query_head",
-        keep_ties=True,
-        mlp_site="input",
-        bits_site="output",
+        sinks=0, window=0, select_per="query_head", keep_ties=True, mlp_site="input", bits_site="output",
         bits_group=None,
     ),
-}
+}  # fmt: skip

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from solm.core.actions import FULL_BITS, ActionSpace
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import SolmError
-from solm.core.thresholds import MLP_SITES, PERCENTAGES
+from solm.core.sparsity import KNOTS, MLP_SITES, PERCENTAGES, Allocation
 from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm
 from solm.policies.schedules import Paced, Static

@@ -13,10 +13,9 @@ import torch
 
 from solm.backends.session import Session
 from solm.core.actions import FULL_BITS, HIGH_BITS
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.cost import LEVELS, StepTimings
 from solm.core.provenance import command_line, environment
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.runtime.language_model import LanguageModel
 
 ALONE = (0.3, 0.6)

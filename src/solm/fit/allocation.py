@@ -9,11 +9,10 @@ import torch
 
 from solm.backends.logits import LOGITS_AT_ONCE, divergences
 from solm.backends.session import Session
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.cost import equal_mlp, site_parts
 from solm.core.files import Parts, resumable, write_json
 from solm.core.provenance import command_line, environment
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.fit.curves import (
     CHECKED,
     HEAD_PROBES,

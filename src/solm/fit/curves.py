@@ -4,13 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from solm.core.allocation import KNOTS, Allocation, Curves
 from solm.core.cost import ModelShapes, StepTimings
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import PERCENTAGES
+from solm.core.sparsity import KNOTS, PERCENTAGES, Allocation, Curves, SparsityConfig
 
 PROBES = {"mlp": (0.45, 0.95), "hidden": (0.2,), "qkv": (0.45,), "out": (0.45,)}
-"""By site, in the order of `solm.core.thresholds.SITES`, shares of its channels at which a layer is measured alone. The
+"""By site, in the order of `solm.core.sparsity.SITES`, shares of its channels at which a layer is measured alone. The
 first costs several times what rounding does. At 0.95 nearly all that is lost comes from later layers, which round
 differently: this is subtracted."""
 BIT_PROBES = {"input_bits": (0.0,), "hidden_bits": (0.0,)}

@@ -9,8 +9,7 @@ import torch
 from solm.core.cost import MeasuredCost, StepTimings, read_timings
 from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.data.windows import TokenStream
 from solm.fit.curves import measured_parts, site_axes, trusted
 from solm.fit.folder import ALLOCATION, FITTED, OWN_TEXTS, THRESHOLDS, TIMINGS, FitFolder

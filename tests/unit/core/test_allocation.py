@@ -4,9 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.policies import EVEN, profile_of
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import SolmError
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_projections_that_only_one_side_drops_are_counted_apart():
     """5 of 10 ms are the MLP's channels. Timed without projections they are all but a part of the policy's channels;
     timed with them, the projections take as long as their weights."""
     part = SHAPES.projection_part
-    drops = CPU.with_projections(part)
+    drops = CPU.changed(projection_part=part)
     assert MeasuredCost(made_timings(CPU, SHAPES), drops, SHAPES).rates(100)[1] == pytest.approx(5 / (1 - part))
     timed = made_timings(drops, SHAPES, projected=(0.3,), projected_ms=((9.0,),) * 2)
     assert MeasuredCost(timed, drops, SHAPES).rates(100)[1] == pytest.approx(5)

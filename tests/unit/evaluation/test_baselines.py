@@ -13,8 +13,7 @@ from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
 from solm.core.cost import ceil_share
 from solm.core.errors import PolicyMismatchError, SolmError
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import ChannelThresholds
+from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.arms import Arm
 from solm.evaluation.baselines import BASELINES, BaselineRequest, constant, teal, upper_bits

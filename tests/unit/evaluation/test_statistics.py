@@ -7,7 +7,7 @@ import torch
 import solm
 from helpers.models import tiny_model
 from helpers.policies import SPACE, SPARSITY
-from solm.core.allocation import Allocation
+from solm.core.sparsity import Allocation
 from solm.data.windows import token_stream
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.statistics import expected_best, paired_difference

@@ -8,8 +8,8 @@ import pytest
 
 from solm.cli.eval import lm_eval
 from solm.core.actions import ActionSpace
-from solm.core.allocation import Allocation
 from solm.core.errors import DataError, SolmError
+from solm.core.sparsity import Allocation
 from solm.data.windows import stream_of
 
 pytest.importorskip("lm_eval")

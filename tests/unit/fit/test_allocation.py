@@ -7,10 +7,9 @@ import torch
 import solm
 from helpers.models import tiny_model, tokens
 from helpers.policies import EVEN
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.cost import realised_mlp
 from solm.core.files import Parts
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.data.windows import TokenStream
 from solm.fit.allocation import find_allocation
 from solm.fit.curves import greedy_curves, site_axes, trusted

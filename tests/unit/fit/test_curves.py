@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 
 from helpers.policies import EVEN
-from solm.core.allocation import Allocation
-from solm.core.thresholds import PERCENTAGES
+from solm.core.sparsity import PERCENTAGES, Allocation
 from solm.fit.curves import BIT_PROBES, PROBES, bit_losses, left_out, priced_curves, site_losses
 
 SPREAD = np.linspace(1, 0, PERCENTAGES)

@@ -15,9 +15,8 @@ from helpers.models import tiny_model
 from helpers.policies import network
 from solm.cli.main import main
 from solm.core.actions import ActionSpace
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig

@@ -15,7 +15,7 @@ from solm.backends.session import Capability
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds
+from solm.core.sparsity import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds
 
 if TYPE_CHECKING:
     import torch

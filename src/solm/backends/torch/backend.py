@@ -11,8 +11,7 @@ from solm.backends.torch.magnitudes import measure_thresholds
 from solm.backends.torch.session import TorchSession
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import Array, as_tensor
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import MLP_SITES, ChannelThresholds
+from solm.core.sparsity import MLP_SITES, ChannelThresholds, SparsityConfig
 
 
 class TorchBackend:

@@ -6,7 +6,7 @@ from torch import nn
 
 from solm.backends.torch.families import attention_sites, decoder_layers, mlp_sites
 from solm.backends.torch.hooks import HookedModel
-from solm.core.thresholds import MLP_SITES, PERCENTAGES, ChannelThresholds
+from solm.core.sparsity import MLP_SITES, PERCENTAGES, ChannelThresholds
 
 _TOKENS_KEPT = 1024
 

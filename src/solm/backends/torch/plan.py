@@ -16,8 +16,7 @@ from solm.core.cost import (
     site_parts,
     site_shares,
 )
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import MLP_SITES, SITES
+from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
 
 INPUT, HIDDEN, QKV, OUT = range(len(SITES))
 """Numbers of `SITES`."""

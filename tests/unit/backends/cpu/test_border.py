@@ -21,10 +21,8 @@ from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.library import library
 from solm.backends.session import MOST_EXACT
 from solm.core import actions, nested
-from solm.core.allocation import KNOTS, Allocation
 from solm.core.errors import DataError, SolmError
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
+from solm.core.sparsity import KNOTS, PERCENTAGES, SITES, Allocation, ChannelThresholds, SparsityConfig
 from solm.policies.priced import UNBIASED_STEPS
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -173,7 +171,7 @@ def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
     with pytest.raises(SolmError, match="thresholds of 3 layers and 2 sites do not fit an allocation of 2 layers"):
         sparsity_rules(unchecked)
     with pytest.raises(SolmError, match="needs mlp_site 'input\\+hidden', got 'input'"):
-        SparsityConfig(mlp_site="input").with_projections(0.1)
+        SparsityConfig(mlp_site="input").changed(projection_part=0.1)
 
 
 def test_sparsity_must_fit_the_model(engine):

@@ -17,8 +17,7 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.errors import DataError, PolicyMismatchError
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
+from solm.core.sparsity import PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
 from solm.policies.schedules import static
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")

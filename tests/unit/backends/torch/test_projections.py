@@ -8,8 +8,7 @@ from solm.backends.torch import families
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.families import TESTED_FAMILIES, attention_sites, decoder_layers
 from solm.core.errors import UnsupportedModelError
-from solm.core.sparsity import SparsityConfig
-from solm.core.thresholds import PERCENTAGES, SITES, ChannelThresholds
+from solm.core.sparsity import PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
 
 FALL = tuple(1e9 * (percent < PERCENTAGES - 1) for percent in range(PERCENTAGES))
 ALL = (0.0,) * PERCENTAGES

@@ -15,9 +15,8 @@ from solm.backends.torch.layout import Layout
 from solm.backends.torch.pages import KeyValues, PageBounds, select_pages
 from solm.backends.torch.plan import make_plan
 from solm.backends.torch.select import keep_channels
-from solm.core.allocation import Allocation
 from solm.core.cost import ModelShapes
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import Allocation, SparsityConfig
 
 pytest.importorskip("triton")
 with pytest.MonkeyPatch.context() as patched:
