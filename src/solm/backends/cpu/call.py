@@ -10,11 +10,10 @@ from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import border
 from solm.backends.cpu.border import PAGE
 from solm.backends.cpu.engine import Engine
-from solm.core import thresholds
 from solm.core.actions import FULL_BITS
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError, SolmError
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
 from solm.policies.priced import FALLING_PRICES
 from solm.policies.value_policy import ValuePolicy
 
@@ -124,7 +123,7 @@ def sparsity_rules(sparsity: SparsityConfig) -> Any:
         rules.layers, rules.heads, rules.allocation = allocation.layers, allocation.heads, rules.table.ctypes.data
         rules.own_sites, rules.bit_curves = allocation.own_sites, allocation.has_bits
     if sparsity.thresholds is not None:
-        sites = max(sparsity.sites, thresholds.MLP_SITES)
+        sites = max(sparsity.sites, MLP_SITES)
         rules.limits = limits = np.array(sparsity.thresholds.array[:, :sites])
         if limits.shape[1] != sites or rules.layers not in (0, len(limits)):
             raise SolmError(
@@ -303,7 +302,7 @@ class EngineCall:
         return Computed(buffers.shape, block, logits)
 
     def _histogram_at(self, histogram: np.ndarray) -> int:
-        wanted = (self._layers, len(thresholds.SITES), border.MAGNITUDES)
+        wanted = (self._layers, len(SITES), border.MAGNITUDES)
         flags = histogram.flags
         if histogram.shape != wanted or histogram.dtype != np.uint32 or not (flags.c_contiguous and flags.writeable):
             raise DataError(f"a histogram must be writable uint32 {wanted}, got {histogram.dtype} {histogram.shape}")

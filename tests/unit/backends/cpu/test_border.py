@@ -20,7 +20,7 @@ from solm.backends.cpu.call import Cache, sparsity_rules
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.library import library
 from solm.backends.session import MOST_EXACT
-from solm.core import actions, nested
+from solm.core import actions
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import KNOTS, PERCENTAGES, SITES, Allocation, ChannelThresholds, SparsityConfig
 from solm.policies.priced import UNBIASED_STEPS
@@ -348,7 +348,7 @@ def test_without_memory_there_is_one_error_and_everything_goes_on(counting, job)
 
 def test_python_and_the_engine_mean_the_same_constants_and_records():
     meant = {
-        "KNOTS": KNOTS, "PERCENTAGES": PERCENTAGES, "SITES": len(SITES), "HIGH_BITS": nested.HIGH_BITS,
+        "KNOTS": KNOTS, "PERCENTAGES": PERCENTAGES, "SITES": len(SITES), "HIGH_BITS": actions.HIGH_BITS,
         "FULL_BITS": actions.FULL_BITS, "MOST_EXACT": MOST_EXACT, "SHORTEST_HORIZON": SHORTEST_HORIZON,
         "UNBIASED_STEPS": UNBIASED_STEPS,
     }  # fmt: skip
