@@ -14,8 +14,7 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.session import Capability
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import AnyArray, as_numpy, in_kind
-from solm.core.sparsity import SparsityConfig
-from solm.core.sparsity import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds
+from solm.core.sparsity import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
 
 if TYPE_CHECKING:
     import torch
