@@ -9,8 +9,7 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import relative_cost
 from solm.core.errors import DataError
-from solm.core.sparsity import SparsityConfig
-from solm.core.sparsity import ChannelThresholds
+from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.evaluation import pair_groups
 from solm.evaluation.likelihoods import Prefills, likelihoods
 from solm.policies.schedules import Dense, Random, Static, static
