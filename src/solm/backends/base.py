@@ -10,11 +10,11 @@ import numpy as np
 from solm.backends import budgets
 from solm.backends.control import Control, Group
 from solm.backends.results import Result, Schedule, Scored, SplitSchedule, joined
-from solm.backends.session import AnyPolicy, check_length
+from solm.backends.session import AnyPolicy
 from solm.core.arrays import Array, as_numpy, as_tensor, is_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
-from solm.core.errors import DataError
+from solm.core.errors import ContextLengthError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Dense
 
@@ -57,7 +57,7 @@ class BaseSession(ABC):
 
     def _answer(self, found: Result, asked: Array) -> Result:
         """A result as the caller gets it, who gave the tokens `asked`."""
-        return found.tensors() if is_tensor(asked) else found
+        return found if type(asked) is np.ndarray or not is_tensor(asked) else found.tensors()
 
     @abstractmethod
     def _pass(
@@ -232,3 +232,16 @@ def only(found: Result, keep_logits: Array) -> Result:
         place = as_tensor(keep_logits)[..., None].to(found.logits.device)
         logits, hidden = (x.gather(1, place.expand(-1, -1, x.shape[-1])) for x in (found.logits, found.hidden))
     return replace(found, logits=logits, hidden=hidden)
+
+
+def check_length(longest: int, context: int | None) -> None:
+    """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""
+    if context is not None and longest > context:
+        raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {context}")
+
+
+def check_cut(lengths: Array, held: Array, shared: Array) -> None:
+    """Raises `DataError` where rows that hold `held` [N] tokens, the first `shared` [N] not their own, cannot be cut to
+    lengths [N]."""
+    if bool((lengths > held).any()) or bool((lengths < shared).any()):
+        raise DataError(f"rows of {held.tolist()} tokens cannot be cut to {lengths.tolist()}")

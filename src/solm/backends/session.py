@@ -19,7 +19,7 @@ from solm.core.actions import AXES
 from solm.core.arrays import Array
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
-from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
+from solm.core.errors import UnsupportedModelError
 from solm.core.sparsity import MLP_SITES, ChannelThresholds, SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Policy
@@ -216,16 +216,3 @@ class Backend(Protocol):
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""
-
-
-def check_length(longest: int, context: int | None) -> None:
-    """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""
-    if context is not None and longest > context:
-        raise ContextLengthError(f"{longest} tokens are too many: this model's context holds {context}")
-
-
-def check_cut(lengths: Array, held: Array, shared: Array) -> None:
-    """Raises `DataError` where rows that hold `held` [N] tokens, the first `shared` [N] not their own, cannot be cut to
-    lengths [N]."""
-    if bool((lengths > held).any()) or bool((lengths < shared).any()):
-        raise DataError(f"rows of {held.tolist()} tokens cannot be cut to {lengths.tolist()}")

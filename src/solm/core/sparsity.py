@@ -22,7 +22,7 @@ PERCENTAGES = 101
 KNOTS = 21
 """Points of a curve, evenly spaced over the shares from 0 to 1."""
 Curves = tuple[tuple[float, ...], ...]
-_FROM_THE_START = np.array([axis != "attention" for axis in AXES])
+FROM_THE_START = np.array([axis != "attention" for axis in AXES])
 """Axes that can be controlled in every context."""
 
 
@@ -305,7 +305,7 @@ class SparsityConfig(Frozen):
         saved from the first step.
         """
         seen: np.ndarray = as_numpy(kv_length)
-        return in_kind((seen[..., None] > self.always_read) | _FROM_THE_START, kv_length)
+        return in_kind((seen[..., None] > self.always_read) | FROM_THE_START, kv_length)
 
 
 PRESETS = {

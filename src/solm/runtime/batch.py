@@ -7,7 +7,7 @@ from typing import Generic, TypeVar
 import numpy as np
 
 from solm.backends.session import AnyPolicy, Session
-from solm.core.arrays import Array
+from solm.core.arrays import Array, as_numpy
 from solm.policies.schedules import Random
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.reply import TextStream, Trace
@@ -55,7 +55,7 @@ class Row:
         self.trace = Trace(len(prompt), policy.space)
         self.ids = self.trace.ids
         self.largest = sampler.largest
-        self.possible: Array = np.zeros(0, np.float32)
+        self.possible = np.zeros(0, np.float32)
         self.new = self.shown = self._held = ""
         self.reason: str | None = None
         self.error: Exception | None = None
@@ -67,7 +67,7 @@ class Row:
         """Tokens that the reply may still have."""
         return self.longest - len(self.ids)
 
-    def take(self, logits: Array) -> None:
+    def take(self, logits: np.ndarray) -> None:
         """Choose the next token by logits [V]."""
         if not self.longest:
             self.reason = "length"
@@ -124,7 +124,7 @@ class Batch(Generic[_Row]):
 
         session: one row that has read the whole prompt. It must not be used afterwards.
         """
-        row.take(logits)
+        row.take(as_numpy(logits))
         if row.reason is not None:
             return
         session.control(row.policy, np.array([row.target]), row.longest)
@@ -145,11 +145,12 @@ class Batch(Generic[_Row]):
             np.array([row.ids[-1] for row in rows]), exact_largest=np.array([row.largest for row in rows])
         )
         assert done.actions is not None
+        logits = done.logits if type(done.logits) is np.ndarray else as_numpy(done.logits)
         steps = zip(done.actions.tolist(), done.realised.tolist(), done.controllable.tolist(), strict=True)
         for place, (row, (actions, realised, controllable)) in enumerate(zip(rows, steps, strict=True)):
             row.trace.stepped(actions[0], realised[0], controllable[0])
             try:
-                row.take(done.logits[place, 0])
+                row.take(logits[place, 0])
             except Exception as error:
                 row.error, row.reason = error, "error"
         for place in reversed(range(len(rows))):

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
 
 MAX_CHARACTERS = 65_536
@@ -185,7 +184,7 @@ class Constraint:
         """The same for another reply, which goes on by itself."""
         return Constraint(self._matcher.deep_copy(), self._vocabulary, field or self._field)
 
-    def masked(self, logits: Array) -> np.ndarray:
+    def masked(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V] as float32 [V], minus infinity for tokens that may not come next.
 
         Raises `GrammarError` where no token may, or finding out takes more than the library's limits.
@@ -194,16 +193,16 @@ class Constraint:
         if self._matcher.is_error():
             raise self._stuck()
         allowed = np.unpackbits(bits, bitorder="little", count=self._vocabulary).view(bool)
-        return np.where(allowed, as_numpy(logits), np.float32(-np.inf)).astype(np.float32, copy=False)
+        return np.where(allowed, logits, np.float32(-np.inf)).astype(np.float32, copy=False)
 
-    def said(self, token: int) -> None:
+    def add(self, token: int) -> None:
         """`token` was chosen."""
         if not self._matcher.consume_token(token):
             raise self._stuck()
 
     @property
     def complete(self) -> bool:
-        """Whether nothing can follow what was said."""
+        """Whether nothing can follow."""
         return bool(self._matcher.is_stopped())
 
     def _stuck(self) -> GrammarError:

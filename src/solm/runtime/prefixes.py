@@ -43,13 +43,10 @@ class PrefixCache:
     def __init__(self, memory: float, page: int):
         self.memory, self.page = memory, page
         self.bytes = 0
+        self.tokens = 0
+        """Tokens kept."""
         self._pages: OrderedDict[tuple[int, bytes], _Page] = OrderedDict()  # the least recently used one first
         self._numbers = 0
-
-    @property
-    def tokens(self) -> int:
-        """Tokens kept."""
-        return len(self._pages) * self.page
 
     def find(self, ids: np.ndarray, capacity: int) -> Session | None:
         """A session with room for `capacity` tokens that has read as many whole pages of ids [C] as are kept; None
@@ -85,6 +82,7 @@ class PrefixCache:
         self._use(ids[: len(known) * self.page])
         self._count(kept)
         self._shrink()
+        self.tokens = len(self._pages) * self.page
 
     def _use(self, ids: np.ndarray) -> list[_Page]:
         """The pages kept that ids [C] begins with, in order; they are the last ones used now."""

@@ -28,7 +28,7 @@ class Processed:
             found = self._processors(self._sequence.to(given.device), given[None].float())
             return as_numpy(found[0])
 
-    def said(self, token: int) -> None:
+    def add(self, token: int) -> None:
         """`token` was chosen."""
         self._sequence = torch.cat([self._sequence, self._sequence.new_tensor([[token]])], 1)
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from solm.core.arrays import Array, as_numpy
 from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Constraint
-
-if TYPE_CHECKING:
-    pass
 
 REPLY_PENALTIES = ("presence_penalty", "frequency_penalty")
 """Options that transformers lacks: subtracted from the logits of tokens that the reply has, once or per occurrence."""
@@ -50,20 +47,20 @@ _NEUTRAL: dict[str, Any] = {
 class Scoring(Protocol):
     """What tokens are chosen by."""
 
-    def scores(self, logits: Array) -> np.ndarray:
+    def scores(self, logits: np.ndarray) -> np.ndarray:
         """[V] float32 from logits [V]; minus infinity for a token that cannot be chosen."""
 
-    def said(self, token: int) -> None:
+    def add(self, token: int) -> None:
         """`token` was chosen."""
 
 
 class Penalised:
     """What `rule` makes (None: nothing) of changed logits, in this order:
 
-    biases: added to the logits of their tokens. repetition: logits of tokens of ids [1, C] and of tokens said since are
-    divided by it above 0, multiplied by it below. presence, frequency: subtracted from the logits of tokens said since,
-    once, and once per occurrence. The first two as transformers' processors for sequence_bias and repetition_penalty
-    do them, the others as OpenAI's API defines them.
+    biases: added to the logits of their tokens. repetition: logits of tokens of ids [1, C] and of those chosen since
+    are divided by it above 0, multiplied by it below. presence, frequency: subtracted from the logits of tokens chosen
+    since, once, and once per occurrence. The first two as transformers' processors for sequence_bias and
+    repetition_penalty do them, the others as OpenAI's API defines them.
     """
 
     def __init__(
@@ -84,20 +81,20 @@ class Penalised:
         self._places: dict[int, int] = {}
         """Of the tokens in `_said`."""
 
-    def scores(self, logits: Array) -> np.ndarray:
+    def scores(self, logits: np.ndarray) -> np.ndarray:
         changed = self.changed(logits)
         return changed if self.rule is None else self.rule.scores(changed)
 
-    def changed(self, logits: Array) -> np.ndarray:
+    def changed(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V] before the rule, float32."""
-        scores = as_numpy(logits).astype(np.float32)
+        scores = logits.astype(np.float32)
         scores[self._biased] += self._biases
         known = scores[self._known]
         scores[self._known] = np.where(known < 0, known * self._repetition, known / self._repetition)
         scores[self._said] -= self._frequency * self._counts + self._presence
         return scores
 
-    def said(self, token: int) -> None:
+    def add(self, token: int) -> None:
         """`token` was chosen."""
         if self._repetition != 1:
             self._known = np.union1d(self._known, token)
@@ -106,7 +103,7 @@ class Penalised:
             self._said, self._counts = np.append(self._said, token), np.append(self._counts, np.float32(0))
         self._counts[self._places[token]] += 1
         if self.rule is not None:
-            self.rule.said(token)
+            self.rule.add(token)
 
 
 @dataclass(frozen=True)
@@ -120,7 +117,7 @@ class Plain:
     top_p: float = 1.0
     min_p: float = 0.0
 
-    def scores(self, logits: Array) -> np.ndarray:
+    def scores(self, logits: np.ndarray) -> np.ndarray:
         scores = self._tempered(logits)
         ids, _ = self._possible(scores)
         if ids is None:
@@ -129,18 +126,18 @@ class Plain:
         left[ids] = scores[ids]
         return left
 
-    def said(self, token: int) -> None:
+    def add(self, token: int) -> None:
         """Nothing depends on it."""
 
-    def draw(self, logits: Array, place: float) -> int:
+    def draw(self, logits: np.ndarray, place: float) -> int:
         """The token at `place` in [0, 1) of the distribution that logits [V] give."""
         ids, weights = self._possible(self._tempered(logits))
         found = _drawn(weights, place)
         return found if ids is None else int(ids[found])
 
-    def _tempered(self, logits: Array) -> np.ndarray:
+    def _tempered(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V] over the temperature, float32; the logits themselves, where it is 1."""
-        scores = as_numpy(logits).astype(np.float32, copy=False)
+        scores = logits.astype(np.float32, copy=False)
         return scores if self.temperature == 1 else scores / np.float32(self.temperature)
 
     def _possible(self, scores: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
@@ -265,20 +262,20 @@ class Sampler:
         """Whether a reply ends with `token`, which was chosen last: by itself, or because the grammar is complete."""
         return token in self.stops or (self.constraint is not None and self.constraint.complete)
 
-    def possible(self, logits: Array) -> Array:
+    def possible(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V], in which tokens that the grammar forbids have minus infinity."""
         return logits if self.constraint is None else self.constraint.masked(logits)
 
-    def choose(self, logits: Array) -> int:
-        """The next token, from logits [V] of `possible`; it counts as said from here on."""
+    def choose(self, logits: np.ndarray) -> int:
+        """The next token, from logits [V] of `possible`; it counts as part of the reply from here on."""
         chosen = self._chosen(logits)
         if self.constraint is not None and chosen not in self.stops:
-            self.constraint.said(chosen)
+            self.constraint.add(chosen)
         return chosen
 
-    def _chosen(self, logits: Array) -> int:
+    def _chosen(self, logits: np.ndarray) -> int:
         if self._scoring is None and not self.draws:
-            return int(as_numpy(logits).argmax())
+            return int(logits.argmax())
         if self.draws and isinstance(self._scoring, Plain):
             return self._scoring.draw(logits, self._random.random())
         if self.draws and isinstance(self._scoring, Penalised) and isinstance(self._scoring.rule, Plain):
@@ -287,12 +284,12 @@ class Sampler:
             scores = self.scores(logits)
             chosen = Plain().draw(scores, self._random.random()) if self.draws else int(scores.argmax())
         if self._scoring is not None:
-            self._scoring.said(chosen)
+            self._scoring.add(chosen)
         return chosen
 
-    def scores(self, logits: Array) -> np.ndarray:
+    def scores(self, logits: np.ndarray) -> np.ndarray:
         """What the next token is chosen by [V] float32, from logits [V]."""
-        return as_numpy(logits).astype(np.float32) if self._scoring is None else self._scoring.scores(logits)
+        return logits.astype(np.float32) if self._scoring is None else self._scoring.scores(logits)
 
 
 def _changes(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

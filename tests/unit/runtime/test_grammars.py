@@ -100,12 +100,12 @@ def test_logits_of_what_is_allowed_are_the_models_own(compiler):
     (first,) = np.flatnonzero(masked > -np.inf)
     assert masked[first] == logits[first]
     other = constraint.copy()
-    constraint.said(int(first))
+    constraint.add(int(first))
     assert np.count_nonzero(constraint.masked(logits) > -np.inf) == 2
     assert np.array_equal(other.masked(logits), masked), "a copy goes on by itself"
     assert np.array_equal(logits, kept), "the logits stay as they are"
     with pytest.raises(GrammarError, match="cannot be followed"):
-        other.said(END)
+        other.add(END)
 
 
 def test_a_token_that_has_no_weight_is_never_drawn():

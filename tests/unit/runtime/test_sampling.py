@@ -51,7 +51,7 @@ def test_a_penalty_for_repetition_is_that_of_transformers(penalty, rule):
         given_ = logits(seed)
         np.testing.assert_array_equal(penalised.scores(given_), expected)
         assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
-        penalised.said(token)
+        penalised.add(token)
         ids = np.append(ids, [[token]], axis=1)
 
 
@@ -68,7 +68,7 @@ def test_biases_and_penalties_go_in_the_order_of_transformers_and_vllm(rule):
         expected = (expected - np.float32(0.7) * np.isin(np.arange(300), said)).astype(np.float32)
         expected = expected if rule is None else rule.scores(expected)
         np.testing.assert_allclose(penalised.scores(logits(seed)), expected, rtol=1e-5, atol=1e-6)
-        penalised.said(token)
+        penalised.add(token)
         said.append(token)
 
 

@@ -159,7 +159,7 @@ def fits(compiler, tokenizer, text, strict=True, form="hermes", parameters=CITY,
     constraint = compiler.compile(make(compiler.compile)).copy()
     try:
         for token in tokenizer.encode(text):
-            constraint.said(token)
+            constraint.add(token)
     except GrammarError:
         return False
     return constraint._matcher.is_accepting()

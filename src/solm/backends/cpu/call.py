@@ -252,7 +252,7 @@ class EngineCall:
         The same tuple of caches and the same array of states are the cheapest to pass again. Raises `DataError` for
         what the engine cannot process, `SolmError` without memory; nothing has changed then.
         """
-        ids = as_numpy(tokens)
+        ids = tokens if type(tokens) is np.ndarray else as_numpy(tokens)
         rows, count = len(caches), ids.shape[1] if ids.ndim > 1 else 1
         if not count or ids.size != rows * count or len(ids) != rows or ids.dtype.kind not in "iu":
             wanted = f"integers [{rows}, at least 1]"

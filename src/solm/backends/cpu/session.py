@@ -5,16 +5,16 @@ from typing import Any
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.base import BaseSession, Split, only
+from solm.backends.base import BaseSession, Split, check_cut, check_length, only
 from solm.backends.cpu.border import PAGE
 from solm.backends.cpu.call import Cache, EngineCall, decider_of
 from solm.backends.cpu.engine import Engine
 from solm.backends.machine import one_torch_thread
 from solm.backends.results import Result
-from solm.backends.session import AnyPolicy, check_cut, check_length
+from solm.backends.session import AnyPolicy
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
 from solm.core.errors import DataError, SolmError
-from solm.core.sparsity import SparsityConfig
+from solm.core.sparsity import FROM_THE_START, SparsityConfig
 from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
 
@@ -35,7 +35,7 @@ class CpuSession(BaseSession):
         engine.check(sparsity)
         super().__init__(sparsity, engine.shapes, engine.spec.context)
         self.engine = engine
-        self._capacity = capacity
+        self._capacity, self._always_read = capacity, sparsity.always_read
         self._caches: tuple[Cache, ...] = ()
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
@@ -48,7 +48,7 @@ class CpuSession(BaseSession):
         return self._held
 
     def _ours(self, values: Array) -> np.ndarray:
-        return as_numpy(values)
+        return values if type(values) is np.ndarray else as_numpy(values)
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:
         """As `Session.copy_bytes`."""
@@ -220,7 +220,7 @@ class CpuSession(BaseSession):
             done = run(*rows, later, first=split.layer, before=before, **wanted)
         # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
-        controllable = self._sparsity.controllable(places + 1)
+        controllable = (places[..., None] >= self._always_read) | FROM_THE_START
         self._held = self._held + count
         actions = None
         if decide and self._all_by_engine:

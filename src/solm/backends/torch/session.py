@@ -6,10 +6,9 @@ import numpy as np
 import torch
 
 from solm.backends import budgets
-from solm.backends.base import BaseSession, Split
+from solm.backends.base import BaseSession, Split, check_cut
 from solm.backends.control import Control
 from solm.backends.results import Result
-from solm.backends.session import check_cut
 from solm.backends.torch.active import ActivePass, activate
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
