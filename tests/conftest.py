@@ -1,8 +1,6 @@
 """Fixtures: tiny random models of every family, a byte tokenizer, and the embedded real model."""
 
-import csv
 import importlib.util
-import json
 import os
 import shutil
 import tempfile
@@ -25,13 +23,12 @@ import solm
 from helpers.evaluation import SHORT
 from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_policy, under_values
-from helpers.texts import FISH, FOX
+from helpers.texts import FISH
 from solm.backends.torch.families import TESTED_FAMILIES
 from solm.core.files import cache_folder
 from solm.core.sparsity import SparsityConfig
 from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate
-from solm.evaluation.sweep import SweepConfig
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
@@ -151,47 +148,6 @@ def real_model():
     from solm.backends.torch.load import load_base
 
     return load_base("builtin:smollm2-135m", "float32")
-
-
-@pytest.fixture
-def sweep_config(tiny_folder, tmp_path) -> SweepConfig:
-    """Two short jobs on the tiny model."""
-    (tmp_path / "text.txt").write_text(FOX)
-    return SweepConfig(
-        models=(str(tiny_folder),), spaces=("mlp-40", "bits-5"), data=(str(tmp_path / "text.txt"),),
-        budgets=(0.9, 0.95), texts=4, context=90, length=12, trials=2,
-    )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def questions(tmp_path_factory) -> Path:
-    """Every task with 24 questions made up here, in the form of the real files."""
-    fruit = ["apple", "pear", "plum", "fig"]
-    root = tmp_path_factory.mktemp("tasks")
-    files = {
-        "arc_easy": {"query": "Question: Which is fruit {n}?", "choices": fruit, "gold": 2},
-        "openbook_qa": {"query": "Fruit {n} grows on a", "choices": fruit, "gold": 1},
-        "hellaswag_val": {"query": "Baking: Cake {n} is", "choices": fruit, "gold": 3},
-        "piqa": {"query": "Question: How to peel fruit {n}?\n", "choices": ["with a knife", "not"], "gold": 0},
-        "winogrande": {
-            "context_options": ["Ann met Eve {n} because Ann", "Ann met Eve {n} because Eve"],
-            "continuation": "was there.", "gold": 1,
-        },
-        "longeval_200_lines": {
-            "random_idx": ["big-cat", 1], "expected_number": 417, "prompt": "line big-cat: <417> {n}\nWhat is it? ",
-        },
-        "lambada_openai": {"context": "It rained all day {n} and so they stayed at", "continuation": "home"},
-    }  # fmt: skip
-    for name, record in files.items():
-        lines = [json.dumps(record).replace("{n}", str(n)) for n in range(24)]
-        (root / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
-    for split, count in (("dev", 5), ("test", 6)):
-        (root / "mmlu" / split).mkdir(parents=True)
-        with (root / "mmlu" / split / f"anatomy_{split}.csv").open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["question", *(f"choice{index}" for index in range(4)), "answer"])
-            writer.writerows([[f'What, "{n}", is {split}?', *fruit, n % 4] for n in range(count)])
-    return root
 
 
 @pytest.fixture(scope="session")

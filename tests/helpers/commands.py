@@ -13,9 +13,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from solm.evaluation.sweep import RESULTS
-
-PRELOADED = ["solm.cli.main", "solm.runtime.load", "solm.evaluation.sweep", "helpers.commands"]
+PRELOADED = ["solm.cli.main", "solm.runtime.load", "solm.evaluation.perplexity", "helpers.commands"]
 SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
         "--dtype", "float32"]  # fmt: skip
 
@@ -76,7 +74,3 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]
-
-
-def points(folder) -> list[list[dict]]:
-    return [json.loads(line)["points"] for line in (folder / RESULTS).read_text().splitlines()]

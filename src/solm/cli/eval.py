@@ -67,12 +67,12 @@ def evaluate(
         str | None,
         typer.Option(
             help="More baselines, separated by commas: constant (always there for budgets in time), random (for net "
-            "keeps always there), teal, upper-bits, oracle (the best schedules with knowledge of the text, a ceiling)."
+            "keeps always there), teal, upper-bits."
         ),
     ] = None,
     tuning: Annotated[
         str | None,
-        typer.Option(help="Text that baselines tuned and teal are fitted to; not the text that is evaluated."),
+        typer.Option(help="Text that thresholds of teal are measured on; not the text that is evaluated."),
     ] = None,
     seed: RunSeedOption = 0,
     out: Annotated[
@@ -88,8 +88,7 @@ def evaluate(
 ) -> None:
     """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
 
-    Uniform, allocated, random and constant schedules spend on every axis what the policy spends; tuned ones spend the
-    same net keep.
+    All of them spend on every axis what the policy spends.
 
     An interrupted evaluation with --out of a .json file continues where it stopped.
 
@@ -97,17 +96,17 @@ def evaluate(
     Examples:
       solm eval --policy builtin:smollm2-135m-cpu --data pydoc:heldout --out result.json --out page.html
       solm eval --space joint-27 --data wiki.txt --budgets 0.6
-      solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --tuning web.jsonl --baselines oracle
+      solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal,random
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
     from solm.cli.output import output, print_json, progress_bar, say
     from solm.core.actions import ActionSpace
     from solm.core.files import resumable
     from solm.evaluation import show
-    from solm.evaluation.baselines import BASELINES, BaselineRequest
+    from solm.evaluation.arms import BASELINES, BaselineRequest
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
-    from solm.evaluation.sources import unlike
+    from solm.evaluation.result import unlike
 
     if policy is None and space is None:
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
@@ -115,9 +114,9 @@ def evaluate(
         _check_written(path)
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
     for name in names:
-        if name not in (*BASELINES, "random", "oracle"):
+        if name not in (*BASELINES, "random"):
             raise SolmError(
-                f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}, random, oracle"
+                f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}, random"
             )
     with argument("space"):
         grid = None if space is None else ActionSpace.preset(space)
@@ -133,7 +132,7 @@ def evaluate(
         values, timed = _values(budgets, met, context + length // 2)
     chosen = checks.settings(
         EvaluationSettings, budgets=values, texts=texts, context=context, length=length, seed=seed,
-        trials=_TRIALS if "random" in names or not timed else 0, oracle="oracle" in names,
+        trials=_TRIALS if "random" in names or not timed else 0,
         currency="time" if timed else "keep",
     )  # fmt: skip
     together = max(1, _LOGITS // (len(values) * length * met.shapes.vocabulary))
@@ -152,8 +151,7 @@ def evaluate(
         progress_bar() as bar,
     ):
         result = run(
-            lm, tokens, chosen, grid, partial, lambda done, total: bar.show("evaluating", done, total),
-            tuning=calibration, rivals=rivals,
+            lm, tokens, chosen, grid, partial, lambda done, total: bar.show("evaluating", done, total), rivals,
         )  # fmt: skip
         for path in out or ():
             _write(path, result)
@@ -182,15 +180,14 @@ def _write(path: Path, result: "EvaluationResult") -> None:
     """What the end of `path` says: the result, a page about it, or a picture."""
     from solm.core.files import write_bytes, write_text
     from solm.evaluation import show
-    from solm.evaluation.pictures import kind_of
-    from solm.evaluation.report.combined import render
+    from solm.evaluation.report import render
 
     if path.suffix == ".json":
         write_text(path, result.model_dump_json(indent=2) + "\n")
     elif path.suffix == ".html":
         write_text(path, render([(path.stem, result)]))
     else:
-        write_bytes(path, show.plot(result, kind_of(path)))
+        write_bytes(path, show.plot(result, "svg" if path.suffix == ".svg" else "png"))
 
 
 def _values(text: str | None, met: "Budgets", context: int) -> tuple[tuple[float, ...], bool]:
@@ -244,7 +241,7 @@ def lm_eval(context: typer.Context) -> None:
     try:
         from lm_eval.__main__ import cli_evaluate
 
-        import solm.evaluation.harness  # noqa: F401
+        import solm.evaluation.lm_eval  # noqa: F401
     except ImportError as error:
         raise SolmError(f"this needs lm-eval ({error}); run: pip install '.[eval]' in a checkout of solm") from None
     sys.argv = ["solm lm-eval", *context.args]

@@ -1,31 +1,26 @@
-"""Arms of a comparison, and those that need measurements of their own: tuned and oracle."""
+"""Arms of a comparison: who decides, and how what was decided is carried out."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.cost import equal_mlp
-from solm.core.sparsity import SparsityConfig
+from solm.core.errors import SolmError
+from solm.core.sparsity import KNOTS, MLP_SITES, PERCENTAGES, Allocation, SparsityConfig
 from solm.data.windows import TokenStream
-from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
-from solm.policies.schedules import BlindSchedule, Observation, Static, static, take, two_levels
+from solm.policies.schedules import Paced, Static, static
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import expected_costs
 
-_TUNING_TEXTS, _TUNING_BATCH = 24, 8
-TUNING_LENGTH = 128
-"""Tokens of a text that `tuned` measures, unless told otherwise."""
+_TEXTS = 16
+"""Texts that thresholds are measured on."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend a budget.
-
-    sparsity: how its actions are carried out, where it is not as for the other arms.
-    """
+    """One way to spend a budget. sparsity: how its actions are carried out, where it is not as the model does."""
 
     policy: AnyPolicy
     sparsity: SparsityConfig | None = None
@@ -43,85 +38,74 @@ def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
     return {"allocated": Arm(static(space, lm.sparsity)), "uniform": Arm(Static(same), plain)}
 
 
-class Oracle(PricedPolicy):
-    """Buys by level costs that were measured on the very tokens it decides about: a ceiling, not a policy.
+@dataclass(frozen=True)
+class BaselineRequest:
+    """What a baseline is made from.
 
-    costs: per axis [N, Q, levels] of the N rows and Q steps that it will see, from the first step on, some at a time.
+    tuning: text to measure thresholds on, which is not evaluated. context: tokens of a prompt.
     """
 
-    def __init__(self, space: ActionSpace, costs: LevelCosts):
-        self._costs, self._seen = costs, 0
-        super().__init__(space, 0, price_curves(space, self.training_costs))
-
-    @property
-    def training_costs(self) -> LevelCosts:
-        return LevelCosts(*(axis.flatten(0, 1) for axis in self._costs))
-
-    def costs(self, hidden: torch.Tensor, before: torch.Tensor) -> LevelCosts:
-        first, self._seen = self._seen, self._seen + hidden.shape[1]
-        return LevelCosts(*(axis[:, first : self._seen] for axis in self._costs))
+    lm: LanguageModel
+    space: ActionSpace
+    tuning: TokenStream | None = None
+    context: int = 512
+    seed: int = 0
 
 
-class Tuned(BlindSchedule):
-    """The best constant action, or mixture of two, of the same net keep, chosen on other texts.
+def constant(request: BaselineRequest) -> Arm:
+    """Exactly the average on every axis at every step, whether or not `space` has such a level: on the attention axis
+    this is Quest at a constant budget, on the MLP's an exact top-k."""
+    space = request.space
+    halved = request.lm.sparsity.bits_site == "weights"  # nothing lies between all bits and the high half
+    fine = ActionSpace(
+        attention=_percents(space.attention[0]), mlp=_percents(space.mlp[0]),
+        bits=space.bits if halved else tuple(range(space.bits[0], FULL_BITS + 1)),
+    )  # fmt: skip
+    return Arm(Static(fine), request.lm.sparsity.exact)
 
-    nats: [A] what every action of the space costs there.
+
+def _percents(lowest: float) -> tuple[float, ...]:
+    return tuple(percent / 100 for percent in range(round(lowest * 100), 101))
+
+
+def teal(request: BaselineRequest) -> Arm:
+    """A constant MLP keep rate by magnitude thresholds on channels in place of an exact top-k (TEAL, arXiv 2408.14690),
+    every layer alike; the other axes mix two levels.
+
+    The thresholds are the model's own where a policy brings some, and else measured on the tuning text. The rate is an
+    average: on single tokens more or fewer channels pass, what passed is what is realised, and the rate of the steps to
+    come makes up for it. It need not be a level of the space, as a threshold can be anything. Raises `SolmError`
+    without thresholds and tuning text.
     """
-
-    def __init__(self, space: ActionSpace, nats: torch.Tensor):
-        super().__init__(space)
-        shares = space.table.clone()
-        shares[:, 2] /= FULL_BITS
-        self.actions = lower_hull(shares.mean(1), nats).numpy()
-
-    def act(self, observation: Observation) -> np.ndarray:
-        levels = self.space.levels[self.actions].T
-        ledger, on = observation.ledger, observation.controllable
-        shares = np.stack([axis[:, index] for axis, index in zip(observation.levels, levels, strict=True)], -1)
-        lower, upper = two_levels(shares.mean(-1), observation.target.mean(1))
-        counted = (shares * on[:, None]).mean(-1)
-        owed = (observation.target * (ledger.steps + on) - ledger.spent).mean(1)
-        take_upper = abs(take(counted, upper) - owed) < abs(take(counted, lower) - owed)
-        return self.actions[np.where(take_upper, upper, lower)]
+    lm, space = request.lm, request.space
+    rates = tuple(percent / 100 for percent in range(1, PERCENTAGES))
+    fine = ActionSpace(attention=space.attention, mlp=rates, bits=space.bits)
+    plain, thresholds = lm.sparsity.under(None), lm.sparsity.thresholds
+    if thresholds is None:
+        if request.tuning is None:
+            raise SolmError("the arm teal needs text to measure its thresholds on: give --tuning")
+        windows = request.tuning.spaced(_TEXTS, request.context, torch.Generator().manual_seed(request.seed))
+        thresholds = lm.backend.channel_thresholds(windows, max(plain.sites, MLP_SITES))
+    return Arm(Paced(fine), plain.model_copy(update={"thresholds": thresholds}))
 
 
-def tuned(
-    lm: LanguageModel,
-    tuning: TokenStream,
-    space: ActionSpace,
-    context: int = 512,
-    length: int = TUNING_LENGTH,
-    seed: int = 0,
-) -> Tuned:
-    """`Tuned` after measuring every level as a constant on a few texts of `tuning`."""
-    windows = tuning.spaced(_TUNING_TEXTS, context + length + 1, torch.Generator().manual_seed(seed))
-    parts = []
-    for batch in windows.split(_TUNING_BATCH):
-        session = lm.session(capacity=context)
-        session.prefill(batch[:, :context])
-        parts.append(expected_costs(session, batch[:, context:], space))
-    return Tuned(space, tuned_nats(LevelCosts(*(torch.cat(axis) for axis in zip(*parts, strict=True)))))
+def upper_bits(request: BaselineRequest) -> Arm:
+    """Steps that read only the upper bits of the MLP's weights, and exact numbers of channels, in every layer alike;
+    where the budget allows for more, some steps read everything. Raises `SolmError` for a model whose weights cannot be
+    read in part."""
+    lm, space = request.lm, request.space
+    plain = lm.sparsity.exact.under(None)
+    if plain.bits_site != "weights" or plain.hidden_power != 2:
+        raise SolmError("the arm upper-bits needs a policy that chooses weight bits, or --sparsity nested")
+    even = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
+    never, squares = (0.0,) * (KNOTS - 1) + (1.0,), tuple(share**2 for share in even)
+    curves = {"attention": even, "mlp": even, "hidden": squares, "input_bits": never, "hidden_bits": never}
+    if plain.projection_part:
+        curves |= {"qkv": even, "out": even}
+    alike = Allocation(**{name: (curve,) * lm.shapes.layers for name, curve in curves.items()})
+    fine = ActionSpace(attention=_percents(space.attention[0]), mlp=_percents(space.mlp[0]))
+    return Arm(Static(fine), plain.under(alike))
 
 
-def tuned_nats(costs: LevelCosts) -> torch.Tensor:
-    """What every action of the space costs per token [A], the axes' costs added, from level costs [N, T, levels]."""
-    attention, mlp, bits = (axis.mean((0, 1)) for axis in costs)
-    return (attention[:, None, None] + mlp[:, None] + bits).flatten()
-
-
-def lower_hull(cost: torch.Tensor, nats: torch.Tensor) -> torch.Tensor:
-    """Indices of the points on the lower convex hull of nats over cost, by rising cost; it falls all the way."""
-    kept: list[int] = []
-    for index in torch.argsort(cost, stable=True).tolist():
-        while kept and float(nats[index]) <= float(nats[kept[-1]]) and float(cost[index]) <= float(cost[kept[-1]]):
-            kept.pop()
-        while len(kept) > 1 and _slope(cost, nats, kept[-2], kept[-1]) >= _slope(cost, nats, kept[-2], index):
-            kept.pop()
-        kept.append(index)
-    while len(kept) > 1 and float(nats[kept[-1]]) >= float(nats[kept[-2]]):
-        kept.pop()
-    return torch.tensor(kept)
-
-
-def _slope(cost: torch.Tensor, nats: torch.Tensor, first: int, second: int) -> float:
-    return float((nats[second] - nats[first]) / (cost[second] - cost[first]).clamp(min=1e-12))
+BASELINES: dict[str, Callable[[BaselineRequest], Arm]] = {"constant": constant, "teal": teal, "upper-bits": upper_bits}
+"""What an evaluation can compare a policy with besides uniform, allocated and random schedules."""

@@ -1,8 +1,9 @@
 """Perplexity at matched budget: dense, policy, uniform, allocated, random and the best of N, on the same tokens."""
 
+import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
@@ -10,35 +11,48 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy
-from solm.core.actions import ActionSpace
+from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
-from solm.core.cost import CostModel, relative_cost
+from solm.core.cost import MeasuredCost, relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
 from solm.data.windows import TokenStream
-from solm.evaluation.arms import Arm, Oracle, static_arms, tuned
-from solm.evaluation.points import points, random_trials
-from solm.evaluation.result import EvaluationResult
-from solm.evaluation.resume import arm_fingerprints, resume_key
-from solm.evaluation.sources import shares_of, text_facts
-from solm.evaluation.use import Taken, action_use, examples
-from solm.policies.priced import LevelCosts
+from solm.evaluation.arms import Arm, static_arms
+from solm.evaluation.result import (
+    SCHEMA_VERSION,
+    Difference,
+    EvaluationResult,
+    Example,
+    ExampleToken,
+    Point,
+    shares_of,
+    text_facts,
+)
+from solm.evaluation.statistics import expected_best, paired_difference
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.level_costs import measured_costs
 
 Rows = dict[str, list[list[float]]]
+"""By arm and budget, such as ``policy@0.8``, and ``dense`` alone: per text nats, the axes' shares, cost in bytes and in
+flops, milliseconds and divergence, all means per token; nan where one was not measured."""
+_NATS, _SHARES, _BYTES, _FLOPS, _MILLISECONDS, _DIVERGENCE = (
+    0,
+    slice(1, 1 + len(AXES)),
+    *range(1 + len(AXES), 5 + len(AXES)),
+)
 _LOGITS, _MOST_LOGITS = 1 << 26, 1 << 28
 """Numbers of dense logits that are kept for divergences: of several texts together, and of a single text at most (256
 MiB and 1 GiB in float32)."""
+_FORM = "3"
+"""Of partial results: another number for every change of what they hold."""
 
 
 class _Batch(TypedDict):
-    """What a partial result keeps of a batch of texts: what every arm spent and lost, and what the policy did."""
+    """What a partial result keeps of a batch of texts."""
 
     rows: Rows
-    taken: Taken | None
+    examples: list[dict[str, Any]]
 
 
 class EvaluationSettings(BaseModel):
@@ -57,8 +71,6 @@ class EvaluationSettings(BaseModel):
     seed: int = 0
     batch: int = Field(8, ge=1)
     """Texts that share a pass; fewer where their dense logits take much memory."""
-    oracle: bool = False
-    """Also measure the ceiling: every level on every token, then the schedule that these answers suggest."""
     best_of: int = Field(500, ge=2)
     """Whole-set random trials whose best is estimated from the spread of those that were run."""
     examples: int = Field(2, ge=0)
@@ -72,50 +84,33 @@ def evaluate(
     space: ActionSpace | None = None,
     partial: Path | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
-    tuning: TokenStream | None = None,
     rivals: Mapping[str, AnyPolicy | Arm] | None = None,
 ) -> EvaluationResult:
     """Compare all arms at every budget, on as many texts from each of `streams`.
 
     All baselines and the rivals get, per text and axis, the average that the policy *realised* (without a policy: the
-    budget itself, in `space`), so that all take equal milliseconds, those under thresholds nearly so; tuned gets its
-    net keep. Where the sparsity has an allocation, all arms but uniform, teal and upper-bits follow it; where it has
-    thresholds, uniform, constant and upper-bits keep exact numbers of channels. partial: a file that holds finished
-    batches, so that an interrupted evaluation goes on. progress: called with batches done and in all. tuning: text to
-    choose tuned on, which is left out without it. rivals: more policies and baselines, by name.
+    budget itself, in `space`), so that all take equal milliseconds, those under thresholds nearly so. Where the
+    sparsity has an allocation, all arms but uniform, teal and upper-bits follow it; where it has thresholds, uniform,
+    constant and upper-bits keep exact numbers of channels. partial: a file that holds finished batches, so that an
+    interrupted evaluation goes on. progress: called with batches done and in all. rivals: more policies and baselines,
+    by name.
     """
     space = lm.space if space is None else space
-    offer = lm.budgets(lm.policy("static", space))
-    middle = settings.context + settings.length // 2
-    if settings.currency == "time":
-        offer.time_floor(middle)  # raises where nothing was measured
-    kind: Literal["compute", "keep"] = "compute" if settings.currency == "time" else "keep"
-    budgets = [offer.budget(BudgetRequest(kind, share), middle) for share in settings.budgets]
-    if len(set(settings.budgets)) < len(budgets):
-        raise BudgetError(f"budgets {settings.budgets} name one value twice")
-    if tuning is not None and tuning.fingerprint in {stream.fingerprint for stream in streams}:
-        raise DataError(f"{tuning.name} is evaluated; baselines must be tuned on another text")
+    budgets = _budgets(lm, space, settings)
     windows = held_out_windows(streams, settings)
     together = _LOGITS // (settings.length * lm.shapes.vocabulary)
     batches = windows.split(max(1, min(settings.batch, together)))
-    others = {name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()}
-    key = resume_key(
-        lm, settings, space, *(stream.fingerprint for stream in streams), "" if tuning is None else tuning.fingerprint,
-        *arm_fingerprints(others),
-    )  # fmt: skip
-    arms = static_arms(lm, space) | others
-    if tuning is not None:
-        arms["tuned"] = Arm(tuned(lm, tuning, space, settings.context, settings.length, settings.seed))
-    parts = Parts(partial, key)
+    arms = static_arms(lm, space) | {
+        name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()
+    }
+    parts = Parts(partial, resume_key(lm, settings, space, streams, arms))
     finished: list[_Batch] = []
     for index, batch in enumerate(batches):
         made = parts.get(str(index), lambda i=index, b=batch: _run_batch(lm, b, budgets, space, settings, i, arms))  # type: ignore[misc]
         finished.append(made)
         progress(index + 1, len(batches))
     rows = {arm: np.concatenate([np.array(part["rows"][arm]) for part in finished]) for arm in finished[0]["rows"]}
-    taken = [part["taken"] for part in finished if part["taken"] is not None]
-    tokens = windows[:, settings.context :]
-    result = EvaluationResult(
+    return EvaluationResult(
         command=command_line(),
         settings={
             **settings.model_dump(mode="json"),
@@ -129,21 +124,22 @@ def evaluate(
         },
         environment=environment(),
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
-        sources=text_facts(lm, streams, windows, rows["dense"][:, 0]),
-        points=points(
-            rows,
-            settings.budgets,
-            settings.trials,
-            settings.best_of,
-            windows.shape[0] * settings.length,
-            settings.currency == "time",
-        ),
-        trials=random_trials(rows, settings.budgets, settings.trials),
-        use=action_use(lm, taken, tokens, settings.budgets, settings.context),
-        examples=examples(lm, taken, tokens, settings.budgets),
+        sources=text_facts(lm, streams, windows, rows["dense"][:, _NATS]),
+        points=_points(rows, settings),
+        examples=[Example.model_validate(example) for example in finished[0]["examples"]],
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
-    return result
+
+
+def _budgets(lm: LanguageModel, space: ActionSpace, settings: EvaluationSettings) -> list[Budget]:
+    """The budgets of the settings per axis. Raises `BudgetError` for one that cannot be met or is given twice."""
+    offered, middle = lm.budgets(lm.policy("static", space)), settings.context + settings.length // 2
+    if settings.currency == "time":
+        offered.time_floor(middle)  # raises where nothing was measured
+    if len(set(settings.budgets)) < len(settings.budgets):
+        raise BudgetError(f"budgets {settings.budgets} name one value twice")
+    kind: Literal["compute", "keep"] = "compute" if settings.currency == "time" else "keep"
+    return [offered.budget(BudgetRequest(kind, share), middle) for share in settings.budgets]
 
 
 def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -> torch.Tensor:
@@ -163,6 +159,31 @@ def held_out_windows(streams: list[TokenStream], settings: EvaluationSettings) -
     return torch.cat(parts)
 
 
+def resume_key(
+    lm: LanguageModel, settings: BaseModel, space: ActionSpace, streams: list[TokenStream], arms: Mapping[str, Arm]
+) -> str:
+    """The sha256 of all that a result of `lm` depends on: model, policy, timings, settings, texts and arms."""
+    known: list[BaseModel | None] = [settings, space, lm.space, lm.identity, lm.sparsity, lm.timings]
+    texts = [str(SCHEMA_VERSION), _FORM, lm.backend.name, lm.backend.dtype, _network(lm.trained)]
+    texts += ["" if one is None else one.model_dump_json() for one in known]
+    texts += [stream.fingerprint for stream in streams]
+    for name, arm in sorted(arms.items()):
+        rules = [None if one is None else one.model_dump_json() for one in (arm.policy.space, arm.sparsity)]
+        texts += [name, type(arm.policy).__name__, *map(str, rules), _network(arm.policy)]
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _network(policy: Any) -> str:
+    """The sha256 of a policy's network, its sizes and its weights; nothing for what has none."""
+    network = getattr(policy, "network", None)
+    if network is None:
+        return ""
+    digest = hashlib.sha256(network.config.model_dump_json().encode())
+    for tensor in network.state_dict().values():
+        digest.update(tensor.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _run_batch(
     lm: LanguageModel,
     windows: torch.Tensor,
@@ -172,8 +193,7 @@ def _run_batch(
     index: int,
     arms: dict[str, Arm],
 ) -> _Batch:
-    """Per arm and text of one batch: nats, κ, ρ, b/16, cost in bytes and flops and milliseconds, divergence, all means
-    per token; and what the policy did."""
+    """What every arm loses and spends on one batch; of the first batch also texts under the policy."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
     session.prefill(windows[:, :context])
@@ -182,87 +202,144 @@ def _run_batch(
     keep = len(windows) * settings.length * lm.shapes.vocabulary <= _MOST_LOGITS
     predicted: torch.Tensor | None = None
 
-    def run(
-        arm: Arm, target: torch.Tensor, purpose: int, keep_logits: bool = False
-    ) -> tuple[Scored, list[list[float]]]:
+    def run(arm: Arm, target: torch.Tensor, purpose: int, keep_logits: bool = False) -> Scored:
         forks = len(target) // len(windows)
         forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
-        seed, policy = (settings.seed * 100_003 + index) * 1_009 + purpose, arm.policy
+        policy = arm.policy
         if isinstance(policy, Random):
-            policy = Random(policy.space, seed)
+            policy = Random(policy.space, (settings.seed * 100_003 + index) * 1_009 + purpose)
         forked.control(policy, target, settings.length)
-        scored = forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
-        return scored, _row_means(lm, arm, scored, settings)
+        return forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
+
+    def file(name: str, arm: Arm, scored: Scored) -> None:
+        """Under one name per budget, between which the rows of an arm alternate."""
+        values = _row_means(lm, arm, scored, settings)
+        for position, budget in enumerate(settings.budgets):
+            rows[f"{name}@{budget}"] = values[position::count]
 
     rows: Rows = {}
-    taken = None
-    dense, rows["dense"] = run(Arm(Dense(space)), targets[: len(windows)], 0, keep)
-    predicted = dense.logits
+    examples: list[Example] = []
+    dense = Arm(Dense(space))
+    scored = run(dense, targets[: len(windows)], 0, keep)
+    rows["dense"] = _row_means(lm, dense, scored, settings)
+    predicted = scored.logits
     if lm.trained is not None:
         decides = Arm(lm.policy("policy"))
-        scored, ours = run(decides, targets, 1)
-        _spread(rows, "policy", ours, settings)
-        assert scored.actions is not None
+        scored = run(decides, targets, 1)
+        file("policy", decides, scored)
         targets = _averages(scored)
-        shown = 0 if index else min(settings.examples, len(windows)) * count
-        taken = Taken(
-            actions=scored.actions.tolist(),
-            nats=(-scored.log_probabilities[:shown].double()).tolist(),
-            cost=_costs(lm, decides, scored, settings, "bytes")[:shown].tolist(),
-        )
+        if not index:
+            shown = min(settings.examples, len(windows)) * count
+            examples = [_example(lm, decides, scored, row, tokens[row // count], settings) for row in range(shown)]
     for name, arm in arms.items():
-        _spread(rows, name, run(arm, targets, 2)[1], settings)
-    if settings.oracle:
-        costs = measured_costs(session, tokens, space)
-        oracle = Oracle(space, LevelCosts(*(axis.repeat_interleave(count, 0) for axis in costs)))
-        _spread(rows, "oracle", run(Arm(oracle), targets, 2)[1], settings)
+        file(name, arm, run(arm, targets, 2))
     for trial in range(settings.trials):
-        _spread(rows, f"random/{trial}", run(Arm(Random(space)), targets, 3 + trial)[1], settings)
-    assert all(len(arm) == len(windows) for arm in rows.values()), count
-    return _Batch(rows=rows, taken=taken)
-
-
-def _spread(rows: Rows, arm: str, values: list[list[float]], settings: EvaluationSettings) -> None:
-    """File the rows of an arm, which alternate between budgets, under one name per budget."""
-    count = len(settings.budgets)
-    for position, budget in enumerate(settings.budgets):
-        rows[f"{arm}@{budget}"] = values[position::count]
+        file(f"random/{trial}", Arm(Random(space)), run(Arm(Random(space)), targets, 3 + trial))
+    return _Batch(rows=rows, examples=[example.model_dump() for example in examples])
 
 
 def _averages(scored: Scored) -> torch.Tensor:
-    """Realised average per row and axis over controllable steps [N, 3]; 1 where there is none."""
+    """Realised average per row and axis over controllable steps [N, axes]; 1 where there is none."""
     average: torch.Tensor = Ledger((scored.realised * scored.controllable).sum(1), scored.controllable.sum(1)).average
     return average
 
 
-def _shares(scored: Scored) -> torch.Tensor:
-    """What every step realised [N, T, 3]; 1 where it could not be controlled."""
-    return torch.where(scored.controllable, scored.realised, 1.0)
-
-
-def _kv_length(settings: EvaluationSettings) -> torch.Tensor:
-    """Keys that every step sees [T]."""
-    return settings.context + 1 + torch.arange(settings.length)
-
-
-def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings, model: CostModel) -> torch.Tensor:
-    """What every step of an arm costs as a share of the dense one [N, T]."""
-    rules, overhead = arm.sparsity or lm.sparsity, lm.overhead(arm.policy)
-    return relative_cost(_shares(scored), _kv_length(settings), lm.shapes, rules, model, overhead)
+def _costs(
+    lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings, model: Literal["bytes", "flops"]
+) -> torch.Tensor:
+    """What every step of an arm costs as a share of the dense one [N, T], the policy's weights included."""
+    shares = torch.where(scored.controllable, scored.realised, 1.0)
+    kv_length = settings.context + 1 + torch.arange(settings.length)
+    return relative_cost(shares, kv_length, lm.shapes, arm.sparsity or lm.sparsity, model, lm.overhead(arm.policy))
 
 
 def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
+    """Numbers of every row, in the order of `Rows`."""
     nats = -scored.log_probabilities.double().mean(1).cpu()
     cost = [_costs(lm, arm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
     if lm.timings is None:
         cost.append(torch.full_like(nats, torch.nan))
     else:
-        measured = lm.budgets().measured
-        assert measured is not None
-        taken = measured.milliseconds(_shares(scored).double().cpu().numpy(), _kv_length(settings).numpy())
+        measured = MeasuredCost(lm.timings, lm.sparsity, lm.shapes)
+        shares = torch.where(scored.controllable, scored.realised, 1.0).double().cpu().numpy()
+        taken = measured.milliseconds(shares, settings.context + 1 + np.arange(settings.length))
         cost.append(torch.from_numpy(taken.mean(1)))
     if scored.divergences is not None:
         apart = scored.divergences.double().mean(1).cpu()
     else:  # the dense arm itself, or an arm without dense logits to compare with
         apart = torch.full_like(nats, torch.nan if scored.logits is None else 0)
     return torch.cat([nats[:, None], _averages(scored), torch.stack([*cost, apart], 1)], 1).tolist()
+
+
+def _example(
+    lm: LanguageModel, arm: Arm, scored: Scored, row: int, tokens: torch.Tensor, settings: EvaluationSettings
+) -> Example:
+    """One row of the policy's, token by token; tokens [T + 1]."""
+    assert scored.actions is not None
+    cost = _costs(lm, arm, scored, settings, "bytes")[row].tolist()
+    nats = (-scored.log_probabilities[row].double()).tolist()
+    steps = zip(tokens.tolist(), scored.actions[row].tolist(), cost, nats, strict=False)
+    shown = [
+        ExampleToken(
+            text="" if lm.tokenizer is None else str(lm.tokenizer.decode([token])),
+            action=lm.space.actions[action].tag, cost=round(share, 4), nats=round(lost, 4),
+        )
+        for token, action, share, lost in steps
+    ]  # fmt: skip
+    return Example(budget=settings.budgets[row % len(settings.budgets)], tokens=shown)
+
+
+def _points(rows: dict[str, np.ndarray], settings: EvaluationSettings) -> list[Point]:
+    """The points of all arms, at every budget in turn. For budgets in time the dense arm is repeated at each, with the
+    policy's difference to it; at a budget of 1 a policy takes dense steps, so that the difference is 0."""
+    tokens = len(rows["dense"]) * settings.length
+    trained = any(name.startswith("policy@") for name in rows)
+    repeated = {"dense": rows["dense"]} if settings.currency == "time" and trained else {}
+    found = [_point("dense", 1.0, rows["dense"], tokens, repeated.get("dense"))]
+    for budget in settings.budgets:
+        policy = rows.get(f"policy@{budget}")
+        runs = [rows[f"random/{trial}@{budget}"] for trial in range(settings.trials)]
+        names = [name.rpartition("@")[0] for name in rows if name.endswith(f"@{budget}")]
+        others = [name for name in names if name != "policy" and not name.startswith("random/")]
+        arms = repeated | {name: rows[f"{name}@{budget}"] for name in others}
+        if runs:
+            arms["random"] = np.mean(runs, axis=0)
+            arms[f"best-of-{settings.trials}"] = min(runs, key=lambda trial: trial[:, _NATS].mean())
+        if len(runs) > 1:
+            lucky = arms["random"].copy()
+            lucky[:, _NATS] -= expected_best(np.stack([trial[:, _NATS] for trial in runs]), settings.best_of)
+            lucky[:, _DIVERGENCE] = np.nan  # of the trials' mean, not of the best
+            arms[f"best-of-{settings.best_of}-estimated"] = lucky
+        if policy is not None:
+            found.append(_point("policy", budget, policy, tokens))
+        found += [_point(arm, budget, values, tokens, policy) for arm, values in arms.items()]
+    return found
+
+
+def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.ndarray | None = None) -> Point:
+    means = rows.mean(0)
+    spread = paired_difference(rows[:, _NATS], np.zeros(len(rows)))
+    shares, nominal = means[_SHARES].tolist(), float(means[_SHARES].mean())
+    measured = not np.isnan(means[_DIVERGENCE])
+
+    def difference(column: int) -> Difference | None:
+        if policy is None or np.isnan(means[column]):
+            return None
+        return Difference(**paired_difference(policy[:, column], rows[:, column])._asdict())
+
+    return Point(
+        arm=arm,
+        budget=budget,
+        realised=nominal,
+        axes=dict(zip(AXES, shares, strict=True)),
+        cost={"nominal": nominal, "bytes": float(means[_BYTES]), "flops": float(means[_FLOPS])},
+        step_ms=None if np.isnan(means[_MILLISECONDS]) else float(means[_MILLISECONDS]),
+        nats=float(means[_NATS]),
+        low=spread.low,
+        high=spread.high,
+        perplexity=float(np.exp(means[_NATS])),
+        tokens=tokens,
+        difference=difference(_NATS),
+        divergence=float(means[_DIVERGENCE]) if measured else None,
+        divergence_difference=difference(_DIVERGENCE),
+    )

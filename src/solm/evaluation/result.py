@@ -1,14 +1,23 @@
-"""The result files of evaluations, tasks, studies and benchmarks. The owner of their formats."""
+"""The result files of evaluations, studies and benchmarks. The owner of their formats."""
 
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.core.curve import TextFacts
+from solm.core.curve import BudgetCurve, TextFacts
 from solm.core.provenance import command_line, environment
+from solm.data.windows import TokenStream
+from solm.runtime.language_model import LanguageModel
 
 SCHEMA_VERSION: Literal[3] = 3
 """Of all kinds."""
+_ALIKE = 0.8
+"""Characters per token, as a share of the lowest that a policy was measured on, below which text is another language.
+
+Measured with SmolLM2's tokenizer: the lowest of eight kinds of English prose has 0.83 of the highest, French 0.72 of
+the lowest, German 0.61, Russian 0.33."""
 
 
 class Difference(BaseModel):
@@ -47,34 +56,6 @@ class Point(BaseModel):
     divergence_difference: Difference | None = None
 
 
-class Trials(BaseModel):
-    """Nats per token of every whole-set random trial at one budget."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    budget: float
-    nats: list[float]
-
-
-class Use(BaseModel):
-    """How many of a group of steps took each level: per axis of the space, by rising level."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    group: str
-    counts: dict[str, list[int]]
-
-
-class ActionUse(BaseModel):
-    """What the policy did at one budget, by the step's position after the context and by the class of its token."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    budget: float
-    positions: list[Use]
-    classes: list[Use]
-
-
 class ExampleToken(BaseModel):
     """A token and the step that processed it: its action, its cost in bytes as a share of dense, and the nats that the
     token after it lost."""
@@ -97,9 +78,10 @@ class Example(BaseModel):
 
 
 class EvaluationResult(BaseModel):
-    """Everything an evaluation found, and what is needed to repeat it."""
+    """What an evaluation measured, and what is needed to repeat it. Fields of older files that are not here are left
+    out."""
 
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")
 
     kind: Literal["evaluation"] = "evaluation"
     schema_version: Literal[3] = SCHEMA_VERSION
@@ -111,14 +93,12 @@ class EvaluationResult(BaseModel):
     """What the dense model makes of each source."""
     points: list[Point]
     policy: dict[str, Any] = Field(default_factory=dict)
-    trials: list[Trials] = Field(default_factory=list)
-    use: list[ActionUse] = Field(default_factory=list)
     examples: list[Example] = Field(default_factory=list)
 
     @property
     def currency(self) -> str:
         """What budgets are, in words."""
-        return _in_words(self.settings)
+        return "share of the dense step's time" if self.settings.get("currency") == "time" else "net keep"
 
     def spent(self, point: Point) -> float:
         """What a point spent, in the currency of the budgets; net keep where a file names no milliseconds."""
@@ -127,69 +107,12 @@ class EvaluationResult(BaseModel):
             return point.realised
         return point.step_ms / dense.step_ms
 
-    def kept_budgets(self) -> list[tuple[float, float]]:
-        """By budget of the policy: what was asked for, and what was spent."""
-        return [(point.budget, self.spent(point)) for point in self.points if point.arm == "policy"]
-
     def arm(self, name: str, budget: float) -> Point | None:
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)
 
     def static(self, budget: float) -> Point | None:
         """The arm that the policy's gain is told over: allocated, or without an allocation uniform."""
         return self.arm("allocated", budget) or self.arm("uniform", budget)
-
-
-class TaskPoint(BaseModel):
-    """One arm on one task at one budget.
-
-    scores: mean per metric: ``acc``, ``acc_norm`` (by length; where the task has it) and ``margin``, log-likelihood of
-    the right answer above the best wrong one in nats (of the target itself where there is no choice). differences:
-    policy minus this arm per metric, and at the policy's own points policy minus dense, paired over questions, with
-    95 % intervals; positive: the policy is better.
-    requested, realised: shares per axis and net, over the steps that could be controlled; with step timings also time,
-    the share of the dense step's milliseconds, and ms.
-    """
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    task: str
-    arm: str
-    budget: float
-    questions: int
-    scores: dict[str, float]
-    requested: dict[str, float]
-    realised: dict[str, float]
-    differences: dict[str, Difference] = Field(default_factory=dict)
-
-
-class TaskResult(BaseModel):
-    """Everything a task evaluation found, and what is needed to repeat it."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    kind: Literal["tasks"] = "tasks"
-    schema_version: Literal[3] = SCHEMA_VERSION
-    command: str
-    settings: dict[str, Any]
-    environment: dict[str, Any]
-    data_fingerprint: str = ""
-    points: list[TaskPoint]
-    policy: dict[str, Any] = Field(default_factory=dict)
-
-    @property
-    def currency(self) -> str:
-        """What budgets are, in words."""
-        return _in_words(self.settings)
-
-    def kept_budgets(self) -> list[tuple[float, float]]:
-        """By task and budget of the policy: what was asked for, and what was spent, where it is known."""
-        key = "time" if self.settings.get("currency") == "time" else "net"
-        policy = [point for point in self.points if point.arm == "policy" and key in point.realised]
-        return [(point.budget, point.realised[key]) for point in policy]
-
-
-def _in_words(settings: dict[str, Any]) -> str:
-    return "share of the dense step's time" if settings.get("currency") == "time" else "net keep"
 
 
 class Record(BaseModel):
@@ -208,3 +131,71 @@ class Record(BaseModel):
 def record(kind: str, settings: dict[str, Any], results: dict[str, Any]) -> Record:
     """A record of the command being run, on this machine."""
     return Record(kind=kind, command=command_line(), environment=environment(), settings=settings, results=results)
+
+
+def shares_of(texts: int, sources: int) -> list[int]:
+    """How many of `texts` come from each of `sources`: as many, within one."""
+    return [(texts + sources - 1 - index) // sources for index in range(sources)]
+
+
+def text_facts(
+    lm: LanguageModel, streams: list[TokenStream], windows: torch.Tensor, nats: np.ndarray
+) -> list[TextFacts]:
+    """The sources of windows [texts, length] that lose nats [texts] per token under the dense model; none for a model
+    without a tokenizer."""
+    if lm.tokenizer is None:
+        return []
+    found, first = [], 0
+    for stream, count in zip(streams, shares_of(len(windows), len(streams)), strict=True):
+        part, first = slice(first, first + count), first + count
+        if count:
+            said = sum(len(lm.tokenizer.decode(row.tolist())) for row in windows[part])
+            found.append(
+                TextFacts(
+                    name=stream.name, nats=float(nats[part].mean()),
+                    characters_per_token=max(said, 1) / windows[part].numel(),
+                )
+            )  # fmt: skip
+    return found
+
+
+def unlike(result: EvaluationResult, curve: BudgetCurve) -> str | None:
+    """What to say where a source is unlike all text that the policy's curve was measured on, such as one in another
+    language: how it shows, and what the policy loses on it. None where there is no such source.
+
+    It shows in the characters per token. The dense model's loss does not tell: measured on the same messages in nine
+    languages, a token of a language that the tokenizer cuts into pieces is no harder to foresee than one of English.
+    """
+    if not curve.sources:
+        return None
+    known = [source.characters_per_token for source in curve.sources]
+    low, high = _ALIKE * min(known), max(known) / _ALIKE
+    other = [source for source in result.sources if not low <= source.characters_per_token <= high]
+    if not other:
+        return None
+    which = ", ".join(f"{source.name} has {source.characters_per_token:.1f}" for source in other)
+    told = (
+        f"{which} characters per token, the policy was measured on text of {min(known):.1f} to {max(known):.1f}: "
+        "another language, perhaps"
+    )
+    losses, expected = _losses(result, curve)
+    if losses:
+        told += f"; on the text of this evaluation it loses {_range(losses)} nats per token"
+    if expected:
+        told += f", {_range(expected)} by its curve"
+    return told
+
+
+def _losses(result: EvaluationResult, curve: BudgetCurve) -> tuple[list[float], list[float]]:
+    """What the policy lost at every budget, and for budgets in time what its curve says."""
+    dense, lost, expected = result.points[0], [], []
+    for point in result.points:
+        if point.arm == "policy":
+            lost.append(point.nats - dense.nats)
+            if result.settings.get("currency") == "time":
+                expected.append(curve.loss(point.budget, result.settings["context"])[0])
+    return lost, expected
+
+
+def _range(values: list[float]) -> str:
+    return " to ".join(f"{value:.3f}" for value in dict.fromkeys((min(values), max(values))))

@@ -1,9 +1,7 @@
 """lm-eval's model class for a controlled model: `solm` in its registry."""
 
 import logging
-from array import array
-from collections.abc import Callable
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,14 +12,11 @@ from lm_eval.models.utils import handle_stop_sequences, has_bos_prefix, normaliz
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from tqdm import tqdm
 
-from solm.backends.machine import free_memory
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, WHOLE, ActionSpace
-from solm.core.budget import Budget, BudgetLike, Spent
+from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, SolmError
-from solm.core.sparsity import SparsityConfig
-from solm.evaluation.likelihoods import Prefills, likelihoods
-from solm.evaluation.pair_groups import Controlled
+from solm.evaluation.likelihoods import Controlled, Scorer
 from solm.runtime.controlled import UNTRAINED
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
@@ -30,17 +25,10 @@ from solm.runtime.reply import Compute
 # Beneath lm-eval's own, so that its command line shows what was spent beside the scores.
 log = logging.getLogger("lm_eval.solm")
 
-_Progress = Callable[[int, int], None] | None
 _Encoded = tuple[tuple[str, str] | None, list[int], list[int]]
 """A request's texts, where it has such, and the token ids of its context and its continuation."""
 _LENGTH = 2048
 """Tokens of a context where the model does not say how many it holds, as lm-eval's `hf` takes it."""
-_LEAST_ROOM = 1 << 30
-
-
-def _room() -> int:
-    """Bytes that prefilled contexts may take: a third of what is free."""
-    return max(_LEAST_ROOM, free_memory() // 3)
 
 
 @register_model("solm")
@@ -54,11 +42,9 @@ class ControlledLM(TemplateLM):
     `solm.load`, or ``dense``, ``static`` or ``random``; by default ``dense``, or ``static`` with a budget); space
     (without a trained policy: an action space preset); budget (in any form of `LanguageModel.budget`) or attention,
     mlp, bits; context (tokens seen, for which a share of bytes or milliseconds are meant); control, ``answer`` or
-    ``question`` (see `likelihoods`); sparsity, seed, dtype, max_length (tokens of a context and its continuation). In
-    Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`, and target a budget that is not
-    checked against its action space. keep: hold on to token ids and prefilled contexts, for the same questions `under`
-    another policy. bars: show how far it is, as lm-eval's command line does. max_batch_size: lm-eval's command line
-    passes it, and it means nothing here.
+    ``question`` (see `Scorer`); sparsity, seed, dtype, max_length (tokens of a context and its continuation). In
+    Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`. max_batch_size: lm-eval's
+    command line passes it, and it means nothing here.
     """
 
     max_gen_toks = 256
@@ -73,7 +59,6 @@ class ControlledLM(TemplateLM):
         mlp: float | None = None,
         bits: float | None = None,
         context: int = 1024,
-        target: Budget | None = None,
         sparsity: str | None = None,
         seed: int = 0,
         dtype: str = "auto",
@@ -84,8 +69,6 @@ class ControlledLM(TemplateLM):
         max_length: int | None = None,
         device: str | None = None,
         control: Controlled = "answer",
-        keep: bool = False,
-        bars: bool = True,
     ):
         super().__init__()
         if str(batch_size).startswith("auto"):
@@ -98,7 +81,7 @@ class ControlledLM(TemplateLM):
                 pretrained, trained, sparsity=sparsity, dtype=dtype, backend=backend, precision=precision, device=device
             )
             policy = None if trained is not None else policy
-        self.controlled, self.seed = pretrained, seed
+        self.controlled, self.seed, self.context_tokens = pretrained, seed, int(context)
         given = ActionSpace.preset(space) if space is not None else pretrained.space
         per_axis = {axis: value for axis, value in zip(AXES, (attention, mlp, bits), strict=True) if value is not None}
         if per_axis and budget is not None:
@@ -108,13 +91,8 @@ class ControlledLM(TemplateLM):
         if policy is None:
             policy = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
-        self.context_tokens, self.under_control, self._bars = int(context), control, bars
-        self.target = pretrained.budget(budget, int(context), self.policy) if target is None else target
-        self.spent = Spent(self.controlled.budgets(self.policy))
-        self._sparsity: SparsityConfig | None = None
-        self._progress: _Progress = None
-        self._prefills = Prefills(_room()) if keep else None
-        self._encoded: dict[tuple[str, str], tuple[array[int], array[int]]] = {}
+        self.target = pretrained.budget(budget, int(context), self.policy)
+        self.scorer = Scorer(pretrained, self.policy, self.target.tensor(1)[0], int(batch_size), seed, control)
         self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
         self.max_length = int(max_length or pretrained.context or _LENGTH)
 
@@ -144,59 +122,16 @@ class ControlledLM(TemplateLM):
             add_special_tokens = not has_bos_prefix(string, self.tokenizer.decode(self.prefix_token_id))
         return list(self.tokenizer.encode(string, add_special_tokens=add_special_tokens))
 
-    def under(
-        self, policy: AnyPolicy, target: Budget, sparsity: SparsityConfig | None = None, progress: _Progress = None
-    ) -> Self:
-        """Itself with another policy and budget, nothing spent.
-
-        sparsity: another than the model's to score under. progress: called with likelihoods found and asked for.
-        """
-        self.policy, self.target, self._sparsity, self._progress = policy, target, sparsity, progress
-        return self
-
     def tok_decode(self, tokens: int | list[int], skip_special_tokens: bool = True) -> str:
         return str(self.tokenizer.decode(tokens, skip_special_tokens=skip_special_tokens))
-
-    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        if self._prefills is None:
-            return super()._encode_pair(context, continuation)
-        pair = (context, continuation)
-        if pair not in self._encoded:
-            first, second = super()._encode_pair(context, continuation)
-            # As arrays: lists of all of MMLU's prompts take a gigabyte.
-            self._encoded[pair] = array("i", first), array("i", second)
-        first, second = (ids.tolist() for ids in self._encoded[pair])
-        return first, second
-
-    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        return super().loglikelihood(requests, disable_tqdm or not self._bars)
 
     def _loglikelihood_tokens(
         self, requests: list[_Encoded], disable_tqdm: bool = False, **_options: Any
     ) -> list[tuple[float, bool]]:
-        bar = tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control")
-
-        def show(done: int, total: int) -> None:
-            bar.update(done - bar.n)
-            if self._progress is not None:
-                self._progress(done, total)
-
-        found = likelihoods(
-            self.controlled,
-            [(context[-max(1, self.max_length + 1 - len(rest)) :], rest) for _, context, rest in requests],
-            self.policy,
-            self.target.tensor(1)[0],
-            self.batch_size,
-            self.seed,
-            show,
-            self._prefills,
-            self._sparsity,
-            self.under_control,
-        )
-        bar.close()
-        self.spent.include(found.spent)
+        pairs = [(context[-max(1, self.max_length + 1 - len(rest)) :], rest) for _, context, rest in requests]
+        with tqdm(total=len(requests), disable=disable_tqdm, desc="Scoring under control") as bar:
+            answers = self.scorer.score(pairs, lambda done: bar.update(done - bar.n))
         self._tell()
-        answers = list(zip(found.log_probabilities, found.greedy, strict=True))
         for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
@@ -212,7 +147,7 @@ class ControlledLM(TemplateLM):
             made = [(None, *make_disjoint_window(part)) for part in parts]
             windows += made
             counts.append(len(made))
-        scores = [score for score, _ in self._loglikelihood_tokens(windows, disable_tqdm or not self._bars)]
+        scores = [score for score, _ in self._loglikelihood_tokens(windows, disable_tqdm)]
         found, start = [], 0
         for request, count in zip(requests, counts, strict=True):
             found.append(sum(scores[start : start + count]))
@@ -224,7 +159,7 @@ class ControlledLM(TemplateLM):
         """One text per request, each with the budget to itself."""
         texts = []
         end = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        for request in tqdm(requests, disable=disable_tqdm or not self._bars, desc="Generating under control"):
+        for request in tqdm(requests, disable=disable_tqdm, desc="Generating under control"):
             prompt, given = request.args
             options = normalize_gen_kwargs(given, self.max_gen_toks)
             stops = handle_stop_sequences(options.pop("until", None), eos=end)
@@ -233,24 +168,18 @@ class ControlledLM(TemplateLM):
             if longest < 1 or room < 1:
                 raise SolmError(f"max_gen_toks must lie between 1 and {self.max_length - 1}, got {longest}")
             ids = self.tok_encode(prompt)[-room:]
-            tail, tokens, most = "", [], max(map(len, stops), default=1)
-            for token in self.controlled.stream(
-                torch.tensor([ids]),
-                budget=self.target,
-                policy=self.policy,
-                max_new_tokens=longest,
-                seed=self.seed,
-                **options,
-            ):
-                tokens.append(token)
-                tail = tail[-most:] + token.text
-                if any(stop in tail for stop in stops):
-                    break
-            text = self.tok_decode([token.id for token in tokens])
+            reply = self.controlled.generate(
+                torch.tensor([ids]), budget=self.target, policy=self.policy, max_new_tokens=longest, seed=self.seed,
+                stop_strings=stops, **options,
+            )  # fmt: skip
+            text = self.tok_decode([token.id for token in reply.tokens])
             text = postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
-            if len(tokens) > 1:  # the first comes from reading the prompt
-                steps = ([getattr(token, name) for token in tokens[1:]] for name in ("shares", "on", "seen"))
-                self.spent.add(*map(np.array, steps))
+            steps = reply.tokens[1:]  # the first token comes from reading the prompt
+            shares, could = (
+                np.array([list(getattr(step, name).values()) for step in steps]).reshape(-1, len(AXES))
+                for name in ("realised", "controllable")
+            )
+            self.scorer.spent.add(shares, could.astype(bool), len(ids) + 1 + np.arange(len(steps)))
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()
@@ -259,8 +188,8 @@ class ControlledLM(TemplateLM):
     @property
     def compute(self) -> Compute:
         """Budget and what was spent so far, averages over the steps that could be controlled on an axis."""
-        requested = self.controlled.budgets(self.policy).terms(self.target, self.context_tokens)
-        return Compute(requested, self.spent.terms(self.context_tokens))
+        asked = self.controlled.budgets(self.policy).terms(self.target, self.context_tokens)
+        return Compute(asked, self.scorer.spent.terms(self.context_tokens, priced=False))
 
     def get_model_info(self) -> dict[str, Any]:
         """lm-eval keeps this beside its results."""
@@ -269,12 +198,12 @@ class ControlledLM(TemplateLM):
         return {"model_dtype": self.controlled.backend.dtype, "backend": self.controlled.backend.name, "compute": told}
 
     def _tell(self) -> None:
-        compute = self.compute
+        compute, spent = self.compute, self.scorer.spent
         line = ", ".join(
             f"{axis} {compute.realised[axis] * scale:.3g} of {compute.requested[axis] * scale:.3g}"
             for axis, scale in zip((*AXES, "net"), (*WHOLE, 1), strict=True)
         )
-        log.info("spent: %s; attention controllable in %d of %d steps", line, self.spent.counted[0], self.spent.steps)
+        log.info("spent: %s; attention controllable in %d of %d steps", line, spent.counted[0], spent.steps)
         for axis, low in zip(AXES, self.policy.space.ranges, strict=True):
             if compute.requested[axis] < 1 and compute.realised[axis] == 1 and low[0] < 1:
                 log.warning("the axis %s never acted: every step was dense on it, so its budget means nothing", axis)

@@ -1,10 +1,14 @@
-"""What every page has: style, head, tables, pictures."""
+"""An HTML page about evaluations, which stands alone, and the parts of it that other pages have, too."""
 
 import base64
+from collections.abc import Iterable
 from html import escape
+from typing import Any
 
-from solm.evaluation.result import Difference, EvaluationResult, Point
-from solm.evaluation.show import budget_digits
+from solm.core.actions import AXES
+from solm.core.errors import counted
+from solm.evaluation.result import Difference, EvaluationResult, Example, Point
+from solm.evaluation.show import budget_digits, plot, verdict
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
@@ -24,13 +28,7 @@ img{max-width:100%;background:#fff;border-radius:6px}
 .reply{white-space:pre-wrap;border:1px solid var(--line);border-radius:6px;padding:.8rem 1rem;margin:.4rem 0 1.2rem}
 .reply{max-width:46rem}.reply span{border-radius:3px;padding:1px 0}svg{width:100%;height:auto;max-width:46rem}
 .reply,code{overflow-wrap:anywhere}li{overflow-wrap:break-word}h3{font-size:1rem;margin:1.4rem 0 .3rem}
-summary{cursor:pointer;padding:.3rem 0}.pair{display:grid;grid-template-columns:1fr 1fr;gap:.5rem 2rem}
-@media(max-width:44rem){body{padding:1rem}.pair{grid-template-columns:1fr}}
-.row{display:flex;align-items:center;gap:.6rem;font-size:.85rem;margin:2px 0}.row span{flex:0 0 8.5rem}
-.row b{flex:1;display:flex;height:1rem;border:1px solid var(--line);border-radius:3px;overflow:hidden}
-.key{display:flex;flex-wrap:wrap;gap:.2rem .8rem;font-size:.85rem;margin:.2rem 0}
-.key i{display:inline-block;width:.9rem;height:.9rem;border:1px solid var(--line)}
-.key i{vertical-align:-2px;margin-right:.3rem}
+@media(max-width:44rem){body{padding:1rem}}
 """
 
 
@@ -85,3 +83,64 @@ def difference(found: Difference | None, better: int) -> str:
     ends = sorted((low * better, high * better))
     kind = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else "open"
     return f"<span class={kind}>{value:+.4f} [{low:+.4f}, {high:+.4f}]</span>"
+
+
+def coloured(tokens: Iterable[tuple[str, float, str]], low: float = 0.6, high: float = 1.0) -> str:
+    """Tokens (text, cost as a share of dense, words to hover for) on a ground from green, `low`, to red, `high`."""
+    spans = []
+    for text, cost, words in tokens:
+        hot = min(1.0, max(0.0, (cost - low) / max(high - low, 1e-9)))
+        colour = f"hsla({120 - 120 * hot:.0f},70%,50%,.28)"
+        spans.append(f"<span style='background:{colour}' title='{escape(words, quote=True)}'>{escape(text)}</span>")
+    return f"<div class=reply>{''.join(spans)}</div>"
+
+
+def render(found: list[tuple[str, EvaluationResult]]) -> str:
+    """The page about evaluations, each under its name."""
+    parts = [
+        head("solm results"), "<h1>Results</h1>",
+        "<p class=soft>Every arm saw the same tokens. Differences are policy minus arm with paired bootstrap 95 % "
+        "intervals. Divergence: how far an arm's predictions lie from those of dense steps, as KL in nats per "
+        "token.</p>",
+    ]  # fmt: skip
+    for name, result in found:
+        parts += _evaluation(name, result)
+    parts += ["<h2>Where it comes from</h2><ul>"]
+    for name, result in found:
+        made: dict[str, Any] = result.environment
+        where = f"commit {made['commit']}, {made['machine']['processor']}"
+        parts.append(f"<li>{escape(name)}: <code>{escape(result.command)}</code>, {escape(where)}</li>")
+    return "\n".join([*parts, "</ul>"]) + "\n"
+
+
+def _evaluation(name: str, result: EvaluationResult) -> list[str]:
+    s = result.settings
+    windows = f"{counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} dense ones"
+    measured = f"{s['model']} ({s['dtype']}), {windows}, {s['data']}"
+    levels = "; ".join(f"{axis} {', '.join(f'{level:g}' for level in s['space'][axis])}" for axis in AXES)
+    parts = [f"<h2>{escape(name)}</h2><p class=soft>{escape(measured)}. {levels}</p><ul>"]
+    parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
+    parts += ["</ul>", image(plot(result), f"{name}: perplexity against {result.currency}"), perplexity_table(result)]
+    if result.examples:
+        parts += [
+            "<h3>Texts under the policy</h3><p class=soft>Background: bytes read by the step that processes the token, "
+            "from green (the least) to red (the most) within a text. Hover for the action.</p>",
+            texts(result),
+        ]
+    return parts
+
+
+def texts(result: EvaluationResult) -> str:
+    """The example texts, cheapest step green and dearest red."""
+    return "\n".join(_text(example) for example in result.examples)
+
+
+def _text(example: Example) -> str:
+    costs = [token.cost for token in example.tokens]
+    mean = sum(costs) / len(costs)
+    shown = (
+        (token.text, token.cost, f"{token.action}, {token.cost:.2f} of dense bytes; next token {token.nats:.2f} nats")
+        for token in example.tokens
+    )
+    head = f"<p><b>budget {budget_digits(example.budget)}</b> <span class=soft>{mean:.2f} of dense bytes</span></p>"
+    return head + coloured(shown, min(costs), max(costs))
