@@ -15,8 +15,7 @@ from solm.core.errors import SolmError
 from solm.core.files import Parts, resumable, write_text
 from solm.core.provenance import plain_name, plain_names
 from solm.data.windows import TokenStream, token_stream
-from solm.evaluation.arms import Arm, static_arms
-from solm.evaluation.baselines import BaselineRequest, constant
+from solm.evaluation.arms import Arm, BaselineRequest, constant, static_arms
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.result import Record
 from solm.runtime.language_model import LanguageModel

@@ -17,9 +17,8 @@ from pydantic import Field
 from evidence.studies import problems
 from evidence.studies.common import ComparedOptions, budget_at, kept, main, progress
 from evidence.studies.problems import Problem
-from evidence.studies.replies import Made, Prompts, follow, reply
+from evidence.studies.replies import Made, Prompts, follow, reply, spent_by
 from evidence.studies.sandbox import Sandbox, sandbox
-from solm.core.actions import AXES
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.core.files import Parts
@@ -126,7 +125,7 @@ def _rows(
             requested = [budget_at(offer, share, tokens, clamp=True) for tokens in seen]
             policy = made(f"policy@{share}", Arm(lm.policy("policy")), requested)
             for name, arm in arms.items():
-                made(f"{name}@{share}", arm, [Budget.of([each["spent"][axis] for axis in AXES]) for each in policy])
+                made(f"{name}@{share}", arm, [spent_by(each) for each in policy])
     return rows
 
 

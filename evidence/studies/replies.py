@@ -31,6 +31,11 @@ class Made(TypedDict):
     spent: dict[str, float]
 
 
+def spent_by(made: Made) -> Budget:
+    """The averages that a reply spent, as the budget of another arm."""
+    return Budget.of([made["spent"][axis] for axis in AXES])
+
+
 class Prompts:
     """Token ids [1, C] of prompts, each read once, densely, for all arms."""
 

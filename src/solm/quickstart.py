@@ -17,8 +17,7 @@ from solm.core.files import write_json, write_text
 from solm.core.provenance import commit, processor
 from solm.data.text import documents
 from solm.data.windows import token_stream
-from solm.evaluation.report.actions import coloured
-from solm.evaluation.report.page import head, image, perplexity_table
+from solm.evaluation.report import coloured, head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot, verdict
 from solm.fit.run import fit

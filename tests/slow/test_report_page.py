@@ -4,8 +4,7 @@ import shutil
 
 import pytest
 
-from solm.evaluation.report.combined import render
-from solm.evaluation.report.read import read_results
+from solm.evaluation.report import render
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -14,14 +13,11 @@ def test_a_phone_shows_it_without_overflow(result, tmp_path, scheme):
     browser_path = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if browser_path is None:
         pytest.skip("no browser")
-    (tmp_path / "eval.json").write_text(result.model_dump_json())
-    (tmp_path / "page.html").write_text(render(read_results([tmp_path / "eval.json"])))
+    (tmp_path / "page.html").write_text(render([("eval", result)]))
     with sync_api.sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 390, "height": 800}, color_scheme=scheme)
         page.goto((tmp_path / "page.html").as_uri())
-        for summary in page.locator("summary").all()[1:]:
-            summary.click()
         assert page.evaluate("document.documentElement.scrollWidth") == 390
         ink, paper = page.evaluate(
             "[getComputedStyle(document.body).color, getComputedStyle(document.body).background]"

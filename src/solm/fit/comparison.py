@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from solm.core.cost import StepTimings
 from solm.core.curve import CURVE, BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.files import read_model, resumable, write_text
-from solm.evaluation.baselines import BaselineRequest, constant, teal, upper_bits
+from solm.evaluation.arms import BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.fit.folder import EVALUATION, POLICY, REPORT, Files
@@ -95,7 +95,7 @@ def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
 
 def write_report(job: Job) -> None:
     """The comparison as a page."""
-    from solm.evaluation.report.combined import render
+    from solm.evaluation.report import render
 
     page = render([(f"after {result.settings['context']:,} tokens", result) for result in evaluations(job)])
     write_text(job.folder.path / REPORT, page)

@@ -1,124 +1,156 @@
-"""The baselines that are measured: tuned static, oracle, rivals, and the estimated best of many random trials."""
+"""Arms: what they read is counted, budgets are kept, and each is what its name says."""
 
 import pytest
 import torch
+from pydantic import ValidationError
 
 import solm
-from helpers.models import CONTEXT, STEPS, tiny_model, tokens
-from helpers.policies import SPACE, SPARSITY, network
+from helpers.models import tiny_model, tokens
 from helpers.sessions import scored_under
+from helpers.texts import FISH as TEXT
+from solm.backends.results import SplitSchedule
+from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
+from solm.core.cost import ceil_share
+from solm.core.errors import PolicyMismatchError, SolmError
+from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.data.windows import stream_of
-from solm.evaluation.arms import Oracle, Tuned, lower_hull, tuned_nats
+from solm.evaluation.arms import BASELINES, Arm, BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.evaluation.show import verdict
-from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.policies.schedules import Static
-from solm.policies.value_policy import ValuePolicy
-from solm.runtime.level_costs import expected_costs, measured_costs
+
+PAGES = SparsityConfig(page_size=4, sinks=4, window=8)
+CONTEXT, STEPS = 90, 40
 
 
-def test_the_hull_holds_the_points_that_no_mixture_beats():
-    cost = torch.tensor([0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 0.6], dtype=torch.float64)
-    nats = torch.tensor([1.0, 0.8, 0.3, 0.28, 0.1, 0.0, 0.9], dtype=torch.float64)
-    assert lower_hull(cost, nats).tolist() == [0, 2, 4, 5]
-    assert lower_hull(cost, torch.zeros(7)).tolist() == [0]
+@pytest.fixture
+def exact_lm(byte_tokenizer):
+    with solm.attach(tiny_model("llama"), tokenizer=byte_tokenizer, sparsity=PAGES) as lm:
+        yield lm
 
 
-def test_tuned_static_spends_the_same_net_keep_where_it_costs_least():
-    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
-        # Bits are free, attention is dear: all savings should come from bits first.
-        attention, mlp, bits = (torch.tensor(x).double() for x in ([2.0, 1.0, 0.0], [1.0, 0.2, 0.0], [0.0, 0.0, 0.0]))
-        nats = (attention[:, None, None] + mlp[:, None] + bits).flatten()
-        session = lm.session()
-        ids = tokens(2, CONTEXT + STEPS + 1)
-        session.prefill(ids[:, :CONTEXT])
-        target = torch.tensor([[0.9, 0.9, 0.6]] * 2, dtype=torch.float64)
-        episode = scored_under(session.fork(1), Tuned(SPACE, nats), ids[:, CONTEXT:], target)
-        spent = episode.realised.mean(1)
-        torch.testing.assert_close(spent.mean(1), target.mean(1), rtol=0, atol=0.03)
-        assert (spent[:, 0] == 1).all()
-        assert (spent[:, 2] < 0.4).all()
+def prefilled(lm, rows: int):
+    ids = tokens(rows, CONTEXT + STEPS + 1)
+    session = lm.session()
+    session.prefill(ids[:, :CONTEXT])
+    return session, ids[:, CONTEXT:]
 
 
-def test_the_oracle_beats_static_at_the_same_spending():
-    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
-        space = ActionSpace(mlp=(0.2, 1.0))
-        ids = tokens(6, CONTEXT + STEPS + 1)
-        session = lm.session()
-        session.prefill(ids[:, :CONTEXT])
-        costs = measured_costs(session, ids[:, CONTEXT:], space)
-        assert [axis.shape[-1] for axis in costs] == [1, 2, 1]
-        low = torch.tensor((1.0, 0.2, 16)).expand(6, STEPS, 3)
-        direct = session.fork(1).score(ids[:, CONTEXT:], low).log_probabilities
-        dense = session.fork(1).score(ids[:, CONTEXT:], torch.ones(6, STEPS, 3) * torch.tensor([1, 1, 16]))
-        torch.testing.assert_close(costs.mlp[..., 0].float(), dense.log_probabilities - direct)
-        assert tuned_nats(costs)[1] == 0
-        target = torch.tensor([[1.0, 0.6, 1.0]] * 6, dtype=torch.float64)
-        ours, static = (
-            scored_under(session.fork(1), policy, ids[:, CONTEXT:], target)
-            for policy in (Oracle(space, costs), Static(space))
-        )
-        torch.testing.assert_close(ours.realised.mean(1), static.realised.mean(1), rtol=0, atol=0.05)
-        assert ours.log_probabilities.mean() > static.log_probabilities.mean()
-        # Decided some steps at a time, as under thresholds and on the cpu backend, every step has its own costs.
-        rows, oracle = session.fork(1), Oracle(space, costs)
-        rows.control(oracle, target, STEPS)
-        actions = [rows.extend(some).actions for some in ids[:, CONTEXT:-1].split(5, 1)]
-        assert torch.equal(torch.cat(actions, 1), ours.actions)
+def keep(rows: int, *numbers: float) -> torch.Tensor:
+    return torch.tensor(numbers, dtype=torch.float64).expand(rows, STEPS, 3)
 
 
-def test_expected_costs_are_the_mean_of_measured_ones_over_what_the_dense_run_predicts():
-    with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
-        space = ActionSpace(mlp=(0.2, 1.0))
-        ids = tokens(2, CONTEXT + 2)
-        session = lm.session()
-        session.prefill(ids[:, :CONTEXT])
-        expected = expected_costs(session, ids[:, CONTEXT:], space)[1]
-        dense, low = (
-            session.fork(1).extend(ids[:, CONTEXT:-1], torch.tensor((1.0, keep, 16)).expand(2, 1, 3)).logits.softmax(-1)
-            for keep in (1.0, 0.2)
-        )
-        every = [
-            measured_costs(session, torch.cat([ids[:, CONTEXT:-1], torch.full((2, 1), token)], 1), space)[1]
-            for token in range(dense.shape[-1])
-        ]
-        mean = (torch.stack(every, -1) * dense[:, :, None].double()).sum(-1)
-        torch.testing.assert_close(expected, mean, rtol=1e-3, atol=1e-6)
-        assert (expected[..., 0] > 0).all()
-        assert (low != dense).any()
+def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
+    """Without sinks and window a step of Quest reads ceil(budget / page) pages, whatever was read before."""
+    exact_lm.sparsity = SparsityConfig(page_size=4, sinks=0, window=0)
+    session, ids = prefilled(exact_lm, 2)
+    quest = session.fork(1).score(ids, keep(2, 0.4, 1, 16))
+    length = CONTEXT + 1 + torch.arange(STEPS)
+    pages = -(-ceil_share(torch.tensor(0.4, dtype=torch.float64), length) // 4)
+    torch.testing.assert_close(quest.realised[0, :, 0] * length, torch.minimum(pages * 4, length).double())
+    space = ActionSpace(attention=(0.4, 1.0))
+    for arm in (Arm(Static(space)), constant(BaselineRequest(exact_lm, space))):
+        for step in (1, 2):
+            goal = quest.realised[:, :step].mean(1)
+            episode = scored_under(session.fork(1), arm.policy, ids[:, : step + 1], goal)
+            torch.testing.assert_close(episode.log_probabilities, quest.log_probabilities[:, :step])
 
 
-def test_every_arm_is_matched_to_a_value_policy(byte_tokenizer):
-    from solm.data.text import documents
+def test_constant_needs_no_level_of_the_space(exact_lm):
+    session, ids = prefilled(exact_lm, 2)
+    goal = torch.tensor([[1.0, 0.63, 1.0]] * 2, dtype=torch.float64)
+    arm = constant(BaselineRequest(exact_lm, ActionSpace(mlp=(0.4, 1.0))))
+    found = scored_under(session.fork(1), arm.policy, ids, goal).realised[..., 1]
+    assert found.std(1).max() < 0.01
+    coarse = scored_under(session.fork(1), Static(ActionSpace(mlp=(0.4, 1.0))), ids, goal).realised[..., 1]
+    assert coarse.std(1).min() > 0.2
 
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
-        made = network().float()
-        config = PolicyConfig(base=lm.identity, space=SPACE, sparsity=SPARSITY, network=made.config)
-        lm = lm.with_policy(TrainedPolicy(config, made))
-        settings = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=60, length=24, trials=2, oracle=True)
-        text = documents("pydoc:heldout")
-        streams = [stream_of(text[i : i + 1], byte_tokenizer, str(i)) for i in range(2)]
-        result = evaluate(
-            lm, streams, settings, tuning=stream_of(text[3:5], byte_tokenizer, "tuning"),
-            rivals={
-                name: ValuePolicy(network(layer=0, seed=seed).float(), SPACE)
-                for name, seed in {"token-table": 1, "token-table@again": 2}.items()
-            },
-        )  # fmt: skip
-    assert all("of the oracle's gain over uniform" in line and "oracle," not in line for line in verdict(result))
-    for budget in settings.budgets:
-        arms = {point.arm: point for point in result.points if point.budget == budget}
-        assert set(arms) == {
-            "policy", "uniform", "token-table", "token-table@again", "tuned", "oracle", "random",
-            "best-of-2", "best-of-500-estimated",
-        }  # fmt: skip
-        assert arms["policy"].realised == pytest.approx(budget, abs=0.03)
-        for name, point in arms.items():
-            # A random model may be no worse for spending less: then so does the tuned schedule.
-            assert point.realised <= arms["policy"].realised + 0.03, name
-            if name not in ("tuned", "policy"):
-                for axis, share in arms["policy"].axes.items():
-                    assert point.axes[axis] == pytest.approx(share, abs=0.04), (name, axis)
-        assert arms["oracle"].nats < arms["random"].nats
-        assert arms["best-of-500-estimated"].nats < arms["random"].nats
+
+def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_lm):
+    windows = tokens(4, CONTEXT)
+    thresholds = exact_lm.backend.channel_thresholds(windows)
+    seen = {}
+    hooks = []
+    for index, layer in enumerate(decoder_layers(exact_lm.model)):
+        for site, module in enumerate((mlp_sites(layer).mlp, mlp_sites(layer).down)):
+            hooks.append(module.register_forward_pre_hook(lambda m, x, key=(index, site): seen.update({key: x[0]})))
+    exact_lm.session().prefill(windows)
+    for hook in hooks:
+        hook.remove()
+    for (index, site), x in seen.items():
+        limit = thresholds.at(index, site, torch.tensor(0.6, dtype=torch.float64))
+        assert float((x.abs().float() >= limit).double().mean()) == pytest.approx(0.6, abs=0.01)
+    session, ids = prefilled(exact_lm, 3)
+
+    def rows(**changes):
+        return session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds, **changes}))
+
+    some = rows()
+    found = some.score(ids, keep(3, 1, 0.6, 16))
+    torch.testing.assert_close(some.ledger.average, found.realised.mean(1))
+    share = found.realised[..., 1]
+    assert float(share.mean()) == pytest.approx(0.6, abs=0.05)
+    assert share.std() > 0.005  # tokens differ, exact top-k would not let them
+    squared = rows(hidden_power=2).score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    assert float(squared.mean()) == pytest.approx((0.6 + 0.6**2) / 2, abs=0.05)
+    inputs = rows(mlp_site="input").score(ids, keep(3, 1, 0.6, 16)).realised[..., 1]
+    assert float(inputs.mean()) == pytest.approx(0.6, abs=0.05)
+    everything = rows().score(ids, keep(3, 1, 1, 16))
+    dense = session.fork(1).score(ids, keep(3, 1, 1, 16))
+    torch.testing.assert_close(everything.log_probabilities, dense.log_probabilities, rtol=0, atol=0)
+    assert (everything.realised == 1).all()
+
+
+def test_under_thresholds_layers_before_a_decision_count_as_dense(exact_lm):
+    """A mid-pass decision after a dense layer: half of the layers keep everything."""
+    thresholds = exact_lm.backend.channel_thresholds(tokens(4, CONTEXT))
+    session, ids = prefilled(exact_lm, 2)
+    rows = session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds}))
+    half = keep(2, 1, 0.5, 16)
+    whole = rows.fork(1).score(ids, half).realised[..., 1].mean()
+    late = rows.fork(1).extend(ids[:, :-1], SplitSchedule(1, keep(2, 1, 1, 16), half))
+    assert float(late.realised[..., 1].mean()) == pytest.approx((1 + float(whole)) / 2, abs=0.03)
+
+
+def test_thresholds_of_another_model_are_refused(exact_lm):
+    fall = tuple(1 - percent / 100 for percent in range(101))
+    session, ids = prefilled(exact_lm, 1)
+    thresholds = ChannelThresholds(limits=((fall, fall),) * 3)
+    rows = session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds}))
+    with pytest.raises(PolicyMismatchError, match="thresholds of 3 layers do not fit a model of 2"):
+        rows.score(ids, keep(1, 1, 0.6, 16))
+    for limits, words in (
+        ((), "at least one layer"),
+        (((fall,),), "2 or 4 sites"),
+        (((fall, fall[1:]),), "101 numbers"),
+        (((fall, fall[::-1]),), "fall to 0"),
+        (((fall, (float("nan"), *fall[1:])),), "finite"),
+    ):
+        with pytest.raises(ValidationError, match=words):
+            ChannelThresholds(limits=limits)
+
+
+def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
+    stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
+    settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
+    value_lm.sparsity = PAGES
+    request = BaselineRequest(value_lm, value_lm.space, tuning, 60)
+    arms = {name: make(request) for name, make in BASELINES.items() if name != "upper-bits"}
+    result = evaluate(value_lm, [stream], settings, rivals=arms)
+    found = {point.arm: point for point in result.points}
+    assert set(arms) <= set(found)
+    for name in arms:
+        assert found[name].realised == pytest.approx(found["policy"].realised, abs=0.05), name
+        assert found[name].difference is not None
+        assert found[name].tokens == found["policy"].tokens
+    for name in arms:
+        for axis, share in found["policy"].axes.items():
+            assert found[name].axes[axis] == pytest.approx(share, abs=0.07), (name, axis)
+
+
+def test_a_baseline_that_cannot_run_gives_one_line(exact_lm):
+    request = BaselineRequest(exact_lm, ActionSpace.preset("joint-8"))
+    with pytest.raises(SolmError, match="give --tuning"):
+        teal(request)
+    with pytest.raises(SolmError, match="needs a policy that chooses weight bits"):
+        upper_bits(request)

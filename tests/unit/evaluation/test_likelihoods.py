@@ -1,5 +1,7 @@
 """Likelihoods of continuations against the stock model, whoever shares a batch."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -10,12 +12,19 @@ from solm.core.budget import Budget
 from solm.core.cost import relative_cost
 from solm.core.errors import DataError
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
-from solm.evaluation import pair_groups
-from solm.evaluation.likelihoods import Prefills, likelihoods
+from solm.evaluation import likelihoods as module
+from solm.evaluation.likelihoods import Scorer
 from solm.policies.schedules import Dense, Random, Static, static
 
 SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
 DENSE = torch.ones(3, dtype=torch.float64)
+
+
+def likelihoods(lm, pairs, policy, target, batch=16, control="answer"):
+    """Log-probabilities of pairs, whether they are greedy, and what their steps spent."""
+    scorer = Scorer(lm, policy, target, batch, control=control)
+    scores, greedy = zip(*scorer.score(pairs), strict=True)
+    return SimpleNamespace(log_probabilities=list(scores), greedy=list(greedy), spent=scorer.spent)
 
 
 def words(seed: int, count: int) -> list[int]:
@@ -54,7 +63,7 @@ def test_a_shared_beginning_changes_nothing(lm, monkeypatch):
     pairs, low = varied_pairs(), ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0))
     target = torch.tensor([0.2, 0.4, 1.0], dtype=torch.float64)
     together = likelihoods(lm, pairs, Static(low), target)
-    monkeypatch.setattr(pair_groups, "_SMALLEST_CLUSTER", 1000)
+    monkeypatch.setattr(module, "_SMALLEST_CLUSTER", 1000)
     apart = likelihoods(lm, pairs, Static(low), target)
     assert together.log_probabilities == pytest.approx(apart.log_probabilities, abs=1e-5)
     assert together.spent.average.tolist() == pytest.approx(apart.spent.average.tolist(), abs=1e-9)
@@ -83,20 +92,6 @@ def test_a_budget_holds_over_questions_of_one_step_each(lm, policy):
     spent = likelihoods(lm, pairs, policy(SPACE), target).spent
     assert spent.counted.tolist() == [spent.steps] * 3 == [256] * 3
     assert spent.average.tolist() == pytest.approx(target.tolist(), abs=0.012)
-
-
-@pytest.mark.parametrize("limit", [0, 40_000, 1 << 30])
-def test_kept_prefills_change_nothing(lm, limit):
-    pairs, prefills = varied_pairs(), Prefills(limit)
-    target = torch.tensor([0.7, 0.6, 0.5], dtype=torch.float64)
-    for policy, asked in ((Dense(SPACE), DENSE), (Static(SPACE), target), (Random(SPACE), target)):
-        apart = likelihoods(lm, pairs, policy, asked, 3)
-        kept = likelihoods(lm, pairs, policy, asked, 3, prefills=prefills)
-        assert kept.log_probabilities == apart.log_probabilities
-        assert kept.greedy == apart.greedy
-        assert kept.spent.shares.tolist() == apart.spent.shares.tolist()
-    assert prefills.held <= limit
-    assert (prefills.held > 0) == (limit > 0)
 
 
 class Heavy(Dense):
@@ -185,15 +180,15 @@ def test_questions_keep_to_their_budgets_where_thresholds_keep_more_than_was_ask
     """As replies do: a question's budget learns what was kept while the question is read."""
     found = lm.backend.channel_thresholds(torch.tensor([words(6, 90)] * 2)).limits
     low = ChannelThresholds(limits=[[[0.67 * x for x in site] for site in layer] for layer in found])
-    sparsity = lm.sparsity.model_copy(update={"thresholds": low})
+    lm.sparsity = lm.sparsity.model_copy(update={"thresholds": low})
     space = ActionSpace(mlp=tuple(percent / 100 for percent in range(20, 101)))
     target = torch.tensor([1.0, 0.62, 1.0], dtype=torch.float64)
-    shared, policy = words(5, 50), static(space, sparsity)
+    shared, policy = words(5, 50), static(space, lm.sparsity)
 
     def average(own: int) -> float:
         """The share of MLP channels over questions of `own` to four times as many tokens."""
         pairs = [(shared + words(60 + index, own * index), [9]) for index in range(1, 5)]
-        spent = likelihoods(lm, pairs, policy, target, control="question", sparsity=sparsity).spent
+        spent = likelihoods(lm, pairs, policy, target, control="question").spent
         return float(spent.average[1])
 
     assert average(4) > 0.7, "before a budget has learned it"

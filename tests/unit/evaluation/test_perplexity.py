@@ -9,7 +9,7 @@ from rich.console import Console
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import network, under_policy, under_values
+from helpers.policies import SPARSITY, network, under_values
 from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
 from solm.core.cost import relative_cost
@@ -36,10 +36,10 @@ def stream(byte_tokenizer):
 @pytest.fixture(scope="module")
 def whole(byte_tokenizer, stream):
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
-        return evaluate(under_policy(lm), [stream], SETTINGS)
+        return evaluate(under_values(lm, SPARSITY), [stream], SETTINGS)
 
 
-def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_lm, stream, whole):
+def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(value_lm, stream, whole):
     result = whole
     arms = ["policy", "uniform", "random", "best-of-3", "best-of-500-estimated"]
     assert [(p.arm, p.budget) for p in result.points] == [("dense", 1.0)] + [
@@ -56,7 +56,7 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_
         assert result.arm("best-of-3", budget).nats <= result.arm("random", budget).nats
     windows = stream.spaced(6, 111, torch.Generator().manual_seed(0))
     with torch.no_grad():
-        stock = torch.log_softmax(policy_lm.model(windows).logits[:, 90:-1], -1)
+        stock = torch.log_softmax(value_lm.model(windows).logits[:, 90:-1], -1)
     nats = -stock.gather(-1, windows[:, 91:, None]).mean()
     dense = result.points[0]
     assert dense.nats == pytest.approx(float(nats), abs=1e-4)
@@ -64,18 +64,18 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(policy_
     assert dense.cost == pytest.approx({"nominal": 1, "bytes": 1, "flops": 1})
 
 
-def test_every_texts_uniform_schedule_is_matched_to_the_policy(policy_lm, stream):
+def test_every_texts_uniform_schedule_is_matched_to_the_policy(value_lm, stream):
     """A text's uniform schedule spends what the policy spent on that text, to half a level per run."""
     window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
-    budgets = [solm.Budget.from_net(net, policy_lm.space) for net in SETTINGS.budgets]
-    arms = static_arms(policy_lm, policy_lm.space)
-    rows = perplexity._run_batch(policy_lm, window, budgets, policy_lm.space, SETTINGS, 0, arms)["rows"]
+    budgets = [solm.Budget.from_net(net, value_lm.space) for net in SETTINGS.budgets]
+    arms = static_arms(value_lm, value_lm.space)
+    rows = perplexity._run_batch(value_lm, window, budgets, value_lm.space, SETTINGS, 0, arms)["rows"]
     for budget in SETTINGS.budgets:
         policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"uniform@{budget}"])
         assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
 
 
-def test_results_do_not_depend_on_an_interruption(policy_lm, stream, whole, tmp_path):
+def test_results_do_not_depend_on_an_interruption(value_lm, stream, whole, tmp_path):
     partial = tmp_path / "partial.json"
 
     def stop(done, total):
@@ -83,10 +83,10 @@ def test_results_do_not_depend_on_an_interruption(policy_lm, stream, whole, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=stop)
+        evaluate(value_lm, [stream], SETTINGS, partial=partial, progress=stop)
     assert len(json.loads(partial.read_text())["parts"]) == 1
     seen = []
-    resumed = evaluate(policy_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
+    resumed = evaluate(value_lm, [stream], SETTINGS, partial=partial, progress=lambda done, total: seen.append(done))
     assert resumed.points == whole.points
     assert partial.exists()  # until the result is written
 
@@ -114,7 +114,7 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
 
 
 def test_divergences_are_paired_like_losses_and_left_out_where_dense_logits_do_not_fit(
-    policy_lm, stream, whole, monkeypatch
+    value_lm, stream, whole, monkeypatch
 ):
     """From the dense arm; `tests/unit/backends/test_divergences.py` has what each of them is."""
     assert whole.points[0].divergence == 0
@@ -129,15 +129,15 @@ def test_divergences_are_paired_like_losses_and_left_out_where_dense_logits_do_n
         estimated = whole.arm("best-of-500-estimated", budget)
         assert (estimated.divergence, estimated.divergence_difference) == (None, None), "nobody ran it"
     small = SETTINGS.model_copy(update={"texts": 2, "trials": 0})
-    dense = evaluate(policy_lm, [stream], small, rivals={"again": Arm(Dense(policy_lm.space))})
+    dense = evaluate(value_lm, [stream], small, rivals={"again": Arm(Dense(value_lm.space))})
     assert dense.arm("again", 0.6).divergence == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr(perplexity, "_LOGITS", 2 * 20 * policy_lm.shapes.vocabulary - 1)
+    monkeypatch.setattr(perplexity, "_LOGITS", 2 * 20 * value_lm.shapes.vocabulary - 1)
     seen: list[int] = []
-    apart = evaluate(policy_lm, [stream], small, progress=lambda done, total: seen.append(total))
+    apart = evaluate(value_lm, [stream], small, progress=lambda done, total: seen.append(total))
     assert seen == [2, 2], "a batch for each text"
     assert apart.arm("uniform", 0.6).divergence == pytest.approx(dense.arm("uniform", 0.6).divergence, rel=1e-3)
-    monkeypatch.setattr(perplexity, "_MOST_LOGITS", 20 * policy_lm.shapes.vocabulary - 1)
-    without = evaluate(policy_lm, [stream], small)
+    monkeypatch.setattr(perplexity, "_MOST_LOGITS", 20 * value_lm.shapes.vocabulary - 1)
+    without = evaluate(value_lm, [stream], small)
     assert all(point.divergence is None and point.divergence_difference is None for point in without.points)
     assert without.arm("policy", 0.6).nats == apart.arm("policy", 0.6).nats
 
@@ -153,11 +153,11 @@ def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {}}', "[]"])
-def test_a_foreign_or_broken_partial_file_is_ignored(policy_lm, stream, tmp_path, content):
+def test_a_foreign_or_broken_partial_file_is_ignored(value_lm, stream, tmp_path, content):
     partial = tmp_path / "partial.json"
     partial.write_text(content)
     small = SETTINGS.model_copy(update={"texts": 2, "trials": 1})
-    assert evaluate(policy_lm, [stream], small, partial=partial).points == evaluate(policy_lm, [stream], small).points
+    assert evaluate(value_lm, [stream], small, partial=partial).points == evaluate(value_lm, [stream], small).points
 
 
 def test_baselines_alone_without_a_policy(tiny_lm, stream):
@@ -243,13 +243,13 @@ def test_nothing_is_judged_over_few_texts_and_a_missed_budget_is_told(whole):
     assert "missed" not in said[1]
 
 
-def test_bad_requests(policy_lm, stream):
+def test_bad_requests(value_lm, stream):
     with pytest.raises(BudgetError, match=r"0\.2 is unreachable"):
-        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
+        evaluate(value_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
     with pytest.raises(BudgetError, match="twice"):
-        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
+        evaluate(value_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
     with pytest.raises(DataError, match=r"has room for .* texts of 111 tokens, 9999 were asked for"):
-        evaluate(policy_lm, [stream], SETTINGS.model_copy(update={"texts": 9999}))
+        evaluate(value_lm, [stream], SETTINGS.model_copy(update={"texts": 9999}))
 
 
 def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, stream):
@@ -265,7 +265,6 @@ def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, strea
         assert policy.step_ms == pytest.approx(10 * budget, rel=0.02)
         assert uniform.step_ms == pytest.approx(policy.step_ms, rel=0.02)
         assert dense.difference.value == pytest.approx(policy.nats - result.points[0].nats)
-    assert not result.trials
     assert {point.arm for point in result.points} == {"dense", "policy", "uniform"}
     assert "share of the dense step's time 0.80: " in show.verdict(result)[0]
     table = show.table(result)
@@ -273,8 +272,3 @@ def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, strea
     spent = dict(zip(table.columns[1]._cells, table.columns[2]._cells, strict=True))
     assert float(spent["policy"]) == pytest.approx(0.9, abs=0.02), "in the currency of the budgets"
     assert EvaluationResult.model_validate_json(result.model_dump_json()) == result
-
-
-def test_baselines_are_not_tuned_on_the_text_that_is_evaluated(policy_lm, stream):
-    with pytest.raises(DataError, match="docs is evaluated; baselines must be tuned on another text"):
-        evaluate(policy_lm, [stream], SETTINGS, tuning=stream)

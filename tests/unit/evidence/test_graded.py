@@ -7,8 +7,7 @@ import pytest
 
 from evidence.studies import graded
 from evidence.studies.problems import Problem
-from evidence.studies.replies import Prompts, follow, reply
-from solm.core.actions import AXES
+from evidence.studies.replies import Prompts, follow, reply, spent_by
 from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.evaluation.arms import Arm
@@ -68,7 +67,7 @@ def test_a_reply_that_needs_no_more_ends(value_lm):
 def test_baselines_spend_what_the_policy_spent(lm):
     prompts, budget = prompts_of(lm), Budget(attention=0.8, mlp=0.7, bits=12)
     policy = reply(prompts, problems([]), Arm(lm.policy("policy")), [budget] * 3, LONGEST, 2)
-    given = [Budget.of([one["spent"][axis] for axis in AXES]) for one in policy]
+    given = [spent_by(one) for one in policy]
     uniform = reply(prompts, problems([]), Arm(Static(lm.space)), given, LONGEST, 2)
     pairs = [pair for pair in zip(policy, uniform, strict=True) if {one["steps"] for one in pair} == {LONGEST - 1}]
     assert pairs

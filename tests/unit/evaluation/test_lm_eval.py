@@ -8,13 +8,13 @@ from helpers.models import tiny_model
 from solm.core.errors import SolmError
 from solm.runtime.load import engine_sparsity
 
+pytest.importorskip("lm_eval")
+from lm_eval.api.instance import Instance
+
+from solm.evaluation.lm_eval import ControlledLM
+
 
 def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-
-    from solm.evaluation.harness import ControlledLM
-
     caplog.set_level("INFO", "lm_eval.solm")
     ours = ControlledLM(tiny_lm, space="joint-8", budget="keep=0.7")
     ours.loglikelihood([Instance("loglikelihood", {}, ("Too short for attention", " to be controlled"), 0)])
@@ -30,10 +30,6 @@ def test_the_harness_tells_what_was_spent_and_what_never_acted(tiny_lm, caplog):
 
 def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):
     huggingface = pytest.importorskip("lm_eval.models.huggingface")
-    from lm_eval.api.instance import Instance
-
-    from solm.evaluation.harness import ControlledLM
-
     texts = [("The capital of France is", " Paris"), ("The capital of France is", " Rome"), ("2 + 2 =", " 4")]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(texts)]
     rolling = [Instance("loglikelihood_rolling", {}, ("A longer text " * 20,), 0)]
@@ -50,11 +46,6 @@ def test_the_harness_scores_as_lm_evals_own_model_does(byte_tokenizer):
 
 
 def test_a_prompt_loses_its_beginning_where_it_leaves_no_room_for_the_reply(tiny_lm):
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-
-    from solm.evaluation.harness import ControlledLM
-
     def ask(model: ControlledLM, prompt: str, longest: int) -> list[str]:
         asked = (prompt, {"until": ["zzz"], "max_gen_toks": longest})
         return model.generate_until([Instance("generate_until", {}, asked, 0)], disable_tqdm=True)
@@ -68,10 +59,6 @@ def test_a_prompt_loses_its_beginning_where_it_leaves_no_room_for_the_reply(tiny
 
 def test_a_context_and_its_continuation_have_max_length_together(tiny_lm):
     """As in lm-eval, of whose last token nothing is read."""
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-
-    from solm.evaluation.harness import ControlledLM
 
     def score(model: ControlledLM, context: str) -> float:
         return model.loglikelihood([Instance("loglikelihood", {}, (context, "klm"), 0)], disable_tqdm=True)[0][0]
@@ -81,15 +68,8 @@ def test_a_context_and_its_continuation_have_max_length_together(tiny_lm):
     assert whole != pytest.approx(score(ControlledLM(tiny_lm), "abcdefghij"), abs=1e-5)
 
 
-def test_a_text_ends_at_a_stop_across_tokens_and_is_decoded_once(tiny_lm, monkeypatch):
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-
-    from solm.evaluation.harness import ControlledLM
-
-    ours, decoded = ControlledLM(tiny_lm), []
-    decode = ours.tok_decode
-    monkeypatch.setattr(ours, "tok_decode", lambda ids, **given: decoded.append(ids) or decode(ids, **given))
+def test_a_text_ends_at_a_stop_across_tokens(tiny_lm):
+    ours = ControlledLM(tiny_lm)
 
     def ask(*stops: str) -> str:
         asked = ("Once upon a time", {"until": list(stops), "max_gen_toks": 24})
@@ -98,16 +78,9 @@ def test_a_text_ends_at_a_stop_across_tokens_and_is_decoded_once(tiny_lm, monkey
     whole = ask("zzz")
     stop = whole[5:8]
     assert ask("zzz", stop) == whole[: whole.index(stop)]
-    assert len(decoded) == 4, "the end token and the text, twice"
-    assert len(decoded[3]) < len(decoded[1])
 
 
 def test_the_harness_scores_alike_on_both_backends_and_tells_milliseconds(byte_tokenizer):
-    pytest.importorskip("lm_eval")
-    from lm_eval.api.instance import Instance
-
-    from solm.evaluation.harness import ControlledLM
-
     shared = "All of these begin alike, with a sentence that is long enough. "
     pairs = [(f"{shared}Question {number}?", answer) for number in range(5) for answer in (" yes", " no")]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]

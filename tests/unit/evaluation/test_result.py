@@ -6,7 +6,7 @@ import torch
 from helpers.timings import CPU, SHAPES, made_curve
 from solm.data.windows import TokenStream, stream_of
 from solm.evaluation.perplexity import EvaluationSettings, evaluate, held_out_windows
-from solm.evaluation.sources import shares_of, text_facts, unlike
+from solm.evaluation.result import shares_of, text_facts, unlike
 
 SETTINGS = EvaluationSettings(budgets=(0.8,), texts=5, context=90, length=20, trials=0, examples=0)
 
@@ -27,8 +27,8 @@ def test_every_source_has_its_loss_and_its_characters(tiny_lm, byte_tokenizer):
     assert text_facts(tiny_lm, streams, windows, np.zeros(5)) == []
 
 
-def test_text_unlike_that_of_the_curve_is_named_with_what_it_loses(policy_lm, byte_tokenizer):
-    result = evaluate(policy_lm, sources(byte_tokenizer), SETTINGS)
+def test_text_unlike_that_of_the_curve_is_named_with_what_it_loses(value_lm, byte_tokenizer):
+    result = evaluate(value_lm, sources(byte_tokenizer), SETTINGS)
     assert [source.name for source in result.sources] == ["plain", "umlauts"]
     curve = made_curve(CPU, SHAPES)
     known = curve.sources[0]
