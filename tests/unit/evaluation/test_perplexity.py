@@ -257,6 +257,7 @@ def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, strea
     timed = SETTINGS.model_copy(update={"budgets": (0.8, 0.9), "currency": "time", "trials": 0, "length": 40})
     with pytest.raises(BudgetError, match="needs step timings"):
         evaluate(lm, [stream], timed)
+    lm = under_values(tiny_lm, lm.sparsity)
     lm.timings = made_timings(lm.sparsity, lm.shapes)
     result = evaluate(lm, [stream], timed)
     assert result.points[0].step_ms == pytest.approx(10)
