@@ -115,9 +115,7 @@ def evaluate(
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
     for name in names:
         if name not in (*BASELINES, "random"):
-            raise SolmError(
-                f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}, random"
-            )
+            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}, random")
     with argument("space"):
         grid = None if space is None else ActionSpace.preset(space)
     prepared = model.prepare(policy, timings)
