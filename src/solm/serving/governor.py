@@ -4,14 +4,14 @@ The paper leaves run-time budgets to future work (its section on limitations). A
 budget changes for the steps to come, between the request's own and its floor. Budgets are lowered where that is
 measured to make steps faster (`Savings`): rows of a batch share the passes over the weights, so that a row that spends
 less need not make the step shorter. A prompt waits until the replies that decode can spare the time, and as long as one
-row more would make steps too long at the lowest budgets (`Admission`): reading it makes every reply wait, and with its
-own reply every later step takes longer. A reply has time to spare where it took less than the objective per token so
-far. Only such time is spent on prompts, so that each reply meets the objective at every token, and not just on average.
+row more would make steps too long at the lowest budgets: reading it makes every reply wait, and with its own reply
+every later step takes longer. A reply has time to spare where it took less than the objective per token so far. Only
+such time is spent on prompts, so that each reply meets the objective at every token, and not just on average.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -67,19 +67,19 @@ class Progress(NamedTuple):
 
 
 class StepTimes:
-    """Seconds of a step by its number of rows, as seen lately."""
+    """Seconds of a step by its number of rows, at most `most`, as measured lately."""
 
     def __init__(self, most: int):
         self._seconds = np.full(most + 1, np.nan)
         self._seen = np.zeros(most + 1, dtype=np.int64)
         self._last = np.zeros(most + 1, dtype=np.int64)
         self._steps = 0
-        self._by_rows: Array | None = None
+        self._line: Array | None = None
 
     def add(self, rows: int, seconds: float) -> None:
         """A step of `rows` rows took `seconds`. Times of other numbers of rows change by the same factor: budgets,
         contexts and other processes change them all."""
-        self._steps, self._by_rows = self._steps + 1, None
+        self._steps, self._line = self._steps + 1, None
         if self._seen[rows]:
             ratio = seconds / self._seconds[rows]
             own = self._seconds[rows] * ratio ** max(_WEIGHT, 1 / (self._seen[rows] + 1))
@@ -97,76 +97,16 @@ class StepTimes:
     def by_rows(self) -> Array:
         """Seconds of a step of 0, 1, ... rows, never less than of fewer rows. Between numbers that were seen, and for
         one row more, times lie on a line. Those of still more rows are infinite. All are 0 where none was seen."""
-        if self._by_rows is None:
-            self._by_rows = self._line()
-        return self._by_rows
-
-    def _line(self) -> Array:
-        known = np.flatnonzero(self._seen >= _SURE)
-        if not len(known):
-            return np.zeros(len(self._seconds))
-        seconds = np.maximum.accumulate(self._seconds[known])
-        next_row = seconds[-1]
-        if len(known) > 1:
-            next_row += (seconds[-1] - seconds[-2]) / (known[-1] - known[-2])
-        numbers, most = np.arange(len(self._seconds)), known[-1] + 1
-        found = np.interp(numbers, [*known, most], [*seconds, next_row])
-        found[most + 1 :] = np.inf
-        return found
-
-
-class Admission:
-    """Decides when prompts are read, for at most `max_rows` rows that decode together."""
-
-    def __init__(self, max_rows: int):
-        self._max_rows = max_rows
-        self._times = StepTimes(max_rows)
-        self._per_token = 0.0
-        """Seconds to read a token of a prompt, beside those that any pass takes."""
-        self._patience = _PATIENCE
-
-    def forget_steps(self) -> None:
-        """Forget how long steps take. Other replies, of other lengths, are to come."""
-        self._times = StepTimes(self._max_rows)
-
-    def stepped(self, rows: int, seconds: float) -> None:
-        """A step took `seconds`, all that is done between two steps included, without prompts."""
-        self._times.add(rows, seconds)
-        self._patience -= 1
-
-    def was_read(self, tokens: int, seconds: float) -> None:
-        """Tokens of a prompt were read in `seconds`, all that is done for it included."""
-        now = max(0.0, seconds - self._pass) / tokens
-        weight = min(0.5, _WEIGHT_OF_PROMPTS * tokens) if self._per_token else 1.0
-        self._per_token += weight * (now - self._per_token)
-        self._patience = _PATIENCE
-
-    def step(self, rows: int) -> float:
-        """Seconds of a step of so many rows; infinite where that cannot be told yet."""
-        return float(self._times.by_rows[rows])
-
-    def most(self, aim: float) -> int:
-        """How many rows decode together in `aim` seconds per step, at least 1."""
-        return max(1, int((self._times.by_rows <= aim).sum()) - 1)
-
-    def spared(self, aim: float, tokens: int, replies: Iterable[Progress]) -> bool:
-        """Whether all replies can wait until so many tokens of a prompt are read and have taken at most `aim` seconds
-        per token then. Those that will not reach that soon do not count. After many steps without a prompt the answer
-        is yes."""
-        replies = list(replies)
-        if self._patience <= 0:
-            return True
-        step, wait = self.step(len(replies)), self._pass + tokens * self._per_token
-        for seconds, after, left in replies:
-            spare = aim * after - seconds
-            if spare < wait and spare + min(left, _HORIZON) * (aim - step) >= 0:
-                return False
-        return True
-
-    @property
-    def _pass(self) -> float:
-        """Seconds of a pass over the weights, which a stretch of any length takes."""
-        return self.step(1)
+        if self._line is None:
+            seen = np.flatnonzero(self._seen >= _SURE)
+            self._line = np.zeros(len(self._seconds))
+            if len(seen):
+                seconds = np.maximum.accumulate(self._seconds[seen])
+                slope = (seconds[-1] - seconds[-2]) / (seen[-1] - seen[-2]) if len(seen) > 1 else 0.0
+                numbers, most = np.arange(len(self._seconds)), seen[-1] + 1
+                self._line = np.interp(numbers, [*seen, most], [*seconds, seconds[-1] + slope])
+                self._line[most + 1 :] = np.inf
+        return self._line
 
 
 class Savings:
@@ -232,60 +172,101 @@ class Governor:
         clock: Callable[[], float] = time.perf_counter,
     ):
         self.objective, self.max_rows, self.hold_rows, self.clock = objective, max_rows, hold_rows, clock
-        self.pressure = 0.0
-        """How far budgets are lowered: from 0 to 1 those of the lowest priority, from 1 to 2 those of the next."""
-        self.seconds: float | None = None
-        """Smoothed time between tokens, prompts that are read in between included."""
         self.savings = Savings()
-        self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
-        self._admission = Admission(max_rows)
+        self._per_token = 0.0
+        """Seconds to read a token of a prompt, beside those that any pass takes."""
+        self._patience = _PATIENCE
         self._reading = 0.0
         """Seconds in which prompts were read since the last step."""
         self._no_row = self._no_time = False
         """Whether a prompt has had to wait since the last step: for room for its row, or for time to read it."""
         self._last: float | None = None
         self._idle_since: float | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        self.pressure = 0.0
+        """How far budgets are lowered: from 0 to 1 those of the lowest priority, from 1 to 2 those of the next."""
+        self.seconds: float | None = None
+        """Smoothed time between tokens, prompts that are read in between included."""
+        self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
+        self._times = StepTimes(self.max_rows)
+
+    def _forget(self) -> None:
+        """After a while without a row, begin as a server that has just started: other replies are to come."""
+        if self._idle_since is not None and self.clock() - self._idle_since >= _FORGETS:
+            self._begin()
 
     def dial(self, rank: int) -> float:
-        """Where the budgets of a priority are: 1 as asked for, 0 at their floors."""
+        """Where the budgets of a priority are: 1 as requested, 0 at their floors."""
         self._forget()
         if self.savings.measuring:
             return 0.0 if self.savings.lowered else 1.0
         return min(1.0, max(0.0, rank + 1 - self.pressure))
 
+    @property
+    def dials(self) -> list[float]:
+        """By rank, as `dial`."""
+        return [self.dial(rank) for rank in range(len(PRIORITIES))]
+
     def whole_dial(self, rank: int) -> float:
         """The same of what saves time only where all rows of a step save it: 0 or 1, on average over steps the dial."""
         return self.dial(rank) if self.savings.measuring else self._whole[rank]
 
+    def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
+        """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock). The
+        whole dial stays 0 or 1; where no time is left both are 0."""
+        dial, whole = self.dial(rank), self.whole_dial(rank)
+        if deadline is None or self.seconds is None or left < 1:
+            return dial, whole
+        allowed = (deadline - now) / left
+        most = 1.0 if allowed >= self.seconds else max(0.0, 2 * allowed / self.seconds - 1)
+        return min(dial, most), whole if most else 0.0
+
     @property
     def rows(self) -> int:
-        """How many rows may decode together now."""
+        """How many rows may decode together now, at least 1."""
         self._forget()
         if self.objective is None or not self.hold_rows:
             return self.max_rows
-        return self._admission.most(self.objective * _ADMITTED)
+        return max(1, int((self._times.by_rows <= self.objective * _ADMITTED).sum()) - 1)
 
-    def may_read(self, tokens: int, replies: Iterable[Progress], joins: bool = True) -> bool:
+    def may_read(self, tokens: int, replies: Sequence[Progress], joins: bool = True) -> bool:
         """Whether so many tokens of a prompt may be read now, beside replies that decode. joins: they are the first of
         their prompt, so that there is one reply more from then on."""
-        replies = list(replies)
         if not replies:
             return True
         if joins and len(replies) >= self.max_rows:
             return False
         if self.objective is None or not self.hold_rows:
             return True
-        aim = self.objective * _ADMITTED
-        step = self._admission.step(len(replies) + joins)
-        self._no_row = aim < step < math.inf
-        self._no_time = not self._admission.spared(aim, tokens, replies)
-        return step <= aim and not self._no_time
+        aim, step = self.objective * _ADMITTED, self._times.by_rows[len(replies) + joins]
+        self._no_row = bool(aim < step < math.inf)
+        self._no_time = not self._spared(aim, tokens, replies)
+        return bool(step <= aim) and not self._no_time
+
+    def _spared(self, aim: float, tokens: int, replies: Sequence[Progress]) -> bool:
+        """Whether all replies can wait until so many tokens of a prompt are read and have taken at most `aim` seconds
+        per token then. Those that will not reach that soon do not count. After many steps without a prompt the answer
+        is yes."""
+        if self._patience <= 0:
+            return True
+        # A pass over the weights is what a stretch of any length takes.
+        step, wait = self._times.by_rows[len(replies)], self._times.by_rows[1] + tokens * self._per_token
+        for seconds, after, left in replies:
+            spare = aim * after - seconds
+            if spare < wait and spare + min(left, _HORIZON) * (aim - step) >= 0:
+                return False
+        return True
 
     def was_read(self, tokens: int, seconds: float) -> None:
         """Called after so many tokens of a prompt were read in `seconds`; 0 where they say nothing of other prompts."""
         self._reading += seconds
         if tokens:
-            self._admission.was_read(tokens, seconds)
+            now = max(0.0, seconds - float(self._times.by_rows[1])) / tokens
+            weight = min(0.5, _WEIGHT_OF_PROMPTS * tokens) if self._per_token else 1.0
+            self._per_token += weight * (now - self._per_token)
+            self._patience = _PATIENCE
 
     def idle(self) -> None:
         """No row decodes: the time until the next step does not count as time per token."""
@@ -294,14 +275,6 @@ class Governor:
         self._forget()
         self._last, self._reading = None, 0.0
         self.savings.cancel()
-
-    def _forget(self) -> None:
-        """After a while without a row, begin as a server that has just started."""
-        if self._idle_since is None or self.clock() - self._idle_since < _FORGETS:
-            return
-        self.pressure, self.seconds = 0.0, None
-        self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
-        self._admission.forget_steps()
 
     def stepped(self, rows: int, lowerable: Sequence[int], seconds: float) -> None:
         """Called after every step of `rows` rows, which took `seconds`. lowerable: by rank of their priority how many
@@ -315,22 +288,20 @@ class Governor:
         self.seconds = gap if self.seconds is None else self.seconds + _SMOOTHING * (gap - self.seconds)
         if self.objective is None:
             return
-        self._admission.stepped(rows, gap - reading)
+        self._times.add(rows, gap - reading)
+        self._patience -= 1
         self.savings.stepped(rows, sum(lowerable), seconds)
         if self.savings.measuring:
             return
-        self._adjust(rows, lowerable)
+        self._adjust(rows, lowerable, (self.objective * _MARGIN - self.seconds) / self.objective)
         self._no_row = self._no_time = False
         for rank, dial in enumerate(self.dials):
             self._owed[rank] += dial
             self._whole[rank] = float(self._owed[rank] >= 1 - _ROUNDING)
             self._owed[rank] -= self._whole[rank]
 
-    def _adjust(self, rows: int, lowerable: Sequence[int]) -> None:
-        """Change the pressure after a step, see `stepped`."""
-        assert self.objective is not None
-        assert self.seconds is not None
-        slack = (self.objective * _MARGIN - self.seconds) / self.objective
+    def _adjust(self, rows: int, lowerable: Sequence[int], slack: float) -> None:
+        """Change the pressure after a step, see `stepped`. slack: share of the objective that the time is below it."""
         saved = self.savings.of(rows, sum(lowerable))
         if saved is None and any(lowerable) and (self._no_row or slack < 0):
             self.savings.begin()
@@ -349,30 +320,12 @@ class Governor:
     def _press(self, change: float, lowerable: Sequence[int], floors: int) -> None:
         """Move the pressure, at most to where all rows are at their floors. Priorities without a row that can be
         lowered are passed over."""
-        left = abs(change)
-        while left > 0 and change > 0 and self.pressure < floors:
-            rank = int(self.pressure)
-            step = min(left, rank + 1 - self.pressure) if lowerable[rank] else 0.0
-            self.pressure = rank + 1 if not lowerable[rank] or step < left else self.pressure + step
-            left -= step
-        while left > 0 and change < 0 and self.pressure > 0:
-            rank = -int(-self.pressure // 1) - 1
-            step = min(left, self.pressure - rank) if lowerable[rank] else 0.0
-            self.pressure = float(rank) if not lowerable[rank] or step < left else self.pressure - step
+        left, up = abs(change), change > 0
+        while left > 0 and (self.pressure < floors if up else self.pressure > 0):
+            rank = int(self.pressure) if up else math.ceil(self.pressure) - 1
+            end = rank + up  # of what lowers this priority alone
+            step = min(left, abs(end - self.pressure)) if lowerable[rank] else 0.0
+            moved = self.pressure + (step if up else -step)
+            self.pressure = float(end) if not lowerable[rank] or step < left else moved
             left -= step
         self.pressure = min(self.pressure, float(floors))
-
-    def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
-        """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock). The
-        whole dial stays 0 or 1; where no time is left both are 0."""
-        dial, whole = self.dial(rank), self.whole_dial(rank)
-        if deadline is None or self.seconds is None or left < 1:
-            return dial, whole
-        allowed = (deadline - now) / left
-        most = 1.0 if allowed >= self.seconds else max(0.0, 2 * allowed / self.seconds - 1)
-        return min(dial, most), whole if most else 0.0
-
-    @property
-    def dials(self) -> list[float]:
-        """By rank, as `dial`."""
-        return [self.dial(rank) for rank in range(len(PRIORITIES))]

@@ -5,7 +5,7 @@ import random
 import numpy as np
 import pytest
 
-from solm.serving.governor import Admission, Governor, Progress, Savings, StepTimes
+from solm.serving.governor import Governor, Progress, Savings, StepTimes
 
 LOW, NORMAL, HIGH = 0, 1, 2
 
@@ -263,48 +263,57 @@ def test_what_makes_all_steps_slower_makes_those_of_other_numbers_slower_too():
     assert times.by_rows[[2, 4]] == pytest.approx([0.010, 0.020], rel=0.05)
 
 
+def stepping(objective: float, steps: int, seconds: float) -> tuple[Machine, Governor]:
+    """A governor that lets prompts be read up to `objective` seconds per token, after steps of one row."""
+    machine = Machine(0, 0)
+    governor = governed(objective / 0.99, machine)
+    step(machine, governor, steps + 1, seconds)
+    return machine, governor
+
+
+def step(machine, governor, steps, seconds):
+    for _ in range(steps):
+        machine.now += seconds
+        governor.stepped(1, [0, 0, 0], seconds)
+
+
 def test_replies_wait_for_a_prompt_only_as_long_as_they_can_spare():
     """Steps take 10 ms, 20 ms are aimed at, and 100 tokens of a prompt take 100 ms."""
-    admission = Admission(8)
-    for _ in range(5):
-        admission.stepped(1, 0.010)
+    _, governor = stepping(0.020, 5, 0.010)
     for _ in range(50):
-        admission.was_read(100, 0.100)
-    able, young = Progress(0.10, 10, 100), Progress(0.08, 8, 100)
-    assert admission.spared(0.020, 100, [able])
-    assert not admission.spared(0.020, 100, [able, young])
-    assert admission.spared(0.020, 50, [able, young])
-    late = Progress(3.0, 100, 50)
-    assert admission.spared(0.020, 100, [able, late]), "it cannot meet the objective whatever waits"
-    assert not admission.spared(0.020, 100, [able, late._replace(left=200)])
-    assert admission.spared(0.020, 100, [able, Progress(9.0, 100, 100_000)]), "it would take too long to catch up"
+        governor.was_read(100, 0.100)
+    able, young, late = Progress(0.10, 10, 100), Progress(0.08, 8, 100), Progress(3.0, 100, 50)
+    assert governor.may_read(100, [able], joins=False)
+    assert not governor.may_read(100, [able, young], joins=False)
+    assert governor.may_read(50, [able, young], joins=False)
+    assert governor.may_read(100, [able, late], joins=False), "it cannot meet the objective whatever waits"
+    assert not governor.may_read(100, [able, late._replace(left=200)], joins=False)
+    never = Progress(9.0, 100, 100_000)
+    assert governor.may_read(100, [able, never], joins=False), "it would take too long to catch up"
 
 
 def test_some_of_a_prompt_is_read_even_if_nobody_can_ever_spare_the_time():
-    admission = Admission(8)
-    admission.was_read(100, 9.0)
-    for _ in range(255):
-        admission.stepped(1, 0.019)
+    machine, governor = stepping(0.020, 1, 0.019)
     busy = [Progress(0.0, 0, 1000)]
-    assert not admission.spared(0.020, 100, busy)
-    admission.stepped(1, 0.019)
-    assert admission.spared(0.020, 100, busy)
-    admission.was_read(100, 9.0)
-    assert not admission.spared(0.020, 100, busy)
+    for _ in range(2):
+        machine.now += 9
+        governor.was_read(100, 9.0)
+        step(machine, governor, 255, 0.019)
+        assert not governor.may_read(100, busy, joins=False)
+        step(machine, governor, 1, 0.019)
+        assert governor.may_read(100, busy, joins=False)
 
 
 def test_short_stretches_say_little_about_long_ones():
     """A pass takes 10 ms, and a token 1 ms more."""
-    admission = Admission(8)
-    for _ in range(5):
-        admission.stepped(1, 0.010)
+    _, governor = stepping(0.020, 5, 0.010)
     for tokens in (1, 4, 128, 5, 3, 10):
-        admission.was_read(tokens, 0.010 + 0.001 * tokens)
-    assert admission.spared(0.020, 100, [Progress(0.0, 6, 100)])
-    assert not admission.spared(0.020, 100, [Progress(0.0, 5, 100)])
+        governor.was_read(tokens, 0.010 + 0.001 * tokens)
+    assert governor.may_read(100, [Progress(0.0, 6, 100)], joins=False)
+    assert not governor.may_read(100, [Progress(0.0, 5, 100)], joins=False)
     for _ in range(3):
-        admission.was_read(4, 0.030)  # a cold one
-    assert admission.spared(0.020, 100, [Progress(0.0, 7, 100)])
+        governor.was_read(4, 0.030)  # a cold one
+    assert governor.may_read(100, [Progress(0.0, 7, 100)], joins=False)
 
 
 class Loop:
