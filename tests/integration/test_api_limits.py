@@ -82,10 +82,10 @@ def test_the_limits_are_stated(address):
     defaults = ServeSettings()
     for words in (
         "1 MiB", f"{FIXED_LIMITS['body_seconds']} s", f"`--max-rows` {defaults.max_rows}",
-        f"`--max-waiting` {defaults.max_waiting}", f"`--max-seconds` {defaults.max_seconds:g}",
+        f"max_waiting` {defaults.max_waiting}", f"max_seconds` {defaults.max_seconds:g}",
         f"{FIXED_LIMITS['n']}, {FIXED_LIMITS['prompts']}", f"{FIXED_LIMITS['messages']:,}",
         f"{FIXED_LIMITS['stop_strings']} of {FIXED_LIMITS['stop_characters']} characters",
-        f"| {FIXED_LIMITS['logprobs']} |", f"| {FIXED_LIMITS['logit_biases']} |", "1 hour",
+        f"| {FIXED_LIMITS['logprobs']}, {FIXED_LIMITS['logit_biases']} |", "1 hour",
         f"| {FIXED_LIMITS['tools']}, {FIXED_LIMITS['tool_calls']} |",
         f"{FIXED_LIMITS['grammar_characters']:,} characters, compiled within {FIXED_LIMITS['grammar_seconds']:g} s",
         f"{FIXED_LIMITS['schema_depth']} levels, {FIXED_LIMITS['schema_values']:,} values",
