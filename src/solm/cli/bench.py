@@ -39,7 +39,7 @@ def bench(
     """
     import torch
 
-    from solm.cli.output import output, print_json, progress_bar
+    from solm.cli.output import print_result, progress_bar
     from solm.core.files import write_text
     from solm.data.windows import token_stream
     from solm.evaluation.step_timing import measure
@@ -56,10 +56,7 @@ def bench(
         measured = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
-    if json:
-        print_json(measured.model_dump(mode="json"))
-        return
-    output().print(_table(measured))
+    print_result(measured.model_dump(mode="json"), json, _table(measured))
 
 
 def _table(times: "StepTimings") -> "Table":

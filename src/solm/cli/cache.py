@@ -3,14 +3,15 @@
 import re
 import shutil
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import typer
 
 from solm.cli.options import JsonOption
+from solm.cli.output import print_result
 from solm.core.errors import SolmError
+from solm.core.files import cache_folder
 
 _KINDS = {
     "repacked weights": r".+\.weights",
@@ -24,8 +25,7 @@ _UNFINISHED_AFTER = 3600.0
 """Seconds without a change after which nobody is writing any more."""
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One thing that is kept."""
 
     path: Path
@@ -50,9 +50,6 @@ def cache(
       solm cache list --json
       solm cache clear
     """
-    from solm.cli.output import print_json
-    from solm.core.files import cache_folder
-
     folder = cache_folder()
     if action not in ("list", "clear"):
         raise SolmError(f"ACTION: unknown action {action!r}; choose list or clear")
@@ -66,18 +63,18 @@ def cache(
                 raise SolmError(f"NAMES: nothing called {name!r} is kept in {folder}")
         found = [known[name] for name in dict.fromkeys(names)] if names else found
         for entry in found:
-            _remove(entry.path)
+            try:
+                shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink()
+            except OSError as error:
+                raise SolmError(f"cannot remove {entry.path}: {error.strerror}") from error
     total = sum(entry.nbytes for entry in found)
-    if json:
-        listed = [{"name": entry.path.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
-        print_json({"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total})
-        return
+    listed = [{"name": entry.path.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
+    lines = [f"{folder}: {total / 1e6:.1f} MB"]
+    lines += [f"  {entry.nbytes / 1e6:>9.1f} MB  {entry.kind:16}  {entry.path.name}" for entry in found]
     if action == "clear":
-        print(f"removed {len(found)} from {folder}: {total / 1e6:.1f} MB")
-        return
-    print(f"{folder}: {total / 1e6:.1f} MB")
-    for entry in found:
-        print(f"  {entry.nbytes / 1e6:>9.1f} MB  {entry.kind:16}  {entry.path.name}")
+        lines = [f"removed {len(found)} from {folder}: {total / 1e6:.1f} MB"]
+    content = {"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total}
+    print_result(content, json, *lines)
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -96,13 +93,3 @@ def entries(folder: Path) -> list[Entry]:
 def _size(path: Path) -> int:
     files = [path] if path.is_file() else path.rglob("*")
     return sum(file.stat().st_size for file in files if file.is_file())
-
-
-def _remove(path: Path) -> None:
-    try:
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-    except OSError as error:
-        raise SolmError(f"cannot remove {path}: {error.strerror}") from error

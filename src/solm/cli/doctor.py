@@ -40,7 +40,7 @@ def doctor(
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features
     from solm.backends.machine import accelerator_available, default_threads, usable_cores
-    from solm.cli.output import print_json
+    from solm.cli.output import print_result
     from solm.core.errors import CacheFolderError, SolmError
     from solm.evaluation.step_timing import memory_bandwidth
 
@@ -83,25 +83,19 @@ def doctor(
         "backend": {"auto": None if model_error else "cpu" if reason is None else "torch", "reason": reason},
         "fixes": fixes,
     }  # fmt: skip
-    if json:
-        print_json(report)
-        return
-    where = report["processor"]
-    print(f"processor   {', '.join(features) or 'no known feature'}")
-    print(f"threads     {threads}: {where['why']}")
-    print(f"memory      {report['gigabytes_per_second']} GB/s read on {counted(threads, 'thread')}")
-    print(f"accelerator {report['accelerator'] or 'none'}")
-    print(f"compiler    {'none found' if compiler is None else report['compiler']['version']}")
-    if engine_error is not None or choice is None:
-        print(f"engine      {engine_error}")
-    else:
-        print(f"engine      {choice.variant}, compiled {report['engine']['compiled']}: {choice.reason}")
-    for name, needs in report["engine"]["lacks"].items():
-        print(f"            {name} needs {', '.join(needs)}")
+    lines = [
+        f"processor   {', '.join(features) or 'no known feature'}",
+        f"threads     {threads}: {report['processor']['why']}",
+        f"memory      {report['gigabytes_per_second']} GB/s read on {counted(threads, 'thread')}",
+        f"accelerator {report['accelerator'] or 'none'}",
+        f"compiler    {'none found' if compiler is None else report['compiler']['version']}",
+    ]
+    engine = engine_error or (choice and f"{choice.variant}, compiled {report['engine']['compiled']}: {choice.reason}")
+    lines.append(f"engine      {engine}")
+    lines += [f"            {name} needs {', '.join(needs)}" for name, needs in report["engine"]["lacks"].items()]
     runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
-    print(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
-    for fix in fixes:
-        print(f"to fix: {fix}")
+    lines.append(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
+    print_result(report, json, *lines, *(f"to fix: {fix}" for fix in fixes))
 
 
 def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None, str | None]:

@@ -99,7 +99,7 @@ def evaluate(
       solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal,random
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
-    from solm.cli.output import output, print_json, progress_bar, say
+    from solm.cli.output import output, print_result, progress_bar, say
     from solm.core.actions import ActionSpace
     from solm.core.files import resumable
     from solm.evaluation import show
@@ -156,13 +156,8 @@ def evaluate(
     strange = None if trained is None or trained.curve is None else unlike(result, trained.curve)
     if strange is not None:
         say(strange)
-    if json:
-        print_json(result.model_dump(mode="json"))
-        return
-    console = output()
-    console.print(show.table(result, console.width))
-    for line in show.verdict(result):
-        console.print(line)
+    table = show.table(result, output().width)
+    print_result(result.model_dump(mode="json"), json, table, *show.verdict(result))
 
 
 def _check_written(path: Path) -> None:

@@ -50,7 +50,7 @@ def fit(
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.cli.output import curve_table, output, print_json, progress_bar, say
+    from solm.cli.output import curve_table, print_result, progress_bar, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
     from solm.fit.plan import PHASES
@@ -90,11 +90,6 @@ def fit(
     policy = out / "policy"
     curve = TrainedPolicy.from_pretrained(policy).curve
     assert curve is not None
-    if json:
-        print_json({"policy": str(policy), "points": [point.model_dump(mode="json") for point in curve.points]})
-        return
-    console = output()
-    console.print(curve_table(curve))
-    for line in show.verdict(result):
-        console.print(line)
-    console.print(f"policy: {policy}")
+    points = [point.model_dump(mode="json") for point in curve.points]
+    lines = [*show.verdict(result), f"policy: {policy}"]
+    print_result({"policy": str(policy), "points": points}, json, curve_table(curve), *lines)

@@ -52,7 +52,7 @@ def generate(
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
-    from solm.cli.output import describe_speed, print_json, reason, say, show_cost
+    from solm.cli.output import describe_speed, print_result, reason, say, show_cost
     from solm.core.errors import check_unicode
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length
@@ -98,10 +98,9 @@ def generate(
         reply = stream.reply
         if out is not None and moments:
             write_json(out, _described(lm, budget, reply))
+    print_result(_described(lm, budget, reply), json, "")
     if json:
-        print_json(_described(lm, budget, reply))
         return
-    print()
     saved = show_cost(lm, budget, reply, moments, ids.shape[1])
     if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
         first, last = lm.sparsity.sinks, lm.sparsity.window

@@ -1,5 +1,6 @@
 """`solm inspect`."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ def inspect(
     from solm.backends.cpu.files.layout import readable_in_part
     from solm.backends.gguf_header import read_header
     from solm.backends.names import gguf_of
-    from solm.cli.output import print_json
+    from solm.cli.output import print_result
 
     gguf = gguf_of(model)
     header = None if gguf is None else read_header(gguf)
@@ -61,18 +62,15 @@ def inspect(
         "tested": capability.tested,
         "context": context,
         "sizes": None if capability.shapes is None else capability.shapes.model_dump(),
-        "tensors": None if header is None else _types(header),
+        "tensors": header and {name: {"count": count, "bytes": size} for name, (count, size) in header.types().items()},
         "memory": None if source is None else _memory(source),
         "fit_chooses_weight_bits": source is not None and on_cpu is None and readable_in_part(source),
-        "axes": _said({axis: reasons.get(axis) for axis in capability.axes}),
-        "backends": _said({"torch": on_torch, "cpu": on_cpu}),
-        "combines": _said(combines),
+        "axes": _supported({axis: reasons.get(axis) for axis in capability.axes}),
+        "backends": _supported({"torch": on_torch, "cpu": on_cpu}),
+        "combines": _supported(combines),
         "sliding_window_layers": len(capability.sliding),
     }
-    if json:
-        print_json(report)
-    else:
-        _show(report)
+    print_result(report, json, *_lines(report))
 
 
 def _source(model: str, gguf: Path | None) -> "tuple[WeightSource | None, str | None]":
@@ -154,42 +152,37 @@ def _memory(source: "WeightSource") -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _said(reasons: dict[str, str | None]) -> dict[str, Any]:
+def _supported(reasons: dict[str, str | None]) -> dict[str, Any]:
     return {name: {"supported": reason is None, "reason": reason} for name, reason in reasons.items()}
 
 
-def _types(header: "GgufHeader") -> dict[str, dict[str, int]]:
-    return {name: {"count": count, "bytes": size} for name, (count, size) in header.types().items()}
-
-
-def _show(report: dict[str, Any]) -> None:
+def _lines(report: dict[str, Any]) -> Iterator[str]:
+    """The same for people."""
     untested = "" if report["tested"] else " (not among the tested families)"
-    print(f"{report['model']}: family {report['family']}{untested}")
+    yield f"{report['model']}: family {report['family']}{untested}"
     for name, size in [("context", report["context"]), *(report["sizes"] or {}).items()]:
-        print(f"  {name:14} {size}")
+        yield f"  {name:14} {size}"
     if report["tensors"] is not None:
-        print("tensors")
-        for name, found in report["tensors"].items():
-            print(f"  {name:14} {found['count']:>5} tensors {found['bytes'] / 1e6:>10.1f} MB")
+        yield "tensors"
+        for name, tensors in report["tensors"].items():
+            yield f"  {name:14} {tensors['count']:>5} tensors {tensors['bytes'] / 1e6:>10.1f} MB"
     if report["memory"] is not None:
         memory = report["memory"]
         parts = {**memory["forms"], "head": memory["head"]}
         stored = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in parts.items())
-        print(f"memory on the cpu backend, MB: weights {memory['weights'] / 1e6:.1f} ({stored})")
+        yield f"memory on the cpu backend, MB: weights {memory['weights'] / 1e6:.1f} ({stored})"
         for at in memory["contexts"]:
-            told = [
+            sizes = [
                 f"{at[kind]['cache'] / 1e6:.1f} of keys and values in {kind}, {at[kind]['total'] / 1e6:.1f} in all"
                 for kind in ("bfloat16", "int8")
             ]
-            print(f"  {at['tokens']:>9} tokens: {'; '.join(told)}")
+            yield f"  {at['tokens']:>9} tokens: {'; '.join(sizes)}"
     if report["fit_chooses_weight_bits"]:
-        print("solm fit will also choose how many bits of the MLP's weights a step reads")
-    for title in ("axes", "backends", "combines"):
-        print(title if title != "combines" else "combines with")
-        for name, found in report[title].items():
-            print(f"  {name:42} {'yes' if found['supported'] else 'no: ' + found['reason']}")
+        yield "solm fit will also choose how many bits of the MLP's weights a step reads"
+    for title, key in (("axes", "axes"), ("backends", "backends"), ("combines with", "combines")):
+        yield title
+        for name, one in report[key].items():
+            yield f"  {name:42} {'yes' if one['supported'] else 'no: ' + one['reason']}"
     if report["sliding_window_layers"] and report["axes"]["attention"]["supported"]:
-        print(
-            f"{report['sliding_window_layers']} of {report['sizes']['layers']} layers have a sliding window; the "
-            "attention axis acts on the others"
-        )
+        layers = f"{report['sliding_window_layers']} of {report['sizes']['layers']} layers"
+        yield f"{layers} have a sliding window; the attention axis acts on the others"

@@ -44,9 +44,16 @@ def complain(text: str) -> None:
         print(text, file=sys.stderr)
 
 
-def print_json(content: Any) -> None:
-    """The one JSON object of a command with --json."""
-    print(json.dumps(content, ensure_ascii=False))
+def print_result(content: Any, as_json: bool, *parts: Any) -> None:
+    """The result of a command: one JSON object with --json, else texts and tables."""
+    if as_json:
+        print(json.dumps(content, ensure_ascii=False))
+        return
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+        else:
+            output().print(part)
 
 
 def output() -> "Console":

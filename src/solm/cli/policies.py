@@ -1,17 +1,17 @@
 """`solm policies`."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from solm.cli import checks
 from solm.cli.options import JsonOption
+from solm.cli.output import curve_table, print_result
+from solm.core.curve import CURVE
 from solm.core.errors import SolmError, argument
-
-if TYPE_CHECKING:
-    from solm.policies.artifact import PolicyConfig
-
+from solm.core.files import write_bytes
+from solm.policies.artifact import CARD, CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, from_hub, shipped
 
 _ACTIONS = ("list", "show", "pull", "push")
 
@@ -66,49 +66,28 @@ def policies(
 
 
 def _list(name: str | None, json: bool) -> None:
-    from solm.cli.output import print_json
-    from solm.policies.artifact import TrainedPolicy, shipped
-
+    """The policies that ship."""
     if name is not None:
         raise SolmError(f"NAME: list takes none; run: solm policies show {name}")
-    found = [_described(policy, TrainedPolicy.from_pretrained(policy).config) for policy in shipped()]
-    if json:
-        print_json({"policies": found})
-        return
-    for policy in found:
-        print(f"{policy['name']:28} for {policy['base']['name']}, {policy['method']}, {policy['actions']} actions")
+    described = [_described(each, TrainedPolicy.from_pretrained(each).config) for each in shipped()]
+    lines = (f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described)
+    print_result({"policies": described}, json, *lines)
 
 
 def _show(name: str | None, revision: str | None, json: bool) -> None:
-    from solm.cli.output import curve_table, output, print_json
-    from solm.policies.artifact import TrainedPolicy
-
+    """One policy."""
     if name is None:
         raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m-cpu")
     with argument("name"):
         trained = TrainedPolicy.from_pretrained(name, revision=revision)
     described, curve = _described(name, trained.config), trained.curve
-    if json:
-        print_json(described if curve is None else described | curve.told())
-        return
-    for key, value in described.items():
-        if isinstance(value, dict):
-            print(key)
-            for part, content in _flat(value):
-                print(f"  {part:28} {content}")
-        else:
-            print(f"{key:30} {value}")
-    if curve is not None:
-        output().print(curve_table(curve))
+    measured = {} if curve is None else curve.told()
+    tables = [] if curve is None else [curve_table(curve)]
+    print_result(described | measured, json, *(f"{key:30} {value}" for key, value in _flat(described)), *tables)
 
 
 def _pull(name: str | None, out: Path | None, revision: str | None, json: bool) -> None:
     """Download the policy `name` of the hub and check it."""
-    from solm.cli.output import print_json
-    from solm.core.curve import CURVE
-    from solm.core.files import write_bytes
-    from solm.policies.artifact import CARD, CONFIG, WEIGHTS, TrainedPolicy, from_hub
-
     if name is None:
         raise SolmError("NAME: give the hub id of the policy to pull, such as: solm policies pull me/my-policy")
     if name.startswith("builtin:") or Path(name).is_dir():
@@ -125,17 +104,11 @@ def _pull(name: str | None, out: Path | None, revision: str | None, json: bool) 
             if (folder / part).is_file():
                 write_bytes(out / part, (folder / part).read_bytes())
         folder = out
-    if json:
-        print_json({"policy": name, "folder": str(folder)})
-    else:
-        print(folder)
+    print_result({"policy": name, "folder": str(folder)}, json, str(folder))
 
 
 def _push(name: str | None, repository: str | None, private: bool, json: bool) -> None:
     """Upload the policy in the folder `name` with its card."""
-    from solm.cli.output import print_json
-    from solm.policies.artifact import TrainedPolicy
-
     if name is None or repository is None:
         missing = "NAME: give the folder of the policy" if name is None else "REPOSITORY: give the hub repository"
         raise SolmError(f"{missing}, such as: solm policies push runs/a/policy me/my-policy")
@@ -143,13 +116,10 @@ def _push(name: str | None, repository: str | None, private: bool, json: bool) -
         trained = TrainedPolicy.from_pretrained(name)
     with argument("repository"):
         address = trained.push_to_hub(repository, private)
-    if json:
-        print_json({"policy": name, "address": address})
-    else:
-        print(address)
+    print_result({"policy": name, "address": address}, json, address)
 
 
-def _described(name: str, config: "PolicyConfig") -> dict[str, Any]:
+def _described(name: str, config: PolicyConfig) -> dict[str, Any]:
     """What a policy is, without what only machines read."""
     provenance = dict(config.provenance)
     parts = {"thresholds": config.sparsity.thresholds, "allocation": config.sparsity.allocation}

@@ -40,7 +40,7 @@ def quickstart(
     """
     from solm.backends.names import gguf_of
     from solm.cli.generate import paint
-    from solm.cli.output import output, print_json, progress_bar, say
+    from solm.cli.output import output, print_result, progress_bar, say
     from solm.core.interrupt import Interrupted
 
     if importlib.util.find_spec("matplotlib") is None:
@@ -75,7 +75,7 @@ def quickstart(
     }  # fmt: skip
     lines = job.summary(speeds, result)
     if json:
-        print_json(made | {"summary": lines, "seconds": clock.seconds})
+        print_result(made | {"summary": lines, "seconds": clock.seconds}, True)
         return
     from solm.evaluation import show
 

@@ -121,7 +121,7 @@ def serve(
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
 
-    from solm.cli.output import print_json, say
+    from solm.cli.output import print_result, say
     from solm.serving.settings import ServeSettings
 
     tracing_wanted()  # raises where something is missing for it
@@ -156,7 +156,7 @@ def serve(
         served = names[0] if names else prepared.model
         say(f"solm: {served} at {address}/v1, a page to try it at {address}/")
         if json:
-            print_json({"model": served, "address": f"{address}/v1", "page": f"{address}/"})
+            print_result({"model": served, "address": f"{address}/v1", "page": f"{address}/"}, True)
 
     service = _service(prepared, chosen, names, keys)
     app = create_app(service, local if host in local else None, chosen.root_path, chosen.allow_origins)
