@@ -7,8 +7,8 @@ from typing import Any
 
 from solm.core.actions import AXES
 from solm.core.errors import counted
-from solm.evaluation.result import Difference, EvaluationResult, Example, Point
-from solm.evaluation.show import budget_digits, plot, verdict
+from solm.evaluation.result import Difference, EvaluationResult, Example
+from solm.evaluation.show import better, budget_digits, columns, interval, plot, verdict
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#212529;--soft:#6c757d;--line:#dee2e6;--paper:#fff}
@@ -47,42 +47,23 @@ def image(picture: bytes, words: str) -> str:
 
 def perplexity_table(result: EvaluationResult) -> str:
     """Arms by budget, one row each."""
+    shown = columns(result, _interval)
     rows, last = [], None
-    timed = any(point.step_ms is not None for point in result.points)
-    apart = any(point.divergence is not None for point in result.points)
     for point in result.points:
         first = " class=first" if point.budget != last else ""
         last = point.budget
-        time = "" if point.step_ms is None else f"{point.step_ms:.2f}"
-        keep = "" if timed else f"<td>{point.realised:.3f}"  # net keep is no measure of time
-        rows.append(
-            f"<tr{first}><td>{budget_digits(point.budget)}<td>{escape(point.arm)}{keep}"
-            f"<td>{point.cost['bytes']:.3f}{f'<td>{time}' * timed}"
-            f"<td>{point.perplexity:.2f}<td>{point.nats:.4f}"
-            f"<td>{difference(point.difference, -1)}"
-            f"{_divergence(point) * apart}</tr>"
-        )
-    titles = (
-        f"<tr><th>{escape(result.currency)}<th>arm{'' if timed else '<th>net keep'}<th>bytes"
-        f"{'<th>ms' * timed}<th>perplexity<th>nats/token<th>policy − arm"
-        f"{'<th>divergence<th>policy − arm, divergence' * apart}</tr>"
-    )
-    return f"<div class=scroll><table>{titles}{''.join(rows)}</table></div>"
+        cells = "".join(f"<td>{escape(point.arm) if name == 'arm' else cell(point)}" for name, cell in shown.items())
+        rows.append(f"<tr{first}>{cells}</tr>")
+    titles = "".join(f"<th>{name}" for name in shown)
+    told = f"<p class=soft>Budgets and what was realised: {escape(result.currency)}.</p>"
+    return f"{told}<div class=scroll><table><tr>{titles}</tr>{''.join(rows)}</table></div>"
 
 
-def _divergence(point: Point) -> str:
-    value = "" if point.divergence is None else f"{point.divergence:.4f}"
-    return f"<td>{value}<td>{difference(point.divergence_difference, -1)}"
-
-
-def difference(found: Difference | None, better: int) -> str:
-    """An interval, marked good where it lies on the side `better` of zero."""
+def _interval(found: Difference | None) -> str:
+    """An interval, marked good where the policy is better."""
     if found is None:
         return ""
-    value, low, high = found.value, found.low, found.high
-    ends = sorted((low * better, high * better))
-    kind = "good" if ends[0] > 0 else "bad" if ends[1] < 0 else "open"
-    return f"<span class={kind}>{value:+.4f} [{low:+.4f}, {high:+.4f}]</span>"
+    return f"<span class={({True: 'good', False: 'bad', None: 'open'})[better(found)]}>{interval(found)}</span>"
 
 
 def coloured(tokens: Iterable[tuple[str, float, str]], low: float = 0.6, high: float = 1.0) -> str:

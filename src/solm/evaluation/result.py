@@ -161,7 +161,7 @@ def text_facts(
 
 def unlike(result: EvaluationResult, curve: BudgetCurve) -> str | None:
     """What to say where a source is unlike all text that the policy's curve was measured on, such as one in another
-    language: how it shows, and what the policy loses on it. None where there is no such source.
+    language. None where there is no such source.
 
     It shows in the characters per token. The dense model's loss does not tell: measured on the same messages in nine
     languages, a token of a language that the tokenizer cuts into pieces is no harder to foresee than one of English.
@@ -174,28 +174,7 @@ def unlike(result: EvaluationResult, curve: BudgetCurve) -> str | None:
     if not other:
         return None
     which = ", ".join(f"{source.name} has {source.characters_per_token:.1f}" for source in other)
-    told = (
+    return (
         f"{which} characters per token, the policy was measured on text of {min(known):.1f} to {max(known):.1f}: "
-        "another language, perhaps"
+        "another language, perhaps, on which it may lose more than its curve says"
     )
-    losses, expected = _losses(result, curve)
-    if losses:
-        told += f"; on the text of this evaluation it loses {_range(losses)} nats per token"
-    if expected:
-        told += f", {_range(expected)} by its curve"
-    return told
-
-
-def _losses(result: EvaluationResult, curve: BudgetCurve) -> tuple[list[float], list[float]]:
-    """What the policy lost at every budget, and for budgets in time what its curve says."""
-    dense, lost, expected = result.points[0], [], []
-    for point in result.points:
-        if point.arm == "policy":
-            lost.append(point.nats - dense.nats)
-            if result.settings.get("currency") == "time":
-                expected.append(curve.loss(point.budget, result.settings["context"])[0])
-    return lost, expected
-
-
-def _range(values: list[float]) -> str:
-    return " to ".join(f"{value:.3f}" for value in dict.fromkeys((min(values), max(values))))

@@ -29,11 +29,11 @@ def budget_digits(budget: float) -> str:
     return f"{budget:.2f}" if round(budget, 2) == budget else f"{budget:g}"
 
 
-def table(result: EvaluationResult, width: int | None = None) -> Table:
-    """Arms by budget, with the policy's difference to each baseline. width: characters, for which columns are left out
-    that say least; None: any."""
-    points = result.points
-    columns: dict[str, Callable[[Point], str]] = {
+def columns(
+    result: EvaluationResult, interval: Callable[[Difference | None], str]
+) -> dict[str, Callable[[Point], str]]:
+    """The cells of arms by name of the column. interval: how the policy's difference to an arm is shown."""
+    made: dict[str, Callable[[Point], str]] = {
         "budget": lambda point: budget_digits(point.budget),
         "arm": lambda point: point.arm,
         "realised": lambda point: f"{result.spent(point):.3f}",
@@ -41,22 +41,26 @@ def table(result: EvaluationResult, width: int | None = None) -> Table:
         "ms": lambda point: "" if point.step_ms is None else f"{point.step_ms:.2f}",
         "perplexity": lambda point: f"{point.perplexity:.2f}",
         "divergence": lambda point: "" if point.divergence is None else f"{point.divergence:.4f}",
+        "divergence: policy − arm [95 %]": lambda point: interval(point.divergence_difference),
         "nats/token": lambda point: f"{point.nats:.4f}",
-        "policy − arm [95 %]": lambda point: _coloured(point.difference, better=-1),
+        "policy − arm [95 %]": lambda point: interval(point.difference),
     }
-    if all(point.step_ms is None for point in points):
-        del columns["ms"]
-    if all(point.divergence is None for point in points):
-        del columns["divergence"]
-    optional = ("bytes", "perplexity", "ms", "divergence")
+    return {name: cell for name, cell in made.items() if any(map(cell, result.points)) or name.startswith("policy")}
+
+
+def table(result: EvaluationResult, width: int | None = None) -> Table:
+    """Arms by budget, with the policy's difference to each baseline. width: characters, for which columns are left out
+    that say least; None: any."""
+    every = columns(result, _coloured)
+    optional = ("divergence: policy − arm [95 %]", "bytes", "perplexity", "ms", "divergence")
     for left_out in range(len(optional) + 1):
-        kept = {name: cell for name, cell in columns.items() if name not in optional[:left_out]}
+        kept = {name: cell for name, cell in every.items() if name not in optional[:left_out]}
         shown = Table(title="Perplexity at matched budget", title_justify="left", box=SIMPLE_HEAD)
         shown.caption = f"budget and realised: {result.currency}"
         for name in kept:
             words = name == "arm" or name.endswith("]")
             shown.add_column(name, justify="left" if words else "right", no_wrap=True)
-        for _, group in groupby(points, key=lambda point: point.budget):
+        for _, group in groupby(result.points, key=lambda point: point.budget):
             for point in group:
                 shown.add_row(*(cell(point) for cell in kept.values()))
             shown.add_section()
@@ -65,14 +69,22 @@ def table(result: EvaluationResult, width: int | None = None) -> Table:
     return shown
 
 
-def _coloured(difference: Difference | None, better: int) -> str:
-    """An interval, green where it lies on the side `better` of zero and red on the other."""
+def better(difference: Difference) -> bool | None:
+    """Whether the policy loses less than the arm; None where the interval does not tell."""
+    return True if difference.high < 0 else False if difference.low > 0 else None
+
+
+def interval(difference: Difference) -> str:
+    """A difference and its interval, in nats per token."""
+    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
+
+
+def _coloured(difference: Difference | None) -> str:
+    """An interval, green where the policy is better and red where it is worse."""
     if difference is None:
         return ""
-    value, low, high = difference.value, difference.low, difference.high
-    ends = sorted((low * better, high * better))
-    colour = "green" if ends[0] > 0 else "red" if ends[1] < 0 else "yellow"
-    return f"[{colour}]{value:+.4f} [{low:+.4f}, {high:+.4f}][/{colour}]"
+    colour = {True: "green", False: "red", None: "yellow"}[better(difference)]
+    return f"[{colour}]{interval(difference)}[/{colour}]"
 
 
 def verdict(result: EvaluationResult) -> list[str]:
