@@ -11,7 +11,7 @@ from helpers.models import keep_of, tiny_model, tokens
 from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.nested_linear import NestedLinears, high_half, nested
+from solm.backends.torch.linears import NestedLinears, high_half, nested
 from solm.core.actions import ActionSpace
 from solm.core.cost import relative_cost
 from solm.core.errors import SolmError, UnsupportedModelError

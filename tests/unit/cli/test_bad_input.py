@@ -282,7 +282,7 @@ def test_a_mistake_is_one_line_before_anything_is_loaded(arguments, code, words,
         pytest.fail("a model was loaded")
 
     monkeypatch.setattr("solm.backends.torch.load.load_base", loaded)
-    monkeypatch.setattr("solm.backends.torch.names.dequantised", loaded)
+    monkeypatch.setattr("solm.backends.torch.load.dequantised", loaded)
     known = vars(places)
     monkeypatch.setattr(sys, "argv", ["solm", *(part.format(**known) for part in arguments)])
     with pytest.raises(SystemExit) as ended:

@@ -5,12 +5,36 @@ A never-forked session holds everything in one buffer per layer and hands transf
 follows the last whole page of its prefix; the pages before that are read from the parent, never copied.
 """
 
+from dataclasses import dataclass
+
 import torch
 from transformers import PretrainedConfig
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from solm.backends.torch.pages import KeyValues, PageBounds
 from solm.core.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class PageBounds:
+    """Per-channel minimum and maximum of the keys of whole pages; each [..., pages, D]."""
+
+    low: torch.Tensor
+    high: torch.Tensor
+
+    @classmethod
+    def of(cls, keys: torch.Tensor, page: int) -> "PageBounds":
+        """Bounds of keys [..., n·page, D]."""
+        pages = keys.unflatten(-2, (-1, page))
+        return cls(pages.amin(-2), pages.amax(-2))
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: of the keys' whole pages, where pages are used."""
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    bounds: PageBounds | None = None
 
 
 class PagedLayer(DynamicLayer):

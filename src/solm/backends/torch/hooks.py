@@ -9,15 +9,12 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from solm.backends.session import Capability
-from solm.backends.torch.active import ActivePass, active_pass
+from solm.backends.torch.attention import PREFIX, register
 from solm.backends.torch.cache import PagedCache
-from solm.backends.torch.channel_linear import ChannelLinears
 from solm.backends.torch.families import AttentionSites, MLPSites, attention_sites, decoder_layers, mlp_sites, probe
-from solm.backends.torch.interface import PREFIX, register
-from solm.backends.torch.nested_linear import NestedLinears
-from solm.backends.torch.plan import HIDDEN, INPUT, OUT, QKV
-from solm.backends.torch.quantize import fake_quantize
-from solm.backends.torch.select import keep_channels, keep_where
+from solm.backends.torch.linears import ChannelLinears, NestedLinears
+from solm.backends.torch.plan import HIDDEN, INPUT, OUT, QKV, ActivePass, active_pass
+from solm.backends.torch.select import fake_quantize, keep_channels, keep_where
 from solm.core.cost import ModelShapes
 from solm.core.errors import UnsupportedModelError
 

@@ -1,5 +1,8 @@
 """Loading a transformers model, its tokenizer, or its configuration alone."""
 
+import contextlib
+import hashlib
+import io
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -7,20 +10,25 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFWriter
+from torch import distributed
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
+    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils.quantization_config import GgufConfig
 
 from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
 from solm.backends.machine import keep_freed_memory
-from solm.backends.names import dtype_name, gguf_of, not_loadable, quiet
+from solm.backends.names import dtype_name, folder_or_hub_id, gguf_of, made_folder, not_loadable, quiet
 from solm.backends.tokenizer import model_tokenizer
-from solm.backends.torch.names import locate
-from solm.backends.torch.shard import check_processes, shard_layers
+from solm.backends.torch.families import decoder_layers
 from solm.core.errors import SolmError
+from solm.core.files import cache_folder, check_cache_folder
 
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
 """What a `device_map` may say instead of devices."""
@@ -173,3 +181,56 @@ def _header_config(header: GgufHeader) -> PretrainedConfig:
     if header.vocabulary is not None:
         config.vocab_size = header.vocabulary
     return config
+
+
+def locate(name: str) -> str:
+    """What transformers should load for `name`: a folder or a hub id."""
+    gguf = gguf_of(name)
+    return folder_or_hub_id(name) if gguf is None else str(dequantised(gguf))
+
+
+def dequantised(gguf: Path) -> Path:
+    """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use. Raises
+    `CacheFolderError` where it cannot be kept."""
+    read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
+    with gguf.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    folder = cache_folder() / f"{gguf.stem}-{digest}"
+    if not folder.is_dir():
+        check_cache_folder()
+        made_folder(folder, lambda work: _dequantise(gguf, work))
+    return folder
+
+
+def _dequantise(gguf: Path, folder: Path) -> None:
+    # The conversion's progress bar is tqdm's own, which no setting of transformers turns off.
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent,
+            gguf_file=gguf.name,
+            dtype=torch.float32,
+            quantization_config=GgufConfig(dequantize=True),
+        )
+        # transformers refuses to save a model that remembers being quantised.
+        model.config.__dict__.pop("quantization_config", None)
+        vars(model)["hf_quantizer"] = None
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
+
+
+def check_processes() -> None:
+    """Raises `SolmError` outside a process group."""
+    if not distributed.is_initialized():
+        raise SolmError("a model can only be split across several processes; start them with torchrun")
+
+
+def shard_layers(model: PreTrainedModel, device: torch.device) -> None:
+    """Split the decoder layers of `model` across the processes, in place; a layer is put together while it computes.
+
+    What lies outside the layers, embeddings and head, stays whole in every process and moves to `device`. From then on
+    all processes must run the model together: as many passes, whatever is read in each.
+    """
+    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
+    for layer in decoder_layers(model):
+        fully_shard(layer, mesh=mesh)
+    model.to(device)  # type: ignore[arg-type]

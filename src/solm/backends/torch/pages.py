@@ -1,35 +1,10 @@
 """Which cached tokens a step reads: page selection by upper bound (Quest, ICML 2024)."""
 
-from dataclasses import dataclass
-
 import torch
 
-from solm.backends.torch.layout import Layout
-from solm.backends.torch.plan import Plan
+from solm.backends.torch.cache import PageBounds
+from solm.backends.torch.plan import Layout, Plan
 from solm.backends.torch.select import largest
-
-
-@dataclass(frozen=True)
-class PageBounds:
-    """Per-channel minimum and maximum of the keys of whole pages; each [..., pages, D]."""
-
-    low: torch.Tensor
-    high: torch.Tensor
-
-    @classmethod
-    def of(cls, keys: torch.Tensor, page: int) -> "PageBounds":
-        """Bounds of keys [..., n·page, D]."""
-        pages = keys.unflatten(-2, (-1, page))
-        return cls(pages.amin(-2), pages.amax(-2))
-
-
-@dataclass(frozen=True)
-class KeyValues:
-    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: of the keys' whole pages, where pages are used."""
-
-    keys: torch.Tensor
-    values: torch.Tensor
-    bounds: PageBounds | None = None
 
 
 def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,10 +1,15 @@
-"""The plan of a pass: what every row and position may read and compute under its action (`solm.core.cost`)."""
+"""The plan of a pass: what every row and position may read and compute under its action, where its tokens lie in the KV
+cache, and the pass in progress."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 
+from solm.backends.torch.cache import PagedCache
 from solm.core.actions import FULL_BITS, HIGH_BITS
 from solm.core.cost import (
     KVBudget,
@@ -145,3 +150,126 @@ def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityCon
     bits = bits_share(keep[..., 2], sparsity).expand_as(mlp)
     shares = torch.stack([attention, mlp, bits], -1)
     return Plan(sparsity, site_parts(sparsity, shapes), keep, budget, shares, *used)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """positions: [N, Q] int64 of the pass's tokens; base: [N] int64, a multiple of the page size; prefix_length,
+    own_length: tokens held by the prefix and own buffers (the longest row's), the pass's own tokens included;
+    uniform_base: whether all rows have the same base."""
+
+    sequences: int
+    forks: int
+    positions: torch.Tensor
+    base: torch.Tensor
+    prefix_length: int
+    own_length: int
+    uniform_base: bool
+    candidates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict)
+
+    def to(self, device: torch.device) -> "Layout":
+        """The layout with its tensors on `device`."""
+        return replace(self, positions=self.positions.to(device), base=self.base.to(device), candidates={}, _masks={})
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""
+        return rows.unflatten(0, (self.sequences, self.forks))[:, None]
+
+    def spread_heads(self, counts: torch.Tensor) -> torch.Tensor:
+        """[N, Q], or [H, N, Q] of H heads (or 1 for all), to [S, H, K, Q]."""
+        if counts.ndim == 2:
+            return self.spread(counts)
+        return counts.unflatten(1, (self.sequences, self.forks)).transpose(0, 1)
+
+    @property
+    def prefix_positions(self) -> torch.Tensor:
+        """[P] int64."""
+        return torch.arange(self.prefix_length, device=self.positions.device)
+
+    @property
+    def own_positions(self) -> torch.Tensor:
+        """Position of each own slot: [S, 1, K, 1, T] int64."""
+        slots = torch.arange(self.own_length, device=self.positions.device)
+        return self.spread(self.base[:, None, None] + slots)
+
+    def visible(self, sliding_window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
+        """Causal (and sliding) masks over the prefix [S, 1, K, Q, P] (None: all) and own slots [S, 1, K, Q, T]."""
+        if sliding_window not in self._masks:
+            query = self.spread(self.positions)[..., None]
+            prefix, own = self.prefix_positions, self.own_positions
+            see_prefix = None
+            if self.prefix_length and not self.uniform_base:
+                see_prefix = prefix < self.spread(self.base[:, None, None])
+            see_own = own <= query
+            if sliding_window is not None:
+                near = prefix > query - sliding_window
+                see_prefix = near if see_prefix is None else see_prefix & near
+                see_own = see_own & (own > query - sliding_window)
+            self._masks[sliding_window] = (see_prefix, see_own)
+        return self._masks[sliding_window]
+
+
+@dataclass
+class ActivePass:
+    """What the hooked modules need during one controlled forward pass.
+
+    plan: of the layer in progress. decide_before: the layer before which `choose` is called, with the residual stream
+    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. layer: the one
+    in progress. Plan and layout follow the layers of a model that lies on several devices.
+    """
+
+    plan: Plan
+    layout: Layout
+    cache: PagedCache
+    decide_before: int | None = None
+    choose: Callable[[torch.Tensor], Plan] | None = None
+    layer: int = 0
+    _left_out: torch.Tensor | None = field(default=None, repr=False)  # by thresholds, of all layers
+
+    def __post_init__(self) -> None:
+        self._whole = self.plan
+
+    def enter(self, layer: int, hidden: torch.Tensor) -> None:
+        """The pass reaches `layer`."""
+        self.layer = layer
+        if layer == self.decide_before and self.choose is not None:
+            self._whole = self.choose(hidden)
+        self.plan = self._whole.at(layer)
+
+    def count(self, site: int, share: torch.Tensor) -> None:
+        """A site of the layer in progress kept this share [N, Q] float64 of its channels under a threshold."""
+        left_out = self.plan.parts[site] * (1 - share * self.plan.channel_cost(site))
+        self._left_out = left_out if self._left_out is None else self._left_out.to(left_out.device) + left_out
+
+    def realised_mlp(self) -> torch.Tensor | None:
+        """The share of channels that thresholds kept, the mean over layers, sites weighted by `Plan.parts`: [N, Q]
+        float64 on the CPU.
+
+        Layers that counted nothing ran dense. None where no layer counted: then the plan's own share holds.
+        """
+        return None if self._left_out is None else 1 - self._left_out.cpu() / len(self.cache.layers)
+
+    def follow(self, device: torch.device) -> None:
+        """The layer in progress computes on `device`."""
+        if self.plan.keep.device != device:
+            self.plan = self.plan.to(device)
+        if self.layout.positions.device != device:
+            self.layout = self.layout.to(device)
+
+
+_ACTIVE: ContextVar[ActivePass | None] = ContextVar("solm_active_pass", default=None)
+
+
+def active_pass() -> ActivePass | None:
+    return _ACTIVE.get()
+
+
+@contextmanager
+def activate(current: ActivePass | None) -> Iterator[None]:
+    """Make `current` the pass in progress; whatever happens inside, it does not outlive the block."""
+    token = _ACTIVE.set(current)
+    try:
+        yield
+    finally:
+        _ACTIVE.reset(token)

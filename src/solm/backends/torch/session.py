@@ -9,11 +9,9 @@ from solm.backends import budgets
 from solm.backends.base import BaseSession, Split, check_cut
 from solm.backends.control import Control
 from solm.backends.results import Result
-from solm.backends.torch.active import ActivePass, activate
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
-from solm.backends.torch.layout import Layout
-from solm.backends.torch.plan import Plan, make_plan
+from solm.backends.torch.plan import ActivePass, Layout, Plan, activate, make_plan
 from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_tensor
 from solm.core.errors import DataError

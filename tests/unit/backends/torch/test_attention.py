@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from solm.backends.torch.attention import attend
-from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import KeyValues, PageBounds
-from solm.backends.torch.plan import make_plan
+from solm.backends.torch.cache import KeyValues, PageBounds
+from solm.backends.torch.plan import Layout, make_plan
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
 

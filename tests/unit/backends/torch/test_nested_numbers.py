@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from solm.backends.torch.nested_linear import high_half, nested
+from solm.backends.torch.linears import high_half, nested
 
 
 @pytest.mark.parametrize("size", [1.0, 0.05, 0.001, 0.0001])

@@ -2,7 +2,8 @@
 
 import torch
 
-from solm.backends.torch.pages import PageBounds, _group_queries, _page_scores
+from solm.backends.torch.cache import PageBounds
+from solm.backends.torch.pages import _group_queries, _page_scores
 
 
 def test_page_bound_is_an_upper_bound_of_every_key_in_the_page():

@@ -13,9 +13,9 @@ from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, by_head, profile_of, sparsity_of, with_hidden
 from helpers.sessions import scored_under
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import PageBounds, select_pages
-from solm.backends.torch.plan import HIDDEN, INPUT, ceil_share, kv_budget, make_plan
+from solm.backends.torch.cache import PageBounds
+from solm.backends.torch.pages import select_pages
+from solm.backends.torch.plan import HIDDEN, INPUT, Layout, ceil_share, kv_budget, make_plan
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static

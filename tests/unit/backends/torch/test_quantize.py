@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from solm.backends.torch.quantize import fake_quantize
+from solm.backends.torch.select import fake_quantize
 
 
 @given(st.integers(2, 15), st.sampled_from([None, 4, 5]))

@@ -7,9 +7,9 @@ import solm
 from helpers.models import CONTEXT, STEPS, keep_of, tiny_model, tokens
 from helpers.sessions import scored_under
 from solm.backends.logits import log_probabilities
-from solm.backends.torch.active import ActivePass, activate
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.families import probe
+from solm.backends.torch.plan import ActivePass, activate
 from solm.core.actions import ActionSpace
 from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -100,7 +100,7 @@ def test_no_plan_leaks_into_a_later_prefill_even_after_an_error(control):
 
 
 def test_a_pass_started_by_hand_ends_with_its_block():
-    from solm.backends.torch.active import active_pass
+    from solm.backends.torch.plan import active_pass
 
     with pytest.raises(ValueError, match="inside"), activate(ActivePass(None, None, None)):
         raise ValueError("inside")

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 
 import solm
 from helpers.models import keep_of, tiny_model, tokens
-from solm.backends.torch import channel_linear
+from solm.backends.torch import linears
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import KeyValues, PageBounds, select_pages
-from solm.backends.torch.plan import make_plan
+from solm.backends.torch.cache import KeyValues, PageBounds
+from solm.backends.torch.pages import select_pages
+from solm.backends.torch.plan import Layout, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import Allocation, SparsityConfig
@@ -229,7 +229,7 @@ def test_models_decode_as_in_plain_torch(family, action, lengths, forks, sparsit
 
 def test_copies_that_do_not_fit_are_not_made(monkeypatch, caplog, plainly):
     model, sparsity = tiny_model("llama", torch.float32), SparsityConfig(page_size=8, window=16)
-    monkeypatch.setattr(channel_linear, "_free_bytes", lambda device: 1e5)
+    monkeypatch.setattr(linears, "_free_bytes", lambda device: 1e5)
     got = decode(model, sparsity, CALLS["mlp"], [90], 1)
     assert "masked, not skipped" in caplog.text
     assert torch.equal(got, plainly(decode, model, sparsity, CALLS["mlp"], [90], 1))

@@ -11,9 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from solm.backends.torch.layout import Layout
-from solm.backends.torch.pages import KeyValues
-from solm.backends.torch.plan import Plan
+from solm.backends.torch.cache import KeyValues
+from solm.backends.torch.plan import Layout, Plan
 from solm.backends.torch.triton import interpreted
 
 _SCORED = 32  # pages that one program scores
