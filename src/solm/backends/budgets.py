@@ -5,18 +5,19 @@ The compiled engine reads and writes these records directly (`RowState` in csrc)
 
 import numpy as np
 
+from solm.core.actions import AXES
 from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.budget import Ledger
 
 ROW_STATE = np.dtype(
     [
         ("decider", np.uint64),
-        *((name, np.float64, 3) for name in ("target", "spent", "expected", "early", "shift")),
-        ("counted", np.int64, 3),
+        *((name, np.float64, len(AXES)) for name in ("target", "spent", "expected", "early", "shift")),
+        ("counted", np.int64, len(AXES)),
         *((name, np.int64) for name in ("taken", "horizon", "previous")),
     ]
 )
-"""One record per row; what is per axis (attention, mlp, bits) has [3].
+"""One record per row; what is per axis (attention, mlp, bits) has [axes].
 
 decider: address of the policy in the engine's terms, 0 where the engine does not decide. Shares per axis, bits / 16:
 target, the averages that the budget allows; spent, realised ones, summed over the steps that could be controlled on the
@@ -33,9 +34,9 @@ def open_budgets(
     ledger: Ledger | None = None,
     early: Array | None = None,
 ) -> np.ndarray:
-    """Records [N] for target [N, 3] float64 shares over `horizon` steps, one number or one a row.
+    """Records [N] for target [N, axes] float64 shares over `horizon` steps, one number or one a row.
 
-    ledger, early [N, 3] float64: what the rows have spent before; by default nothing.
+    ledger, early [N, axes] float64: what the rows have spent before; by default nothing.
     """
     state = np.zeros(len(target), ROW_STATE)
     state["target"], state["horizon"], state["previous"] = as_numpy(target), horizon, previous
@@ -49,12 +50,12 @@ def open_budgets(
 
 def uncontrolled(rows: int) -> np.ndarray:
     """Records [N] of rows without a policy."""
-    return open_budgets(np.ones((rows, 3)), 1, 0)
+    return open_budgets(np.ones((rows, len(AXES))), 1, 0)
 
 
 def aim(state: np.ndarray, target: Array) -> None:
-    """Let target [N, 3] hold from here on. What was spent before is moved by what targets differ, so that decisions see
-    it against what was allowed then."""
+    """Let target [N, axes] hold from here on. What was spent before is moved by what targets differ, so that decisions
+    see it against what was allowed then."""
     target = as_numpy(target)
     moved = (target - state["target"]) * state["counted"]
     for name in ("spent", "expected", "early", "shift"):
@@ -63,7 +64,7 @@ def aim(state: np.ndarray, target: Array) -> None:
 
 
 def add(state: np.ndarray, realised: np.ndarray, controllable: np.ndarray) -> None:
-    """Add Q steps of realised [N, Q, 3] shares, of which those marked controllable [N, Q, 3] count."""
+    """Add Q steps of realised [N, Q, axes] shares, of which those marked controllable [N, Q, axes] count."""
     state["spent"] += (realised * controllable).sum(1)
     state["counted"] += controllable.sum(1)
     state["taken"] += realised.shape[1]

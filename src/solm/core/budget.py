@@ -179,18 +179,11 @@ class Ledger:
     """What N rows have spent, in realised shares. Every axis counts the steps that could be controlled on it.
 
     spent: [N, axes] float64 sums of realised shares; steps: [N, axes] int64 number of steps counted. Both are tensors,
-    or both are arrays, and so is what methods return.
+    or both are arrays.
     """
 
     spent: Any
     steps: Any
-
-    @classmethod
-    def empty(cls, rows: int, device: "torch.device | str" = "cpu") -> "Ledger":
-        """Tensors of rows that have spent nothing."""
-        import torch
-
-        return cls(*(torch.zeros(rows, len(AXES), dtype=kind, device=device) for kind in (torch.float64, torch.int64)))
 
     def add(self, realised: Array, controllable: Array) -> "Ledger":
         """The ledger after one step of realised [N, axes] shares; only what is controllable [N, axes] bool counts."""
@@ -202,14 +195,6 @@ class Ledger:
         counted = self.steps > 0
         return self.spent / self.steps.clip(min=1) * counted + ~counted
 
-    def deviation(self, target: Any) -> Any:
-        """Average minus target [N, axes]; 0 where no step was counted."""
-        return (self.average - target) * (self.steps > 0)
-
-    def rows(self, index: Array) -> "Ledger":
-        """The ledger of rows index [n] int64, of which some may occur several times."""
-        return Ledger(self.spent[index], self.steps[index])
-
 
 class Split(Protocol):
     """How a trained policy splits a budget over the axes."""
@@ -220,11 +205,9 @@ class Split(Protocol):
     def budget(self, net: float) -> Budget:
         """The budget of net keep `net`. Raises `BudgetError` for one that the action space cannot meet."""
 
-    def budget_of_cost(
-        self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int
-    ) -> Budget | None:
+    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
         """The budget after `context` tokens of this share of the dense step's cost, at one price for that cost on every
-        axis; None where the policy has no prices.
+        axis.
 
         levels: per axis [levels] float64, the shares that the levels of the space realise. rates: [axes], what the
         whole of every axis costs, as a share of the dense step's cost.
@@ -385,9 +368,7 @@ class Budgets:
             }
             raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {reach[request.kind]}")
         if self.trained is not None:
-            split = self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
-            if split is not None:
-                return split
+            return self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
         return self._densest(lambda budget: measured.share(budget.shares, seen) <= share, context)
 
     def _of_bytes(self, share: float, context: int, clamp: bool) -> Budget:

@@ -99,14 +99,9 @@ class TrainedPolicy:
         """
         return self._splits(net)
 
-    def budget_of_cost(
-        self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int
-    ) -> Budget | None:
+    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
         """As `solm.core.budget.Split`."""
-        policy = self.policy()
-        if not isinstance(policy, ValuePolicy):
-            return None
-        return policy.split_cost(cost, levels, tuple(rates.tolist()), 1 - float(rates.sum()), context)
+        return self.policy().split_cost(cost, levels, tuple(rates.tolist()), 1 - float(rates.sum()), context)
 
     def _split(self, net: float) -> Budget:
         Budget.from_net(net, self.config.space)  # refuses what cannot be met

@@ -30,7 +30,7 @@ def test_at_the_price_of_a_share_tokens_spend_that_share():
 def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horizon):
     policy = ValuePolicy(network(), SPACE)
     target = torch.tensor([shares] * 8, dtype=torch.float64)
-    ledger, generator = Ledger.empty(8), torch.Generator().manual_seed(1)
+    ledger, generator = Ledger(torch.zeros(8, 3).double(), torch.zeros(8, 3).long()), torch.Generator().manual_seed(1)
     levels, costs = [], []
     for step in range(horizon):
         predicted = policy.costs(torch.randn(8, 1, 64, generator=generator), SPACE.table[-1].expand(8, 1, 3))
@@ -56,7 +56,10 @@ def test_a_text_unlike_those_of_training_keeps_to_its_budget_from_the_start(hard
 
     def average(expected: torch.Tensor | None) -> float:
         """The share of the MLP after 64 of 1,024 steps."""
-        ledger, generator = Ledger.empty(8), torch.Generator().manual_seed(1)
+        ledger, generator = (
+            Ledger(torch.zeros(8, 3).double(), torch.zeros(8, 3).long()),
+            torch.Generator().manual_seed(1),
+        )
         for step in range(64):
             predicted = policy.costs(torch.randn(8, 1, 64, generator=generator), SPACE.table[-1].expand(8, 1, 3))
             costs = tuple(harder * axis[:, 0] for axis in predicted)

@@ -152,7 +152,7 @@ class TorchSession(BaseSession):
         count = tokens.shape[1]
         positions = self._positions(count)
         controllable = self._sparsity.controllable(positions + 1)
-        dense = torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, 3)
+        dense = torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, len(DENSE))
 
         def planned(keep: torch.Tensor) -> Plan:
             keep = torch.where(controllable, keep.to("cpu", torch.float64), dense)
