@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 PRELOADED = ["solm.cli.main", "solm.runtime.load", "solm.evaluation.perplexity", "helpers.commands"]
-SHORT_EVAL = ["--space", "mlp-40", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
+SHORT_EVAL = ["--space", "joint-8", "--budgets", "0.9,0.95", "--texts", "24", "--context", "90", "--length", "12",
         "--dtype", "float32"]  # fmt: skip
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from hypothesis import strategies as st
 
-from solm.core.actions import PRESETS
 from solm.core.budget import Ledger
+from solm.paper.config import GRIDS
 from solm.policies.schedules import unroll
 
 
@@ -22,4 +22,4 @@ def run_schedule(policy, target, steps):
     return torch.from_numpy(found.ledger.average)
 
 
-SPACES = st.sampled_from([PRESETS[name] for name in ("joint-8", "joint-27", "joint-336", "mlp-40", "bits-5-10")])
+SPACES = st.sampled_from([GRIDS[name] for name in ("joint-8", "joint-27", "joint-336", "mlp-40", "bits-5-10")])

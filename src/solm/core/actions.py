@@ -171,25 +171,10 @@ def _steps(first: int, last: int, step: int) -> tuple[float, ...]:
     return tuple(level / 100 for level in range(first, last + 1, step))
 
 
-# The grids of the paper (arXiv 2605.10875). Its {5, 10} bit grid gains the dense level that every space must have.
 PRESETS: dict[str, ActionSpace] = {
-    "attention-10": ActionSpace(attention=(0.1, 1.0)),
-    "attention-20": ActionSpace(attention=(0.2, 1.0)),
-    "attention-40": ActionSpace(attention=(0.4, 1.0)),
-    "mlp-30": ActionSpace(mlp=(0.3, 1.0)),
-    "mlp-40": ActionSpace(mlp=(0.4, 1.0)),
-    "mlp-50": ActionSpace(mlp=(0.5, 1.0)),
-    "attention-fine": ActionSpace(attention=(0.1, 0.2, 0.4, 1.0)),
-    "mlp-fine": ActionSpace(mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0)),
-    "bits-fine": ActionSpace(bits=(4, 5, 6, 8, 16)),
-    "bits-5-10": ActionSpace(bits=(5, 10, 16)),
-    "bits-5": ActionSpace(bits=(5, 16)),
-    "bits-6": ActionSpace(bits=(6, 16)),
+    # Two of the grids of arXiv 2605.10875; `solm.paper` has them all.
     "joint-8": ActionSpace(attention=(0.1, 1.0), mlp=(0.6, 1.0), bits=(5, 16)),
     "joint-27": ActionSpace(attention=(0.1, 0.6, 1.0), mlp=(0.4, 0.8, 1.0), bits=(5, 7, 16)),
-    "joint-336": ActionSpace(
-        attention=(0.1, 0.4, 0.7, 1.0), mlp=(0.45, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=tuple(range(5, 17))
-    ),
     # What a compiled step can skip; for sparsity `cpu`.
     "cpu": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0)),
     # The same, so close that a mixture of two levels costs little more than what lies between.
@@ -211,5 +196,4 @@ PRESETS: dict[str, ActionSpace] = {
     "fine": ActionSpace(
         attention=(0.1, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(40, 100, 5), bits=(4, 5, 6, 7, 8, 10, 16)
     ),
-    "joint-1560": ActionSpace(attention=_steps(10, 100, 10), mlp=_steps(40, 100, 5), bits=tuple(range(5, 17))),
 }

@@ -163,7 +163,7 @@ def test_a_foreign_or_broken_partial_file_is_ignored(value_lm, stream, tmp_path,
 def test_baselines_alone_without_a_policy(tiny_lm, stream):
     tiny_lm.sparsity = SparsityConfig(window=32, page_size=8)
     settings = SETTINGS.model_copy(update={"budgets": (0.9,)})
-    result = evaluate(tiny_lm, [stream], settings, ActionSpace.preset("mlp-50"))
+    result = evaluate(tiny_lm, [stream], settings, ActionSpace(mlp=(0.5, 1.0)))
     assert {point.arm for point in result.points} == {
         "dense",
         "uniform",

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.schedules import SPACES, run_schedule
-from solm.core.actions import PRESETS
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
+from solm.paper.config import GRIDS
 from solm.policies.schedules import Dense, Random, Static, unroll
 
 SHAPES = ModelShapes(layers=4, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)
@@ -31,14 +31,14 @@ def test_static_and_random_meet_the_target_within_half_a_quantum(space, fraction
 
 def test_static_matches_128_steps_within_0_002_on_the_papers_large_grids():
     for name in ("joint-336", "joint-1560"):
-        space = PRESETS[name]
+        space = GRIDS[name]
         low, high = torch.tensor(space.ranges, dtype=torch.float64).unbind(1)
         target = low + (high - low) * torch.rand(64, 3, dtype=torch.float64)
         assert (run_schedule(Static(space), target, 128) - target).abs().max() <= 0.002
 
 
 def test_random_is_a_permutation_and_differs_between_rows():
-    space = PRESETS["mlp-40"]
+    space = GRIDS["mlp-40"]
     target = torch.tensor([[1.0, 0.7, 1.0]], dtype=torch.float64).expand(50, 3)
     assert torch.allclose(run_schedule(Random(space, 3), target, 10)[:, 1], torch.tensor(0.7, dtype=torch.float64))
     seen = np.full((50, 10), 400)
@@ -51,6 +51,6 @@ def test_random_is_a_permutation_and_differs_between_rows():
 
 
 def test_dense_spends_everything():
-    space = PRESETS["joint-8"]
+    space = GRIDS["joint-8"]
     target = torch.full((2, 3), 0.5, dtype=torch.float64)
     assert run_schedule(Dense(space), target, 5).tolist() == [[1.0] * 3] * 2
