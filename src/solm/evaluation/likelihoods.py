@@ -85,7 +85,7 @@ class Scorer:
         self.pairs = pairs
         self.scores = torch.zeros(len(pairs), dtype=torch.float64)
         self.greedy = torch.ones(len(pairs), dtype=torch.bool)
-        self.ledger, self.steps = Ledger.empty(1), 0
+        self.ledger, self.steps = Ledger(torch.zeros(1, len(AXES)).double(), torch.zeros(1, len(AXES)).long()), 0
         clusters = _clustered(pairs, self.control, self.lm.context)
         self.left = sum(len(row.inputs) for _, groups in clusters for group in groups for row in group.rows)
         done = 0
@@ -174,7 +174,8 @@ class Scorer:
         if not self.policy.reads_model:
             session.control(self.policy, target, length, ledger=self._phases(session, self.policy))
             return
-        ledger, early = self.ledger.rows(torch.zeros(session.rows, dtype=torch.int64)), None
+        sums = (each.expand(session.rows, -1) for each in (self.ledger.spent, self.ledger.steps))
+        ledger, early = Ledger(*sums), None
         if isinstance(self.policy, PricedPolicy):
             # What the layers before the policy's owe or own, on top of what the budget has allowed so far.
             early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps

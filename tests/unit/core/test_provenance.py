@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from solm.core import provenance
-from solm.core.provenance import command_line, commit, plain_name, plain_names, processor_of
+from solm.core.provenance import command_line, plain_name, plain_names, processor_of
 
 
 def test_the_commit_of_a_checkout_that_solm_is_installed_in_is_not_its_own(tmp_path):
