@@ -9,7 +9,8 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 ROW = re.compile(r"^\| `([^`]+)` \| ([\d,]+) \| ([\d,]+|) ?\|")
 MOST_PARAMETERS, MOST_OF_A_VERB = 8, 20
-FREE = {"solm.runtime.load.load", "solm.evaluation.harness.SolmLM.__init__"}
+VERBS = ("solm.cli.", "solm.paper.__main__")
+FREE = {"solm.runtime.load.load", "solm.evaluation.lm_eval.ControlledLM.__init__"}
 """Functions whose parameters are the interface of something else: options of `solm.load`, and of lm-eval's models."""
 
 
@@ -43,7 +44,7 @@ def long_signatures() -> list[str]:
     problems = []
     for path in matching("src/**/*.py !src/solm/backends/torch/triton/**"):
         module = ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
-        most = MOST_OF_A_VERB if module.startswith("solm.cli.") else MOST_PARAMETERS
+        most = MOST_OF_A_VERB if module.startswith(VERBS) else MOST_PARAMETERS
         for owner, function in functions(ast.parse(path.read_text())):
             given = function.args
             count = len([*given.posonlyargs, *given.args, *given.kwonlyargs])
