@@ -27,8 +27,8 @@ from helpers.texts import FISH
 from solm.backends.torch.families import TESTED_FAMILIES
 from solm.core.files import cache_folder
 from solm.core.sparsity import SparsityConfig
-from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate
+from solm.evaluation.texts import stream_of
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")

@@ -20,8 +20,8 @@ import solm
 from evidence.bench.common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
 from evidence.bench.timed_engines import shown, steps
 from solm.backends.session import Session
-from solm.data.windows import token_stream
 from solm.evaluation.statistics import paired_difference
+from solm.evaluation.texts import token_stream
 
 SETTINGS = {
     "dense": (1.0, 1.0, 16), "MLP 0.8": (1.0, 0.8, 16), "MLP 0.6": (1.0, 0.6, 16), "upper bits": (1.0, 1.0, 4),

@@ -19,7 +19,7 @@ import solm
 from evidence.bench.common import finish, numbers, parser, spread
 from evidence.bench.timed_engines import shown
 from solm.backends.session import Session
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 SETTINGS = {"dense": (1.0, 1.0, 16.0), "MLP 0.8": (1.0, 0.8, 16.0), "MLP 0.6": (1.0, 0.6, 16.0)}
 """Of other precisions."""

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from solm.backends.tokenizer import model_tokenizer
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 DENSE = {"efficiency": {"policy": "dense"}}
 WHOLE = {"ignore_eos": True, "stream_options": {"include_usage": True}}

@@ -18,9 +18,8 @@ import solm
 from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy, Session
 from solm.core.files import write_text
-from solm.data.text import documents
-from solm.data.windows import TokenStream, stream_of, token_stream
 from solm.evaluation.result import record
+from solm.evaluation.texts import TokenStream, documents, stream_of, token_stream
 
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
 STEPS = 24

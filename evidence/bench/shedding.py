@@ -30,7 +30,7 @@ import torch
 from evidence.bench.common import TEXT, finish, parser
 from evidence.bench.server_process import free_port, server
 from solm.backends.tokenizer import model_tokenizer
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 ARMS = {"no governor": [], "governor": ["--slo-tpot-ms", "{objective:.3f}", "--slo-floor", "{floor}"]}
 _IDLE = 30.0

@@ -10,7 +10,7 @@ from typing import Any
 from evidence.studies.grading import MARK, code_is_complete, gold_number, program_of, same_number
 from evidence.studies.sandbox import Sandbox
 from solm.core.errors import DataError, SolmError
-from solm.data.text import read_text
+from solm.evaluation.texts import read_text
 from solm.runtime.prompts import Message
 
 BUILTIN = "builtin"

@@ -15,11 +15,10 @@ from solm.core.cost import machine
 from solm.core.errors import SolmError, counted
 from solm.core.files import write_json, write_text
 from solm.core.provenance import commit, processor
-from solm.data.text import documents
-from solm.data.windows import token_stream
 from solm.evaluation.report import coloured, head, image, perplexity_table
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.show import plot, verdict
+from solm.evaluation.texts import documents, token_stream
 from solm.fit.run import fit
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.language_model import LanguageModel

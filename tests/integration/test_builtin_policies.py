@@ -10,7 +10,7 @@ from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.cost import axis_levels
 from solm.core.errors import SolmError
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Static
 

@@ -14,7 +14,7 @@ from helpers.timings import made_timings
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError, SolmError
 from solm.core.interrupt import Interrupted
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 from solm.fit import job, timings
 from solm.fit.job import OWN
 from solm.fit.plan import Compared, Speed

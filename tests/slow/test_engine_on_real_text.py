@@ -12,7 +12,7 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.names import BUILTIN, gguf_of
 from solm.backends.torch.backend import TorchBackend
 from solm.core.sparsity import SparsityConfig
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 

@@ -8,7 +8,7 @@ import torch
 
 import solm
 from solm.core.budget import Budget
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 _STEPS = 1000
 

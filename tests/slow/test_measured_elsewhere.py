@@ -7,7 +7,7 @@ import torch
 
 from solm.backends.torch.backend import TorchBackend
 from solm.core.sparsity import SparsityConfig
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "eval" / "wikitext.valid.tokens.txt"
 # Perplexities of SmolLM2-135M-Instruct measured by an independent prototype (33k tokens): dense 17.0, MLP input

@@ -10,7 +10,7 @@ from helpers.engine import engine_of
 from helpers.models import keep_of
 from solm.core.errors import UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
-from solm.data.windows import token_stream
+from solm.evaluation.texts import token_stream
 
 quantization = pytest.importorskip("torchao.quantization")
 

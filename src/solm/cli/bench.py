@@ -41,8 +41,8 @@ def bench(
 
     from solm.cli.output import print_result, progress_bar
     from solm.core.files import write_text
-    from solm.data.windows import token_stream
     from solm.evaluation.step_timing import measure
+    from solm.evaluation.texts import token_stream
 
     checks.out_file(out)
     with argument("context"):

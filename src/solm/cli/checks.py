@@ -14,7 +14,7 @@ from solm.core.files import is_stream, place_of
 from solm.core.provenance import plain_names
 
 if TYPE_CHECKING:
-    from solm.data.windows import TokenStream
+    from solm.evaluation.texts import TokenStream
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Sources = list[tuple[str, list[str]]]
@@ -90,7 +90,7 @@ def out_folder(folder: Path, path: Path | None = None) -> None:
 def read_sources(text: str, tokens: int, name: str = "data") -> Sources:
     """The texts of a list of sources, each long enough for one text of `tokens` tokens. Raises `DataError` for one that
     is missing, empty, malformed or has fewer bytes; name: of the argument."""
-    from solm.data.text import documents
+    from solm.evaluation.texts import documents
 
     names = [part.strip() for part in text.split(",")]
     with argument(name):
@@ -106,7 +106,7 @@ def read_sources(text: str, tokens: int, name: str = "data") -> Sources:
 
 def streams(sources: Sources, tokenizer: Any) -> "list[TokenStream]":
     """The tokens of every source, under a name without the machine's folders."""
-    from solm.data.windows import stream_of
+    from solm.evaluation.texts import stream_of
 
     names = plain_names([name for name, _ in sources])
     return [stream_of(texts, tokenizer, name) for name, (_, texts) in zip(names, sources, strict=True)]
@@ -114,7 +114,7 @@ def streams(sources: Sources, tokenizer: Any) -> "list[TokenStream]":
 
 def one_stream(sources: Sources, tokenizer: Any) -> "TokenStream | None":
     """The tokens of all sources together; None without sources."""
-    from solm.data.windows import stream_of
+    from solm.evaluation.texts import stream_of
 
     texts = [text for _, found in sources for text in found]
     return stream_of(texts, tokenizer, ", ".join(plain_names([name for name, _ in sources]))) if sources else None

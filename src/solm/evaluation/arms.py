@@ -10,7 +10,7 @@ from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.cost import equal_mlp
 from solm.core.errors import SolmError
 from solm.core.sparsity import KNOTS, MLP_SITES, PERCENTAGES, Allocation, SparsityConfig
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Paced, Static, static
 from solm.runtime.language_model import LanguageModel
 

@@ -17,7 +17,6 @@ from solm.core.cost import MeasuredCost, relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
-from solm.data.windows import TokenStream
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.result import (
     SCHEMA_VERSION,
@@ -30,6 +29,7 @@ from solm.evaluation.result import (
     text_facts,
 )
 from solm.evaluation.statistics import expected_best, paired_difference
+from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
 

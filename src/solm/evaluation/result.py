@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.curve import BudgetCurve, TextFacts
 from solm.core.provenance import command_line, environment
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.runtime.language_model import LanguageModel
 
 SCHEMA_VERSION: Literal[3] = 3

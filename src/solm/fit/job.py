@@ -10,7 +10,7 @@ from solm.core.cost import MeasuredCost, StepTimings, read_timings
 from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.fit.curves import measured_parts, site_axes, trusted
 from solm.fit.folder import ALLOCATION, FITTED, OWN_TEXTS, THRESHOLDS, TIMINGS, FitFolder
 from solm.fit.plan import PHASES, Sizes, Speed, measure_speed, plan

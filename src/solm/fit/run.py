@@ -8,8 +8,8 @@ from solm.backends.machine import give_back_freed_memory
 from solm.core.errors import SolmError, counted
 from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import environment
-from solm.data.windows import TokenStream
 from solm.evaluation.result import EvaluationResult
+from solm.evaluation.texts import TokenStream
 from solm.fit.allocation import allocate
 from solm.fit.comparison import compare, evaluations, write_policy, write_report
 from solm.fit.costs import cost_levels, cost_long_contexts

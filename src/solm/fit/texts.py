@@ -8,7 +8,7 @@ from typing import Self
 import torch
 
 from solm.core.errors import DataError
-from solm.data.windows import TokenStream, fingerprint
+from solm.evaluation.texts import TokenStream, fingerprint
 from solm.runtime.language_model import LanguageModel
 
 HELD_OUT = 0.25

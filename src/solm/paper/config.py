@@ -54,7 +54,7 @@ class TrainConfig(BaseModel):
     """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data: tuple[str, ...] = ("pydoc:train",)
-    """Sources of text, as for `solm.data.text.documents`."""
+    """Sources of text, as for `solm.evaluation.texts.documents`."""
     space: ActionSpace = GRIDS["joint-8"]
     sparsity: SparsityConfig = SPARSITY
     context: int = Field(512, ge=1)

@@ -6,8 +6,8 @@ import torch
 
 from solm.core.actions import DENSE
 from solm.core.budget import Budget
-from solm.data.windows import token_stream
 from solm.evaluation.statistics import paired_difference
+from solm.evaluation.texts import token_stream
 from solm.paper.policy import PaperPolicy
 from solm.paper.rollout import play, read_context, step_generator
 from solm.policies.schedules import Static

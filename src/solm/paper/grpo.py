@@ -11,7 +11,7 @@ import torch
 from solm.core.errors import RunMismatchError
 from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import command_line, commit, plain_name, plain_names, versions
-from solm.data.windows import TokenStream, token_stream
+from solm.evaluation.texts import TokenStream, token_stream
 from solm.paper.config import TrainConfig
 from solm.paper.network import Features, NetworkConfig, PolicyNetwork
 from solm.paper.policy import PaperPolicy, PolicyConfig

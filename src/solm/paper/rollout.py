@@ -8,7 +8,7 @@ from solm.backends.logits import log_probabilities
 from solm.backends.session import Session
 from solm.core.actions import DENSE
 from solm.core.budget import Budget
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.paper.config import TrainConfig
 from solm.paper.network import Features
 from solm.paper.policy import PaperPolicy, Situation

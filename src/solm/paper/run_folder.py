@@ -17,7 +17,7 @@ from safetensors import safe_open
 
 from solm.core.errors import DamagedFileError, PolicyMismatchError, RunMismatchError, SolmError, first_line
 from solm.core.files import locked, read_model, read_tensors, write_json, write_tensors, write_text
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.paper.config import TrainConfig
 from solm.paper.network import PolicyNetwork
 from solm.policies.identity import BaseIdentity

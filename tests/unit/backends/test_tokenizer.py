@@ -17,7 +17,7 @@ from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
 from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, token_bytes, transformers_tokenizer
 from solm.core.errors import DamagedFileError, SolmError
-from solm.data.windows import stream_of
+from solm.evaluation.texts import stream_of
 
 TEXTS = [
     "the then they're 12345 don't\n\n\t  x  ", "héllo 日本語 🎉 ’s", "<s>hi<|tool|>there</s>", "", " ", "a\r\n b",

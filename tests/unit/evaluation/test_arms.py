@@ -14,9 +14,9 @@ from solm.core.actions import ActionSpace
 from solm.core.cost import ceil_share
 from solm.core.errors import PolicyMismatchError, SolmError
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
-from solm.data.windows import stream_of
 from solm.evaluation.arms import BASELINES, Arm, BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
+from solm.evaluation.texts import stream_of
 from solm.policies.schedules import Static
 
 PAGES = SparsityConfig(page_size=4, sinks=4, window=8)

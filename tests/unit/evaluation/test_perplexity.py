@@ -15,11 +15,11 @@ from solm.core.actions import ActionSpace
 from solm.core.cost import relative_cost
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
-from solm.data.windows import stream_of
 from solm.evaluation import perplexity, show
 from solm.evaluation.arms import Arm, static_arms
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
+from solm.evaluation.texts import stream_of
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Dense, Static
 
@@ -28,7 +28,7 @@ SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20
 
 @pytest.fixture(scope="module")
 def stream(byte_tokenizer):
-    from solm.data.text import documents
+    from solm.evaluation.texts import documents
 
     return stream_of(documents("pydoc:heldout")[:2], byte_tokenizer, "docs")
 

@@ -2,9 +2,9 @@
 
 from helpers.evaluation import SHORT
 from helpers.texts import FISH as TEXT
-from solm.data.windows import stream_of
 from solm.evaluation.perplexity import evaluate
 from solm.evaluation.report import render
+from solm.evaluation.texts import stream_of
 
 
 def test_examples_are_the_texts_that_were_scored(result, value_lm, byte_tokenizer):

@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from helpers.timings import CPU, SHAPES, made_curve
-from solm.data.windows import TokenStream, stream_of
 from solm.evaluation.perplexity import EvaluationSettings, evaluate, held_out_windows
 from solm.evaluation.result import shares_of, text_facts, unlike
+from solm.evaluation.texts import TokenStream, stream_of
 
 SETTINGS = EvaluationSettings(budgets=(0.8,), texts=5, context=90, length=20, trials=0, examples=0)
 

@@ -8,9 +8,9 @@ import solm
 from helpers.models import tiny_model
 from helpers.policies import SPACE, SPARSITY
 from solm.core.sparsity import Allocation
-from solm.data.windows import token_stream
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.statistics import expected_best, paired_difference
+from solm.evaluation.texts import token_stream
 
 
 def test_interval_of_a_known_case():

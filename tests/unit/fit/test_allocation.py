@@ -10,7 +10,7 @@ from helpers.policies import EVEN
 from solm.core.cost import realised_mlp
 from solm.core.files import Parts
 from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.fit.allocation import find_allocation
 from solm.fit.curves import greedy_curves, site_axes, trusted
 from solm.fit.texts import draw_halves

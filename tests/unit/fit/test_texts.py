@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from solm.core.errors import DataError
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.fit.texts import Texts, WholeTexts, sample
 
 

@@ -8,7 +8,7 @@ import torch
 from helpers.timings import made_timings
 from solm.core.cost import read_timings
 from solm.core.errors import SolmError
-from solm.data.windows import TokenStream
+from solm.evaluation.texts import TokenStream
 from solm.fit import timings
 
 

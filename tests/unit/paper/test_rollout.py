@@ -5,7 +5,7 @@ import torch
 
 from helpers.training import tiny_config
 from solm.core.sparsity import SparsityConfig
-from solm.data.windows import stream_of
+from solm.evaluation.texts import stream_of
 from solm.paper.config import GRIDS, SPARSITY
 from solm.paper.evaluate import compare
 from solm.paper.network import NetworkConfig, PolicyNetwork

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from helpers.texts import FISH, FOX
 from helpers.training import run, tiny_config
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.data.windows import stream_of
+from solm.evaluation.texts import stream_of
 from solm.paper.run_folder import RunFolder
 
 

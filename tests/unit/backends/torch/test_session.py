@@ -165,7 +165,7 @@ def test_attaching_twice_and_unsupported_families_are_refused(control):
 
 @pytest.fixture(scope="module")
 def real_text(real_model):
-    from solm.data.text import documents
+    from solm.evaluation.texts import documents
 
     _, tokenizer = real_model
     return tokenizer(documents("pydoc:heldout")[0], return_tensors="pt").input_ids[:, :401]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from solm.core.errors import DataError
-from solm.data.windows import TokenStream, stream_of, token_stream
+from solm.evaluation.texts import TokenStream, stream_of, token_stream
 
 
 def test_windows(byte_tokenizer):

@@ -3,7 +3,7 @@
 import pytest
 
 from solm.core.errors import DataError
-from solm.data.text import documents, undo_wikitext
+from solm.evaluation.texts import documents, undo_wikitext
 
 
 def test_pydoc_is_split_by_topic_without_overlap():
