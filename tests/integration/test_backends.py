@@ -12,6 +12,7 @@ from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
 from solm.core.errors import SolmError
+from solm.paper.config import SPARSITY as PAPER
 from solm.runtime.prepare import default_kv_cache, default_precision
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -124,7 +125,7 @@ def test_a_model_that_is_loaded_already_stays_on_torch():
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"sparsity": package.SparsityConfig.preset("paper")}, "it needs pages of 16 tokens and a window"),
+        ({"sparsity": PAPER}, "it needs pages of 16 tokens and a window"),
         ({"sparsity": package.SparsityConfig(page_size=8), "dtype": "float32"}, "it needs pages of 16 tokens"),
     ],
 )

@@ -12,6 +12,8 @@ from helpers.models import keep_of, tiny_model
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
 from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.paper.config import SPARSITY as PAPER
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy
 
@@ -68,13 +70,13 @@ def put_away(module):
     attach_execution_device_hook(module, ELSEWHERE)
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
-def test_layers_on_another_device_obey_every_action_like_those_in_one_place(name):
+@pytest.mark.parametrize("sparsity", [SparsityConfig(), PAPER], ids=["default", "paper"])
+def test_layers_on_another_device_obey_every_action_like_those_in_one_place(sparsity):
     ids = torch.randint(3, 259, (2, 140), generator=torch.Generator().manual_seed(0))
     space = ActionSpace.preset("joint-8")
 
     def found(model):
-        with solm.attach(model, sparsity=solm.SparsityConfig.preset(name)) as lm, Devices():
+        with solm.attach(model, sparsity=sparsity) as lm, Devices():
             session = lm.session()
             session.prefill(ids[:, :100])
             several = [

@@ -9,10 +9,11 @@ from solm.backends.logits import log_probabilities
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
+from solm.paper.config import SPARSITY as PAPER
 
 SPARSITY = {
     "default": SparsityConfig(page_size=8, sinks=4, window=8, bits_group=32),
-    "paper": SparsityConfig.preset("paper").model_copy(update={"page_size": 8}),
+    "paper": PAPER.model_copy(update={"page_size": 8}),
     "nested": SparsityConfig(page_size=8, window=8, bits_site="weights"),
     "thresholds": SparsityConfig(
         page_size=8,

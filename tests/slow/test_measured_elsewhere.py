@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from solm.backends.torch.backend import TorchBackend
-from solm.core.sparsity import SparsityConfig
 from solm.evaluation.texts import token_stream
+from solm.paper.config import SPARSITY as PAPER
 
 WIKITEXT = Path(__file__).parents[3] / "shared" / "data" / "eval" / "wikitext.valid.tokens.txt"
 # Perplexities of SmolLM2-135M-Instruct measured by an independent prototype (33k tokens): dense 17.0, MLP input
@@ -26,7 +26,7 @@ def test_constant_actions_cost_what_an_independent_measurement_found(real_model)
     nats = dict.fromkeys(ACTIONS, 0.0)
     try:
         for batch in windows.split(4):
-            session = control.session(SparsityConfig.preset("paper"))
+            session = control.session(PAPER)
             session.prefill(batch[:, :512])
             for name, action in ACTIONS.items():
                 keep = torch.tensor(action, dtype=torch.float64).expand(len(batch), 256, 3)

@@ -187,10 +187,6 @@ PRESETS: dict[str, ActionSpace] = {
     "cpu-wide": ActionSpace(attention=(0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0), mlp=_steps(20, 100, 5)),
     # ... with weights that can be read by halves; for sparsity `nested`.
     "nested": ActionSpace(attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.5, 0.6, 0.7, 0.8, 0.9, 1.0), bits=(4, 16)),
-    # What a value policy learns to price; any of the joint grids above 4 bits lies within.
-    "grid": ActionSpace(
-        attention=(0.1, 0.2, 0.3, 0.4, 0.6, 1.0), mlp=(0.4, 0.5, 0.6, 0.7, 0.8, 1.0), bits=(4, 5, 6, 8, 16)
-    ),
     # Levels so close that a mixture of two costs little more than what lies between; costs are convex, so that coarse
     # grids waste much. None between 0.1 and 0.2, which in contexts of some hundred tokens read the same pages as 0.1.
     "fine": ActionSpace(

@@ -314,10 +314,4 @@ PRESETS = {
     "cpu": SparsityConfig(hidden_power=2),
     # The same, and the bits are those of the MLP's weights, whose high halves can be read alone.
     "nested": SparsityConfig(hidden_power=2, bits_site="weights"),
-    # arXiv 2605.10875: no sinks or window, pages chosen per query head, input channels only, MLP output quantised
-    # with one scale per token.
-    "paper": SparsityConfig(
-        sinks=0, window=0, select_per="query_head", keep_ties=True, mlp_site="input", bits_site="output",
-        bits_group=None,
-    ),
-}  # fmt: skip
+}

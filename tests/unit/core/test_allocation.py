@@ -5,7 +5,8 @@ from pydantic import ValidationError
 
 from helpers.policies import EVEN, profile_of
 from solm.core.errors import SolmError
-from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
+from solm.core.sparsity import KNOTS, Allocation
+from solm.paper.config import SPARSITY as PAPER
 
 
 @pytest.mark.parametrize(
@@ -26,4 +27,4 @@ def test_malformed_allocations_are_refused(change, message):
 
 def test_a_sparsity_without_a_window_has_no_allocation():
     with pytest.raises(SolmError, match="an allocation needs a window"):
-        SparsityConfig.preset("paper").under(profile_of(0, 0))
+        PAPER.under(profile_of(0, 0))

@@ -43,7 +43,7 @@ def test_a_share_of_the_bytes_is_met(tiny_lm, kind):
 
 
 @pytest.mark.parametrize("context", [20, 100, 500, 5000])
-@pytest.mark.parametrize("preset", ["default", "cpu", "nested", "paper"])
+@pytest.mark.parametrize("preset", ["default", "cpu", "nested"])
 def test_what_is_out_of_reach_is_refused_with_the_range(tiny_lm, preset, context):
     offer = Budgets(ActionSpace.preset("nested"), SparsityConfig.preset(preset), tiny_lm.shapes)
     seen = max(context, offer.sparsity.always_read + 1)

@@ -16,6 +16,7 @@ import solm
 from helpers.models import tiny_model
 from solm.backends.torch.backend import TorchBackend
 from solm.core.sparsity import SparsityConfig
+from solm.paper.config import SPARSITY as PAPER
 
 TESTS = Path(__file__).parents[3]
 PATH = os.pathsep.join(sys.path)
@@ -67,9 +68,8 @@ class TwoDevices(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("name", ["default", "paper"])
-def test_sessions_mix_no_devices(name):
-    sparsity = SparsityConfig.preset(name)
+@pytest.mark.parametrize("sparsity", [SparsityConfig(), PAPER], ids=["default", "paper"])
+def test_sessions_mix_no_devices(sparsity):
     control = TorchBackend(tiny_model("llama", torch.bfloat16).to("meta"))
     ids, keep = torch.full((2, 100), 5), torch.tensor([[0.3, 0.5, 6.0]], dtype=torch.float64)
     with TwoDevices() as seen:
