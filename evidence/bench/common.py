@@ -15,10 +15,10 @@ from typing import Any, Literal, TypeVar
 import torch
 
 import solm
+from evidence.record import record
 from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy, Session
 from solm.core.files import write_text
-from solm.evaluation.result import record
 from solm.evaluation.texts import TokenStream, documents, stream_of, token_stream
 
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_serializer
 
+from evidence.record import Record
 from solm.core.budget import Budget, BudgetRequest, Budgets
 from solm.core.curve import spaced_budgets
 from solm.core.errors import SolmError
@@ -16,7 +17,6 @@ from solm.core.files import Parts, resumable, write_text
 from solm.core.provenance import plain_name, plain_names
 from solm.evaluation.arms import Arm, BaselineRequest, constant, static_arms
 from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
-from solm.evaluation.result import Record
 from solm.evaluation.texts import TokenStream, token_stream
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load

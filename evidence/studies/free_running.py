@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from evidence.record import Record, record
 from evidence.studies.common import ComparedOptions, TextOptions, budget_at, kept, main, progress
 from solm.core.actions import AXES
 from solm.evaluation.arms import Arm
-from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
 from solm.runtime.language_model import LanguageModel
 

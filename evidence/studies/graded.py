@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
+from evidence.record import Record, record
 from evidence.studies import problems
 from evidence.studies.common import ComparedOptions, budget_at, kept, main, progress
 from evidence.studies.problems import Problem
@@ -23,7 +24,6 @@ from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.core.files import Parts
 from solm.evaluation.arms import Arm
-from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import encode

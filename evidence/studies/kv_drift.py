@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from evidence.record import Record, record
 from evidence.studies.common import TextOptions, kept, main, progress
 from solm.core.actions import AXES, DENSE, Action
 from solm.core.errors import SolmError
-from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
 from solm.runtime.language_model import LanguageModel
 

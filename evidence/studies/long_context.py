@@ -17,13 +17,13 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from evidence.record import Record, record
 from evidence.studies.common import Names, Numbers, TextOptions, kept, main, progress
 from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
 from solm.core.cost import kv_budget, relative_cost
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation.result import Record, record
 from solm.evaluation.statistics import paired_difference
 from solm.runtime.language_model import LanguageModel
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from solm.evaluation.result import EvaluationResult, Record
+from evidence.record import Record
+from solm.evaluation.result import EvaluationResult
 
 ROOT = Path(__file__).parent
 while not (ROOT / "pyproject.toml").exists():

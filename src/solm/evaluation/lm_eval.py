@@ -174,12 +174,9 @@ class ControlledLM(TemplateLM):
             )  # fmt: skip
             text = self.tok_decode([token.id for token in reply.tokens])
             text = postprocess_generated_text(generation=text, stop=stops, think_end_token=None)
-            steps = reply.tokens[1:]  # the first token comes from reading the prompt
-            shares, could = (
-                np.array([list(getattr(step, name).values()) for step in steps]).reshape(-1, len(AXES))
-                for name in ("realised", "controllable")
-            )
-            self.scorer.spent.add(shares, could.astype(bool), len(ids) + 1 + np.arange(len(steps)))
+            if len(reply.tokens) > 1:  # the first comes from reading the prompt
+                steps = ([getattr(token, name) for token in reply.tokens[1:]] for name in ("shares", "on", "seen"))
+                self.scorer.spent.add(*map(np.array, steps))
             texts.append(text)
             self.cache_hook.add_partial("generate_until", request.args, text)
         self._tell()

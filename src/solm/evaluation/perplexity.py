@@ -1,4 +1,4 @@
-"""Perplexity at matched budget: dense, policy, uniform, allocated, random and the best of N, on the same tokens."""
+"""Perplexity at matched budget: dense, policy, uniform, allocated, random and others, on the same tokens."""
 
 import hashlib
 from collections.abc import Callable, Mapping
@@ -28,19 +28,16 @@ from solm.evaluation.result import (
     shares_of,
     text_facts,
 )
-from solm.evaluation.statistics import expected_best, paired_difference
+from solm.evaluation.statistics import paired_difference
 from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
 
 Rows = dict[str, list[list[float]]]
-"""By arm and budget, such as ``policy@0.8``, and ``dense`` alone: per text nats, the axes' shares, cost in bytes and in
-flops, milliseconds and divergence, all means per token; nan where one was not measured."""
-_NATS, _SHARES, _BYTES, _FLOPS, _MILLISECONDS, _DIVERGENCE = (
-    0,
-    slice(1, 1 + len(AXES)),
-    *range(1 + len(AXES), 5 + len(AXES)),
-)
+"""By arm and budget, such as ``policy@0.8``, and ``dense`` alone: per text nats, the axes' shares, cost in bytes,
+milliseconds and divergence, all means per token; nan where one was not measured."""
+_NATS, _SHARES = 0, slice(1, 1 + len(AXES))
+_BYTES, _MILLISECONDS, _DIVERGENCE = range(1 + len(AXES), 4 + len(AXES))
 _LOGITS, _MOST_LOGITS = 1 << 26, 1 << 28
 """Numbers of dense logits that are kept for divergences: of several texts together, and of a single text at most (256
 MiB and 1 GiB in float32)."""
@@ -67,12 +64,10 @@ class EvaluationSettings(BaseModel):
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
     trials: int = Field(8, ge=0)
-    """Random schedules of every text; whole-set trials, of which the best is an arm of its own."""
+    """Random schedules of every text, whose mean is an arm."""
     seed: int = 0
     batch: int = Field(8, ge=1)
     """Texts that share a pass; fewer where their dense logits take much memory."""
-    best_of: int = Field(500, ge=2)
-    """Whole-set random trials whose best is estimated from the spread of those that were run."""
     examples: int = Field(2, ge=0)
     """Texts whose tokens the result shows, with what the policy did at each."""
 
@@ -244,19 +239,17 @@ def _averages(scored: Scored) -> torch.Tensor:
     return average
 
 
-def _costs(
-    lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings, model: Literal["bytes", "flops"]
-) -> torch.Tensor:
-    """What every step of an arm costs as a share of the dense one [N, T], the policy's weights included."""
+def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> torch.Tensor:
+    """The bytes that every step of an arm reads as a share of the dense one's [N, T], the policy's weights included."""
     shares = torch.where(scored.controllable, scored.realised, 1.0)
     kv_length = settings.context + 1 + torch.arange(settings.length)
-    return relative_cost(shares, kv_length, lm.shapes, arm.sparsity or lm.sparsity, model, lm.overhead(arm.policy))
+    return relative_cost(shares, kv_length, lm.shapes, arm.sparsity or lm.sparsity, "bytes", lm.overhead(arm.policy))
 
 
 def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
     """Numbers of every row, in the order of `Rows`."""
     nats = -scored.log_probabilities.double().mean(1).cpu()
-    cost = [_costs(lm, arm, scored, settings, model).mean(1) for model in ("bytes", "flops")]
+    cost = [_costs(lm, arm, scored, settings).mean(1)]
     if lm.timings is None:
         cost.append(torch.full_like(nats, torch.nan))
     else:
@@ -276,7 +269,7 @@ def _example(
 ) -> Example:
     """One row of the policy's, token by token; tokens [T + 1]."""
     assert scored.actions is not None
-    cost = _costs(lm, arm, scored, settings, "bytes")[row].tolist()
+    cost = _costs(lm, arm, scored, settings)[row].tolist()
     nats = (-scored.log_probabilities[row].double()).tolist()
     steps = zip(tokens.tolist(), scored.actions[row].tolist(), cost, nats, strict=False)
     shown = [
@@ -304,12 +297,6 @@ def _points(rows: dict[str, np.ndarray], settings: EvaluationSettings) -> list[P
         arms = repeated | {name: rows[f"{name}@{budget}"] for name in others}
         if runs:
             arms["random"] = np.mean(runs, axis=0)
-            arms[f"best-of-{settings.trials}"] = min(runs, key=lambda trial: trial[:, _NATS].mean())
-        if len(runs) > 1:
-            lucky = arms["random"].copy()
-            lucky[:, _NATS] -= expected_best(np.stack([trial[:, _NATS] for trial in runs]), settings.best_of)
-            lucky[:, _DIVERGENCE] = np.nan  # of the trials' mean, not of the best
-            arms[f"best-of-{settings.best_of}-estimated"] = lucky
         if policy is not None:
             found.append(_point("policy", budget, policy, tokens))
         found += [_point(arm, budget, values, tokens, policy) for arm, values in arms.items()]
@@ -332,7 +319,7 @@ def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.nd
         budget=budget,
         realised=nominal,
         axes=dict(zip(AXES, shares, strict=True)),
-        cost={"nominal": nominal, "bytes": float(means[_BYTES]), "flops": float(means[_FLOPS])},
+        cost={"nominal": nominal, "bytes": float(means[_BYTES])},
         step_ms=None if np.isnan(means[_MILLISECONDS]) else float(means[_MILLISECONDS]),
         nats=float(means[_NATS]),
         low=spread.low,

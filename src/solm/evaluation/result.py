@@ -1,4 +1,4 @@
-"""The result files of evaluations, studies and benchmarks. The owner of their formats."""
+"""The result file of an evaluation, the owner of its format, and what it says of the texts."""
 
 from typing import Any, Literal
 
@@ -7,12 +7,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.curve import BudgetCurve, TextFacts
-from solm.core.provenance import command_line, environment
 from solm.evaluation.texts import TokenStream
 from solm.runtime.language_model import LanguageModel
 
 SCHEMA_VERSION: Literal[3] = 3
-"""Of all kinds."""
+"""Of result files."""
 _ALIKE = 0.8
 """Characters per token, as a share of the lowest that a policy was measured on, below which text is another language.
 
@@ -109,28 +108,6 @@ class EvaluationResult(BaseModel):
 
     def arm(self, name: str, budget: float) -> Point | None:
         return next((point for point in self.points if point.arm == name and point.budget == budget), None)
-
-    def static(self, budget: float) -> Point | None:
-        """The arm that the policy's gain is told over: allocated, or without an allocation uniform."""
-        return self.arm("allocated", budget) or self.arm("uniform", budget)
-
-
-class Record(BaseModel):
-    """What a study or a benchmark found, and what is needed to repeat it. `results` has a form of its own by kind."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
-
-    kind: str
-    schema_version: Literal[3] = SCHEMA_VERSION
-    command: str
-    environment: dict[str, Any]
-    settings: dict[str, Any]
-    results: dict[str, Any]
-
-
-def record(kind: str, settings: dict[str, Any], results: dict[str, Any]) -> Record:
-    """A record of the command being run, on this machine."""
-    return Record(kind=kind, command=command_line(), environment=environment(), settings=settings, results=results)
 
 
 def shares_of(texts: int, sources: int) -> list[int]:

@@ -1,6 +1,5 @@
 """Paired bootstrap over texts."""
 
-from statistics import NormalDist
 from typing import NamedTuple
 
 import numpy as np
@@ -35,14 +34,3 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_
     ]
     low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
     return Interval(float(difference.mean()), float(low), float(high))
-
-
-def expected_best(trials: np.ndarray, count: int) -> float:
-    """How far below the mean of whole-set trials the best of `count` is expected to lie, in nats per token.
-
-    trials: [trials, texts] of at least two trials. A whole set's mean is the sum of many texts' independent
-    draws, hence normal, with the variance that texts show between trials; the expected extreme of `count` normal
-    draws is Blom's (1958) approximation.
-    """
-    spread = float(np.sqrt(trials.var(0, ddof=1).sum()) / trials.shape[1])
-    return spread * NormalDist().inv_cdf((count - 0.375) / (count + 0.25))

@@ -9,7 +9,7 @@ from helpers.models import tiny_model
 from helpers.policies import SPACE, SPARSITY
 from solm.core.sparsity import Allocation
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.evaluation.statistics import expected_best, paired_difference
+from solm.evaluation.statistics import paired_difference
 from solm.evaluation.texts import token_stream
 
 
@@ -39,14 +39,6 @@ def test_interval_covers_at_its_nominal_rate():
         _, low, high = paired_difference(sample, np.zeros(50), resamples=500)
         covered += low <= 0.3 <= high
     assert 180 <= covered <= 198
-
-
-def test_the_best_of_many_trials_is_estimated_from_the_spread_of_a_few():
-    rng = np.random.default_rng(0)
-    base = rng.normal(3, 0.5, 200)
-    trials = base + rng.normal(0, 0.1, (500, 200))
-    actual = trials.mean() - trials.mean(1).min()
-    assert expected_best(trials[:4], 500) == pytest.approx(actual, rel=0.25)
 
 
 @pytest.mark.parametrize("bend", [0.0, 0.3], ids=["even", "bent"])
