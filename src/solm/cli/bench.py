@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
-from solm.cli.options import JsonOption, ModelOptions, PolicyOption, read_weights
+from solm.cli.options import JsonOption, ModelOptions, PolicyOption
 from solm.core.errors import argument, counted
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def bench(
     """
     import torch
 
-    from solm.cli.output import print_result, progress_bar
+    from solm.cli.output import print_result, progress_bar, read_weights
     from solm.core.files import write_text
     from solm.evaluation.step_timing import measure
     from solm.evaluation.texts import token_stream

@@ -19,9 +19,8 @@ from solm.cli.options import (
     TimingsOption,
     check_system,
     mention_policy,
-    read_weights,
 )
-from solm.cli.output import complain, describe_speed, reason, say, show_cost
+from solm.cli.output import complain, describe_speed, read_weights, reason, say, show_cost
 from solm.core.errors import ContextLengthError, DataError, SolmError, argument
 
 if TYPE_CHECKING:
@@ -147,8 +146,8 @@ def _answer(talk: "Talk", line: str) -> None:
                     reply.close()
                     break
         except SolmError as error:
-            anew = isinstance(error, ContextLengthError) and talk.fits_alone(line)
-            complain(f"{error}; /reset starts a new conversation" if anew else str(error))
+            anew = "; /reset starts a new conversation" if isinstance(error, ContextLengthError) else ""
+            complain(f"{error}{anew}")
             return
     print()
     done = talk.reply

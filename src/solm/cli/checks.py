@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,15 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound=BaseModel)
 Sources = list[tuple[str, list[str]]]
 """Texts by the name of where they come from."""
+_PLAIN = {
+    "^Value error, ": "",
+    ".*valid integer.*": "it must be a whole number",
+    ".*valid number.*": "it must be a number",
+    "^Input should be": "it must be",
+    "greater than or equal to": "at least",
+    "less than or equal to": "at most",
+    "greater than": "above",
+}
 
 
 def settings(kind: type[Settings], more: Mapping[str, Any] | None = None, **values: Any) -> Settings:
@@ -30,23 +40,17 @@ def settings(kind: type[Settings], more: Mapping[str, Any] | None = None, **valu
         first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     option = f"--set {field}" if field.partition(".")[0] in (more or {}) else f"--{field.replace('_', '-')}"
-    name = f"{option}: " if field else ""
-    value, limits = first["input"], first.get("ctx", {})
-    bounds = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    bound = next((f"{words} {limits[key]:g}" for key, words in bounds.items() if key in limits), None)
-    if bound is not None:
-        raise SolmError(f"{name}{value!r} is out of range: it must be {bound}")
-    reasons = {
-        "too_short": "give at least one",
-        "literal_error": f"unknown value {value!r}; choose {limits.get('expected')}",
-        "int_parsing": f"{value!r} is not a whole number",
-        "int_type": f"{value!r} is not a whole number",
-        "float_parsing": f"{value!r} is not a number",
-        "float_type": f"{value!r} is not a number",
-        "extra_forbidden": f"there is no such setting; choose among {', '.join(kind.model_fields)}",
-        "value_error": first["msg"].removeprefix("Value error, "),
-    }
-    raise SolmError(name + reasons.get(first["type"], f"{first['msg']} (got {value!r})"))
+    reason = plain(first["msg"])
+    if first["type"] == "extra_forbidden":
+        reason = f"there is no such setting; choose among {', '.join(kind.model_fields)}"
+    raise SolmError(f"{option}: {reason} (got {first['input']!r})")
+
+
+def plain(words: str) -> str:
+    """What pydantic and typer say of a value that they refuse, in fewer words."""
+    for theirs, ours in _PLAIN.items():
+        words = re.sub(theirs, ours, words)
+    return words
 
 
 def counts(text: str) -> tuple[int, ...]:

@@ -17,7 +17,6 @@ from solm.cli.options import (
     PolicyOption,
     RunSeedOption,
     TimingsOption,
-    read_weights,
 )
 from solm.core.errors import BudgetError, SolmError, argument
 
@@ -99,7 +98,7 @@ def evaluate(
       solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal,random
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
-    from solm.cli.output import output, print_result, progress_bar, say
+    from solm.cli.output import output, print_result, progress_bar, read_weights, say
     from solm.core.actions import ActionSpace
     from solm.core.files import resumable
     from solm.evaluation import show
@@ -119,7 +118,9 @@ def evaluate(
     with argument("space"):
         grid = None if space is None else ActionSpace.preset(space)
     prepared = model.prepare(policy, timings)
-    prepared.within(grid)
+    if prepared.trained is not None and grid is not None:
+        with argument("space"):
+            prepared.trained = prepared.trained.with_space(grid)
     trained = prepared.trained
     if "teal" in names and tuning is None and (trained is None or trained.config.sparsity.thresholds is None):
         raise SolmError("--baselines: teal needs text to calibrate its thresholds on; give --tuning")

@@ -16,7 +16,6 @@ from solm.cli.options import (
     RevisionOption,
     RunSeedOption,
     TrustOption,
-    read_weights,
 )
 from solm.core.errors import SolmError
 
@@ -50,7 +49,7 @@ def fit(
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.cli.output import curve_table, print_result, progress_bar, say
+    from solm.cli.output import curve_table, print_result, progress_bar, read_weights, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
     from solm.fit.plan import PHASES

@@ -20,7 +20,6 @@ from solm.cli.options import (
     TimingsOption,
     check_system,
     mention_policy,
-    read_weights,
 )
 from solm.core.errors import BudgetError, DataError, argument
 
@@ -52,7 +51,7 @@ def generate(
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
-    from solm.cli.output import describe_speed, print_result, reason, say, show_cost
+    from solm.cli.output import describe_speed, print_result, read_weights, reason, say, show_cost
     from solm.core.errors import check_unicode
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length

@@ -1,7 +1,6 @@
 """The `solm` command."""
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -12,6 +11,7 @@ from typer.exceptions import TyperException
 from solm.cli.bench import bench
 from solm.cli.cache import cache
 from solm.cli.chat import chat
+from solm.cli.checks import plain
 from solm.cli.doctor import doctor
 from solm.cli.eval import PASSED_ON, evaluate, lm_eval
 from solm.cli.fit import fit
@@ -77,15 +77,6 @@ def solm(
         print(context.get_help())
 
 
-_REASONS = {
-    ".*valid integer.*": "it must be a whole number",
-    ".*valid number.*": "it must be a number",
-    "Input should be greater than or equal to": "it must be at least",
-    "Input should be less than or equal to": "it must be at most",
-}
-"""Typer's words for a value it cannot read, and plainer ones."""
-
-
 def main() -> None:
     """Run the command line. A user's mistake is one line on standard error; exit code 2, or 3 for a damaged file."""
     # Parallel tokenizers warn on every fork that follows; texts are short.
@@ -119,8 +110,5 @@ def _usage(error: Any) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     if parameter is not None:
         name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name.upper()
-        wrong = error.message.rstrip(".") or "it is missing"
-        for words, plain in _REASONS.items():
-            wrong = re.sub(words, plain, wrong)
-        text = f"{name}: {wrong}"
+        text = f"{name}: {plain(error.message.rstrip('.')) or 'it is missing'}"
     return text if context is None else f"{text} (see {context.command_path} --help)"

@@ -19,7 +19,6 @@ from solm.core.errors import SolmError
 from solm.core.provenance import MOST_SEED
 
 if TYPE_CHECKING:
-    from solm.runtime.language_model import LanguageModel
     from solm.runtime.prepare import Prepared
 
 RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
@@ -117,14 +116,6 @@ class ModelOptions:
         if policy in DECIDERS:
             raise SolmError(f"--policy: {policy} is no trained policy; give a folder, a hub id or builtin:...")
         return Prepared(policy=policy, timings=timings, sparsity=sparsity, **dataclasses.asdict(self))
-
-
-def read_weights(prepared: "Prepared") -> "LanguageModel":
-    """The model, ready to run; progress is shown where its weights are repacked for long."""
-    from solm.cli.output import repacking
-
-    with repacking() as progress:
-        return prepared.load(progress)
 
 
 def mention_policy(prepared: "Prepared") -> None:

@@ -8,8 +8,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
 
     from solm.core.curve import BudgetCurve
     from solm.runtime.language_model import LanguageModel
+    from solm.runtime.prepare import Prepared
     from solm.runtime.reply import Reply
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -132,9 +132,8 @@ def progress_bar() -> Progress:
     return _Bar() if sys.stderr.isatty() else _Lines()
 
 
-@contextmanager
-def repacking() -> Iterator[Callable[[int, int], None]]:
-    """What shows the progress of repacking weights, from the moment on that it takes noticeably long."""
+def read_weights(prepared: "Prepared") -> "LanguageModel":
+    """The model, ready to run; progress is shown where its weights are repacked for noticeably long."""
     with ExitStack() as stack:
         begun: float | None = None
         bar: Progress | None = None
@@ -148,7 +147,7 @@ def repacking() -> Iterator[Callable[[int, int], None]]:
             if bar is not None:
                 bar.show("repacking the weights, once", done, total)
 
-        yield show
+        return prepared.load(show)
 
 
 class _Bar(Progress):

@@ -18,7 +18,6 @@ from solm.cli.options import (
     TimingsOption,
     assignments,
     mention_policy,
-    read_weights,
 )
 from solm.core.errors import SolmError, argument
 
@@ -175,6 +174,7 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
     """What answers requests, around a model that belongs to the thread that decodes."""
     from concurrent.futures import ThreadPoolExecutor
 
+    from solm.cli.output import read_weights
     from solm.serving.keys import KeyRing
     from solm.serving.logs import log_lines
     from solm.serving.service import Service

@@ -105,12 +105,6 @@ class Talk:
         """What has been generated of the last reply; None where it could not begin."""
         return None if self._stream is None else self._stream.reply
 
-    def fits_alone(self, said: str) -> bool:
-        """Whether there is room for `said` and a reply in a new conversation."""
-        begun = self.messages[: self.system is not None]
-        length = self._encode([*begun, {"role": "user", "content": said}]).shape[1]
-        return self.lm.context is None or length + self.sampling["max_new_tokens"] <= self.lm.context
-
     def requested(self) -> Terms:
         """The budget of the last reply in all units that are measured."""
         return self._check(self.policy, self.budget)

@@ -183,13 +183,6 @@ class Prepared:
         if self.context is not None and tokens > self.context:
             raise ContextLengthError(f"{tokens} tokens exceed this model's context of {self.context}")
 
-    def within(self, space: ActionSpace | None) -> None:
-        """Have the policy, where there is one, choose in `space`; None: in its own. Raises `PolicyMismatchError` where
-        it was not trained on its actions."""
-        if self.trained is not None and space is not None:
-            with argument("space"):
-                self.trained = self.trained.with_space(space)
-
     def budgets(self, space: ActionSpace | None = None) -> Budgets:
         """The budgets that can be met: under the policy, without one with actions of `space`, by default of all that
         the backend can carry out."""

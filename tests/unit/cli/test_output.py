@@ -13,7 +13,7 @@ import pytest
 from helpers.serving import until
 from helpers.timings import CPU, SHAPES, made_timings
 from solm.cli import output
-from solm.cli.output import _Lines, progress_bar, repacking, say, show_cost
+from solm.cli.output import _Lines, progress_bar, read_weights, say, show_cost
 
 
 @pytest.fixture
@@ -78,17 +78,21 @@ def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):
 
 
 def test_repacking_is_told_where_it_takes_long(capsys, monkeypatch):
-    with repacking() as progress:
+    def quickly(progress):
         for done in range(1, 6):
             progress(done, 5)
-    assert capsys.readouterr().err == "", "a small model"
-    monkeypatch.setattr(output, "_NOTICEABLE", 0.2)
-    monkeypatch.setattr(output, "_INTERVAL", 0.0)
-    with repacking() as progress:
+
+    def slowly(progress):
         progress(1, 5)
         time.sleep(0.3)
         progress(2, 5)
         progress(5, 5)
+
+    read_weights(SimpleNamespace(load=quickly))
+    assert capsys.readouterr().err == "", "a small model"
+    monkeypatch.setattr(output, "_NOTICEABLE", 0.2)
+    monkeypatch.setattr(output, "_INTERVAL", 0.0)
+    read_weights(SimpleNamespace(load=slowly))
     assert "repacking the weights, once 2/5" in capsys.readouterr().err
 
 
