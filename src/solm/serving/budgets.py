@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 from solm.backends.session import AnyPolicy
-from solm.core.actions import AXES, ActionSpace
+from solm.core.actions import AXES
 from solm.core.budget import Budget, BudgetLike, BudgetRequest, ResolvedBudget
 from solm.core.errors import BudgetError
 from solm.runtime.controlled import UNTRAINED
@@ -38,14 +38,12 @@ class RequestBudget:
 
 
 class RequestBudgets:
-    """The policies and budgets that requests may choose. space: of the untrained policies, where no trained one is
-    loaded."""
+    """The policies and budgets that requests may choose."""
 
-    def __init__(self, lm: LanguageModel, settings: ServeSettings, space: ActionSpace | None = None):
+    def __init__(self, lm: LanguageModel, settings: ServeSettings):
         self._lm, self._settings = lm, settings
         self._governed = settings.slo_tpot_ms is not None
-        self.space = lm.space if lm.trained is not None else space or lm.space
-        self.policies = {name: lm.policy(name, self.space) for name in UNTRAINED}
+        self.policies = {name: lm.policy(name) for name in UNTRAINED}
         if lm.trained is not None:
             self.policies = {"policy": lm.policy(), **self.policies}
         self.default = "static" if lm.trained is None else "policy"
@@ -65,7 +63,7 @@ class RequestBudgets:
         contexts = [first, *(1 << power for power in range(first.bit_length(), longest.bit_length()))]
         described: dict[str, Any] = {
             "policies": list(self.policies), "default_policy": self.default,
-            "axes": {axis: getattr(self.space, axis) for axis in AXES}, "lowest_net": budgets.lowest_net,
+            "axes": {axis: getattr(lm.space, axis) for axis in AXES}, "lowest_net": budgets.lowest_net,
             "lowest_bytes": {each: budgets.terms(budgets.lowest(each), each)["bytes"] for each in contexts},
             "always_read": lm.sparsity.always_read, "floor": settings.slo_floor,
             "priorities": {name: None if floor is None else str(floor) for name, floor in self._floors.items()},

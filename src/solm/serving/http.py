@@ -37,7 +37,7 @@ class RequestMiddleware:
     """Refuses requests without a valid key and logs one line of JSON per request, without text.
 
     keys: valid API keys; none: no key is required. A key is sent as a bearer token, or as the password of HTTP Basic,
-    which browsers can send; its name is `state.key` of the request. hosts: accepted names in the Host header, None:
+    which browsers can send; it is `state.key` of the request. hosts: accepted names in the Host header, None:
     any. On a server that listens locally this prevents DNS rebinding: the page of another site cannot reach it under a
     host name of that site. spans: where a request that brings a trace is reported to.
     """
@@ -77,8 +77,8 @@ class RequestMiddleware:
             if not self._named(headers.get(b"host", b"")):
                 refusal = ApiError(400, "the Host header does not name this server", code="invalid_host")
                 await refusal.response()(scope, receive, noted)
-            elif is_open or (key := self.keys.of_header(headers.get(b"authorization", b""))) is not None:
-                scope["state"]["key"] = "" if is_open else key
+            elif (key := self.keys.of_header(headers.get(b"authorization", b""))) is not None or is_open:
+                scope["state"]["key"] = key
                 await self.app(scope, receive, noted)
             else:
                 refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key")
@@ -95,8 +95,8 @@ class RequestMiddleware:
             }  # fmt: skip
             if scope["state"].get("ignored"):
                 line["ignored"] = scope["state"]["ignored"]
-            if scope["state"].get("key"):
-                line["key"] = scope["state"]["key"]
+            if (key := scope["state"].get("key")) and key.name and not is_open:
+                line["key"] = key.name
             if trace := trace_id(headers.get(b"traceparent", b"")):
                 line["trace"] = trace
                 if self.spans is not None:

@@ -27,8 +27,8 @@ class ApiKey:
     @classmethod
     def parse(cls, text: str) -> "ApiKey":
         """The key in ``NAME:SECRET`` or ``SECRET``."""
-        found = _NAMED.fullmatch(text)
-        return cls(text) if found is None else cls(found[2], found[1])
+        named = _NAMED.fullmatch(text)
+        return cls(text) if named is None else cls(named[2], named[1])
 
 
 def read_keys(text: str) -> list[ApiKey]:
@@ -42,9 +42,9 @@ def check_keys(keys: Sequence[ApiKey]) -> None:
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
         raise SolmError(f"two keys are named {twice!r}")
-    known: dict[bytes, ApiKey] = {}
+    by_secret: dict[bytes, ApiKey] = {}
     for key in keys:
-        other = known.setdefault(_digest(key.secret), key)
+        other = by_secret.setdefault(_digest(key.secret), key)
         if other != key:
             raise SolmError(f"the keys named {other.name!r} and {key.name!r} have the same secret")
 
@@ -58,23 +58,12 @@ class KeyRing:
 
     def __init__(self, keys: Sequence[ApiKey] = ()):
         self._digests = [(_digest(key.secret), key) for key in keys]
-        self._named = {key.name: key for key in keys if key.name}
 
-    def __len__(self) -> int:
-        return len(self._digests)
-
-    def of_secret(self, secret: str) -> ApiKey | None:
-        """The key whose secret this is; None where there is none."""
-        digest = _digest(secret)
-        # All keys are compared, so that the time taken does not reveal which one matched.
-        matches = [key for known, key in self._digests if hmac.compare_digest(digest, known)]
-        return matches[0] if matches else None
-
-    def of_header(self, header: bytes) -> str | None:
-        """The name of the key in an Authorization header, as a bearer token or as the password of HTTP Basic; None for
-        no valid one. Where no key is required, any header is valid."""
-        if not self:
-            return ""
+    def of_header(self, header: bytes) -> ApiKey | None:
+        """The key in an Authorization header, as a bearer token or as the password of HTTP Basic; None for no valid
+        one. Where no key is required, any header is valid."""
+        if not self._digests:
+            return ApiKey("")
         scheme, _, given = header.partition(b" ")
         if scheme.lower() == b"basic":
             try:
@@ -87,9 +76,7 @@ class KeyRing:
             secret = given.decode()
         except UnicodeDecodeError:  # some clients send Latin-1
             secret = given.decode("latin-1")
-        found = self.of_secret(secret.strip())
-        return None if found is None else found.name
-
-    def named(self, name: str) -> ApiKey:
-        """The key of this name; for others one without a floor and a priority."""
-        return self._named.get(name) or ApiKey("")
+        digest = _digest(secret.strip())
+        # All keys are compared, so that the time taken does not reveal which one matched.
+        matches = [key for valid, key in self._digests if hmac.compare_digest(digest, valid)]
+        return matches[0] if matches else None

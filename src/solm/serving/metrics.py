@@ -2,7 +2,6 @@
 
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -58,14 +57,6 @@ class Metrics:
         self.class_asked = [asked.labels(name) for name in PRIORITIES]
         floors = Summary("solm_class_net_floor", "Net keep of their floors.", ["priority"], registry=of)
         self.class_floor = [floors.labels(name) for name in PRIORITIES]
-
-    @cached_property
-    def _unread(self) -> "Metrics":
-        return Metrics()
-
-    def of(self, counted: bool) -> "Metrics":
-        """These, or where a row is not to be counted others, which nobody reads."""
-        return self if counted else self._unread
 
     def set_classes(self, running: Sequence[int], waiting: Sequence[int], dials: Sequence[float]) -> None:
         """Set the numbers of rows and the dials, all by rank of their priority."""

@@ -67,8 +67,7 @@ class Job:
     ids: prompt [C] int64. emit: receives every event, called in the scheduler's thread. logprobs: number of likely
     tokens to report, None: no log-probabilities. echo: also report those of the prompt. deadline: seconds on the
     scheduler's clock by which the reply should be complete. constraint: a grammar at its beginning, which the reply has
-    to match. shown: special tokens that are part of the text. trace: report what every token cost. counted: whether the
-    metrics count it.
+    to match. shown: special tokens that are part of the text. trace: report what every token cost.
     """
 
     ids: np.ndarray
@@ -84,7 +83,6 @@ class Job:
     constraint: Constraint | None = None
     shown: Collection[int] = ()
     trace: bool = False
-    counted: bool = True
     # What the scheduler notes:
     arrived: float = 0.0
     expires: float = float("inf")

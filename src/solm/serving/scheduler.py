@@ -71,6 +71,13 @@ class Scheduler:
         if self.running is not None:
             wait([self.running])
 
+    def count(self, metrics: Metrics) -> None:
+        """Count in other metrics from here on."""
+        metrics.count_pages(self.lm.backend.pages_held)
+        with self._changed:
+            self.metrics = metrics
+            self._changed.notify()
+
     @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
@@ -175,7 +182,7 @@ class Scheduler:
                 return False
             job.row = None  # it refers to the job, too: without this its pages would be free only some time later
             if job.cancelled:
-                self.metrics.of(job.counted).ended.labels("cancelled").inc()
+                self.metrics.ended.labels("cancelled").inc()
             else:
                 self._fail(job, Failed(f"not complete after {self.settings.max_seconds:g} s", "timeout"))
             return True
@@ -195,7 +202,7 @@ class Scheduler:
             self._batch.leave(row)
 
     def _fail(self, job: Job, failed: Failed) -> None:
-        self.metrics.of(job.counted).ended.labels(failed.kind).inc()
+        self.metrics.ended.labels(failed.kind).inc()
         job.emit(failed)
 
     def _read(self) -> None:
@@ -246,7 +253,7 @@ class Scheduler:
             row.session = self.lm.session(capacity) if kept is None else kept
             row.read = row.cached = 0 if kept is None else kept.length(0)
             if row.cached:
-                self.metrics.of(job.counted).tokens.labels("cached").inc(row.cached)
+                self.metrics.tokens.labels("cached").inc(row.cached)
         return row
 
     def _read_on(self, row: Row) -> int:
@@ -256,7 +263,7 @@ class Scheduler:
         row.read = chunk_end(len(job.ids), done, self.settings.prefill_chunk)
         logits = session.prefill(job.ids[None, done : row.read], every_logit=job.echo)
         self.metrics.reads.observe(self.clock() - begun)
-        self.metrics.of(job.counted).tokens.labels("prompt").inc(row.read - done)
+        self.metrics.tokens.labels("prompt").inc(row.read - done)
         if job.echo:
             row.echo(logits[0], done)
             logits = logits[:, -1]
@@ -318,7 +325,7 @@ class Scheduler:
 
     def _report(self, row: Row) -> None:
         row.report()
-        now, metrics, budget = self.clock(), self.metrics.of(row.job.counted), row.job.budget
+        now, metrics, budget = self.clock(), self.metrics, row.job.budget
         if row.last is None:
             row.begun = now
             metrics.first.observe(now - row.job.arrived)

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
-from solm.core.actions import ActionSpace
 from solm.core.budget import mean_terms
 from solm.core.errors import ContextLengthError, SolmError
 from solm.runtime.language_model import LanguageModel
@@ -25,7 +24,7 @@ from solm.serving.answers import Answers, Choice
 from solm.serving.budgets import RequestBudget, RequestBudgets
 from solm.serving.constraints import CallGrammars, Constraints, offered
 from solm.serving.errors import ApiError
-from solm.serving.keys import KeyRing
+from solm.serving.keys import ApiKey, KeyRing
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.rows import Ended, Event, Failed, Job, Piece
 from solm.serving.scheduler import Scheduler
@@ -36,6 +35,7 @@ from solm.serving.tools import CallReader, checked_form, form_for, hidden_marks
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
+_NO_KEY = ApiKey("")
 _COLDEST = 1e-3
 """Temperature up to which a reply is greedy: logits divided by less overflow."""
 _STATUS = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}
@@ -111,7 +111,6 @@ class Service:
         lm: LanguageModel,
         settings: ServeSettings,
         name: str,
-        space: ActionSpace | None = None,
         thread: Executor | None = None,
         aliases: Sequence[str] = (),
         keys: KeyRing | None = None,
@@ -124,8 +123,8 @@ class Service:
         self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
-        self.budgets = RequestBudgets(lm, settings, space)
-        self.scheduler = Scheduler(lm, settings, self.metrics, thread)
+        self.budgets = RequestBudgets(lm, settings)
+        self.scheduler = Scheduler(lm, settings, Metrics(), thread)  # until the server is warm
         self.constraints, self.ready, self._failed = Constraints(lm), False, False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
 
@@ -146,6 +145,7 @@ class Service:
         # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
         gc.collect()
         gc.freeze()
+        self.scheduler.count(self.metrics)
         self.ready = True
 
     async def _warm_up(self) -> None:
@@ -160,7 +160,7 @@ class Service:
         ids = np.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.budgets.policies.items() if length + 4 <= self.context else ():
             budget = self.lm.budgets(policy).resolve(self.budgets.floor(policy, length), length)
-            self.scheduler.submit([Job(ids, 4, RequestBudget(name, policy, budget), emit, counted=False)])
+            self.scheduler.submit([Job(ids, 4, RequestBudget(name, policy, budget), emit)])
             while isinstance(event := await done.get(), Piece):
                 pass
             if isinstance(event, Failed) and event.kind != "timeout":  # a limit for warm replies may be short
@@ -197,9 +197,9 @@ class Service:
         request: ChatRequest | CompletionRequest,
         identity: str,
         loop: asyncio.AbstractEventLoop,
-        key: str = "",
+        key: ApiKey = _NO_KEY,
     ) -> Exchange:
-        """Queue the jobs of a request under the API key named `key`. Their events arrive on `loop`.
+        """Queue the jobs of a request under an API key. Their events arrive on `loop`.
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
@@ -238,7 +238,7 @@ class Service:
 
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
-            budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, self.keys.named(key))
+            budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, key)
             before = str(self._tokenizer.decode(ids)) if echo else ""
             for _ in range(request.n):
                 index = len(jobs)
