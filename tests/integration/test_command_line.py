@@ -101,7 +101,7 @@ def test_a_budget_without_a_trained_policy_is_static_and_a_reply_is_written(trai
 def test_policies_lists_what_ships_and_shows_one(trained):
     _, policy = trained
     found = json.loads(solm("policies", "--json").stdout)["policies"]
-    assert "builtin:smollm2-135m" in [told["name"] for told in found]
+    assert "builtin:smollm2-135m-cpu" in [told["name"] for told in found]
     told = json.loads(solm("policies", "show", policy, "--json").stdout)
     assert told["base"]["hidden"] == 64
     assert "sample" not in told["base"]

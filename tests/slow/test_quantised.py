@@ -24,7 +24,7 @@ def test_int8_weights_cost_little_and_obey_every_action():
     ids = token_stream("pydoc:heldout", tokenizer).spaced(2, 193, torch.Generator().manual_seed(0))
 
     def nats(action):
-        with solm.attach(model, "builtin:smollm2-135m", tokenizer) as lm:
+        with solm.attach(model, "builtin:smollm2-135m-cpu", tokenizer) as lm:
             session = lm.session()
             session.prefill(ids[:, :128])
             scored = session.fork(1).score(ids[:, 128:], keep_of(action, 2, 64))

