@@ -11,7 +11,7 @@ import pytest
 def test_the_quickstart_decodes_fits_compares_and_goes_on(tmp_path, monkeypatch):
     from solm import quickstart
 
-    for name, value in {"CONTEXT": 150, "TOKENS": 8, "ROUNDS": 1}.items():
+    for name, value in {"CONTEXT": 150, "BUDGETS": (0.95, 0.9), "TOKENS": 8, "ROUNDS": 1}.items():
         monkeypatch.setattr(quickstart, name, value)
     stages: list[str] = []
 
@@ -20,7 +20,7 @@ def test_the_quickstart_decodes_fits_compares_and_goes_on(tmp_path, monkeypatch)
 
     clock = quickstart.Clock()
     speeds = quickstart.decode(tmp_path, progress, clock)
-    assert [one.budget for one in speeds.replies] == [None, 0.85, 0.7]
+    assert [one.budget for one in speeds.replies] == [None, 0.95, 0.9]
     assert speeds.replies[0].same == speeds.replies[0].tokens > 0
     result = quickstart.fitted(tmp_path, 0.02, progress, lambda line: None, clock)
     reply = quickstart.report(tmp_path, speeds, result, progress, clock)

@@ -128,7 +128,7 @@ def _described(name: str, config: PolicyConfig) -> dict[str, Any]:
         "name": name,
         "method": provenance.get("config", {}).get("method", "unknown"),
         "actions": len(config.space),
-        "base": config.base.model_dump(exclude={"sample", "weights"}),
+        "base": config.base.model_dump(exclude={"weights"}),
         "space": config.space.model_dump(mode="json"),
         "sparsity": config.sparsity.model_dump(mode="json", exclude=set(parts)) | layers,
         "provenance": {**provenance.pop("made", {}), **provenance},

@@ -17,8 +17,7 @@ from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError, f
 from solm.core.files import read_arrays, read_json, read_model, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
 from solm.policies.identity import BaseIdentity as BaseIdentity
-from solm.policies.value_policy import ValuePolicy, known_levels
-from solm.policies.value_weights import ValueConfig, ValueWeights
+from solm.policies.value_policy import ValueConfig, ValuePolicy, ValueWeights, known_levels
 
 if TYPE_CHECKING:
     import torch

@@ -14,8 +14,6 @@ _TIMES_ROUNDING = 1.5
 types, it is 0.5 to 1.1 times that."""
 _NORMS_ROUNDING = 0.004
 """The same of norms, relative: bfloat16 rounds to half of it at most."""
-_OLD_TOLERANCE = 0.3
-"""For policies that hold only 32 numbers: 4-bit types are within 0.15 of one another, other weights at 1.4."""
 
 
 class WeightSample(BaseModel):
@@ -50,10 +48,7 @@ class WeightSample(BaseModel):
 
 
 class BaseIdentity(BaseModel):
-    """Which base model a policy belongs to. weights: compared as far as dtype and quantisation leave them alike.
-
-    sample: of older policies instead, the first numbers of 32 tokens' embeddings.
-    """
+    """Which base model a policy belongs to. weights: compared as far as dtype and quantisation leave them alike."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +58,6 @@ class BaseIdentity(BaseModel):
     layers: int
     vocabulary: int
     weights: WeightSample = WeightSample()
-    sample: tuple[float, ...] = ()
 
     def difference_of_shape(self, other: "BaseIdentity") -> str | None:
         """The first part of the architecture in which `other` differs, in words; None where it does not."""
@@ -79,9 +73,6 @@ class BaseIdentity(BaseModel):
         if reason is not None:
             raise PolicyMismatchError(f"this policy belongs to {self.name!r} {reason}")
         reason = self.weights.difference(other.weights)
-        if self.sample and other.weights.embedding:
-            found = distance(np.array(self.sample), np.array(other.weights.embedding[::_BLOCK]))
-            reason = None if found <= _OLD_TOLERANCE else f"its embeddings differ by {found:.1%}"
         if reason is not None:
             raise PolicyMismatchError(
                 f"this policy belongs to {self.name!r}; the model given has the same shapes but other weights: {reason}"
