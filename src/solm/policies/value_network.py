@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from solm.core.arrays import as_numpy
-from solm.policies.value_policy import ValueConfig, ValueWeights
+from solm.policies.value_weights import ValueConfig, ValueWeights
 
 _SOFTPLUS_ONE = 0.5413  # softplus of it is 1
 

@@ -46,7 +46,7 @@ class ModelFacts:
     def identity(self, like: BaseIdentity) -> BaseIdentity:
         """`like` with the architecture of this model, whose weights are not known yet."""
         sizes = {"hidden": self.shapes.hidden, "layers": self.shapes.layers, "vocabulary": self.shapes.vocabulary}
-        return like.model_copy(update={"family": self.family, "sample": (), **sizes})
+        return like.model_copy(update={"family": self.family, **sizes})
 
 
 def facts_of(config: Any) -> ModelFacts:

@@ -16,6 +16,7 @@ from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
+from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
 
 MODEL = ["--model", "{model}"]
@@ -242,8 +243,8 @@ def places(tmp_path_factory, byte_tokenizer):
             base=lm.identity, space=ActionSpace.preset("joint-8"), sparsity=SparsityConfig(),
             network=ValueConfig(base_hidden=64, layer=1, grid=ActionSpace.preset("joint-8"), width=16),
         )  # fmt: skip
-        TrainedPolicy(config).save_pretrained(root / "policy")
-        TrainedPolicy(config).save_pretrained(root / "damaged")
+        TrainedPolicy(config, ValueNetwork(config.network)).save_pretrained(root / "policy")
+        TrainedPolicy(config, ValueNetwork(config.network)).save_pretrained(root / "damaged")
         fitted = under_values(lm, SparsityConfig.preset("cpu")).trained
         fitted.curve = made_curve(fitted.config.sparsity, lm.shapes)
         fitted.save_pretrained(root / "fitted")

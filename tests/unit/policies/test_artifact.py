@@ -200,7 +200,7 @@ def test_weights_that_cannot_be_are_refused_before_a_model_is_loaded(priced, tmp
     assert "\n" not in str(error.value)
 
 
-def test_what_needs_the_model_is_refused_when_it_is_attached(priced, base, tmp_path):
+def test_what_needs_the_model_is_refused_when_it_is_attached(priced, tmp_path):
     def heads(config):
         allocation = config["sparsity"]["allocation"]
         allocation["attention"] = allocation["attention"][:1] * 6
@@ -208,10 +208,6 @@ def test_what_needs_the_model_is_refused_when_it_is_attached(priced, base, tmp_p
     trained = TrainedPolicy.from_pretrained(altered(priced, tmp_path / "heads", heads))
     with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):
         solm.attach(tiny_model("llama", torch.float32), trained)
-    deeper = base.shapes.model_copy(update={"layers": 1})
-    trained = TrainedPolicy.from_pretrained(priced)
-    with pytest.raises(PolicyMismatchError, match="before layer 1, the model has layers 0 to 0"):
-        trained.check(base.identity, deeper)
     trained.check(base.identity, base.shapes)
 
 
