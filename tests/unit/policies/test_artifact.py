@@ -208,7 +208,6 @@ def test_what_needs_the_model_is_refused_when_it_is_attached(priced, tmp_path):
     trained = TrainedPolicy.from_pretrained(altered(priced, tmp_path / "heads", heads))
     with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):
         solm.attach(tiny_model("llama", torch.float32), trained)
-    trained.check(base.identity, base.shapes)
 
 
 def test_generate_refuses_with_one_line_and_the_exit_code(priced, tmp_path, tiny_folder, monkeypatch, capsys):
