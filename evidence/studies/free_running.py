@@ -18,12 +18,20 @@ from pydantic import Field
 from evidence.record import Record, record
 from evidence.studies.common import ComparedOptions, TextOptions, budget_at, kept, main, progress
 from solm.core.actions import AXES
+from solm.core.arrays import as_tensor
+from solm.core.budget import Ledger
 from solm.evaluation.arms import Arm
 from solm.evaluation.statistics import paired_difference
+from solm.runtime.batch import Row, decode
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.sampling import Sampler
 
-_ROWS = 25
-"""Texts that are generated at once."""
+_ROWS = 8
+"""Texts that are generated at once, whose logits are in memory together."""
+_DRAWN = {
+    "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "repetition_penalty": 1.0, "eos_token_id": None,
+}  # fmt: skip
+"""Draws from the model's whole distribution, which nothing ends."""
 
 
 class Options(ComparedOptions, TextOptions):
@@ -78,28 +86,30 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None) -> Record
     return record("free-running", settings, {"currency": "keep" if lm.timings is None else "time", "points": points})
 
 
-@torch.no_grad()
 def generated(
     lm: LanguageModel, prompts: torch.Tensor, arm: Arm, target: torch.Tensor, length: int, seed: int
 ) -> dict[str, list[Any]]:
-    """Per prompt: mean log-probability under the dense model, mean KL, realised shares [N, 3]."""
-    parent = lm.session(capacity=prompts.shape[1])
-    logits = parent.prefill(prompts)
-    session, dense = (parent.fork(1, length, sparsity) for sparsity in (arm.sparsity, None))
-    session.control(arm.policy, target, length)
-    generator, theirs = torch.Generator().manual_seed(seed), logits
-    scores, distances = [], []
-    for _ in range(length):
-        noise = -torch.empty(logits.shape).exponential_(generator=generator).log()
-        token = (logits.float().cpu() + noise).argmax(-1)
-        ours, dense_model = (some.float().cpu().log_softmax(-1) for some in (logits, theirs))
-        scores.append(dense_model.gather(1, token[:, None])[:, 0])
-        distances.append((dense_model.exp() * (dense_model - ours)).sum(-1))
-        logits, theirs = (rows.step(token).logits[:, 0] for rows in (session, dense))
-    return {
-        "score": torch.stack(scores, 1).mean(1).tolist(), "kl": torch.stack(distances, 1).mean(1).tolist(),
-        "realised": session.ledger.average.tolist(),
-    }  # fmt: skip
+    """Per prompt: mean log-probability under the dense model, mean KL, realised shares [N, axes]."""
+    rows = []
+    for place, (ids, shares) in enumerate(zip(prompts[:, None].numpy(), target.tolist(), strict=True)):
+        rows.append(Row(ids[0], arm.policy, shares, length, Sampler.of(lm, ids, seed + place, _DRAWN)))
+        rows[-1].session = lm.session(ids.shape[1] + length, arm.sparsity)
+    logits: dict[int, list[torch.Tensor]] = {id(row): [] for row in rows}
+    for row in decode(lm, rows, len(rows)):
+        logits[id(row)].append(as_tensor(row.possible).float().cpu().clone())
+    found: dict[str, list[Any]] = {"score": [], "kl": [], "realised": []}
+    for ids, row in zip(prompts[:, None], rows, strict=True):
+        dense, written = lm.session(capacity=ids.shape[1] + length), torch.tensor([row.ids])
+        first = dense.prefill(ids)[:, None]
+        scored = dense.score(written, keep_logits=True)
+        assert scored.logits is not None
+        theirs = torch.cat([first, scored.logits], 1)[0].float().cpu().log_softmax(-1)
+        ours = torch.stack(logits.pop(id(row))).log_softmax(-1)
+        found["score"].append(float(theirs.gather(1, written[0, :, None]).mean()))
+        found["kl"].append(float((theirs.exp() * (theirs - ours)).sum(-1).mean()))
+        realised, counted = np.array(row.trace.realised), np.array(row.trace.controllable)
+        found["realised"].append(Ledger((realised * counted).sum(0), counted.sum(0)).average.tolist())
+    return found
 
 
 def lines(found: Record) -> list[str]:
