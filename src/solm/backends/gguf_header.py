@@ -106,10 +106,10 @@ def read_arrays(path: Path, names: frozenset[str]) -> dict[str, list[Any]]:
     """The long arrays `names` of a file's metadata, as far as it has them. Raises as `read_header` does."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            known = _Reader(path, content, names).header().metadata
+            metadata = _Reader(path, content, names).header().metadata
     except (OSError, ValueError) as error:
         raise SolmError(f"cannot read {path}: {error}") from error
-    return {name: known[name] for name in names if isinstance(known.get(name), list)}
+    return {name: metadata[name] for name in names if isinstance(metadata.get(name), list)}
 
 
 @lru_cache(maxsize=4)

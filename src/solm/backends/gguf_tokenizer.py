@@ -33,8 +33,8 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
 
     Raises `DamagedFileError` for a damaged file.
     """
-    known = header.metadata
-    if known.get("tokenizer.ggml.model") != "gpt2" or str(known.get("tokenizer.ggml.pre")) not in SPLITS:
+    metadata = header.metadata
+    if metadata.get("tokenizer.ggml.model") != "gpt2" or str(metadata.get("tokenizer.ggml.pre")) not in SPLITS:
         return None
     arrays = read_arrays(header.path, frozenset((_TOKENS, _KINDS, _MERGES)))
     tokens, merges = arrays.get(_TOKENS), arrays.get(_MERGES)
@@ -44,22 +44,22 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
             raise DamagedFileError(f"{header.path} is damaged: {name}: must be texts")
     if not tokens or merges is None or any(merge.count(" ") != 1 for merge in merges):
         return None
-    special = _special(known, tokens)
+    special = _special(metadata, tokens)
     try:
-        return _made(tokens, merges, kinds, special, known), special
+        return _made(tokens, merges, kinds, special, metadata), special
     except Exception:  # tokenizers has no error of its own for merges of tokens that are not in the vocabulary
         return None
 
 
-def _special(known: dict[str, Any], tokens: list[str]) -> dict[str, str]:
-    numbers = {name: known.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _NAMED.items()}
+def _special(metadata: dict[str, Any], tokens: list[str]) -> dict[str, str]:
+    numbers = {name: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _NAMED.items()}
     return {
         name: tokens[number] for name, number in numbers.items() if type(number) is int and 0 <= number < len(tokens)
     }
 
 
 def _made(
-    tokens: list[str], merges: list[str], kinds: list[int], special: dict[str, str], known: dict[str, Any]
+    tokens: list[str], merges: list[str], kinds: list[int], special: dict[str, str], metadata: dict[str, Any]
 ) -> "Tokenizer":
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
@@ -78,7 +78,7 @@ def _made(
             continuing_subword_prefix="", end_of_word_suffix="", fuse_unk=False,
         )
     )  # fmt: skip
-    split = SPLITS[str(known["tokenizer.ggml.pre"])]
+    split = SPLITS[str(metadata["tokenizer.ggml.pre"])]
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if split is not None:
         made.pre_tokenizer = pre_tokenizers.Sequence(
@@ -96,8 +96,8 @@ def _made(
     made.add_tokens([AddedToken(token, normalized=False, special=False) for token in own])
     made.add_special_tokens([AddedToken(token, special=True) for token in named])
     ends = {name: special[name] for name in ("bos_token", "eos_token") if name in special}
-    first = ends.get("bos_token") if known.get("tokenizer.ggml.add_bos_token") else None
-    last = ends.get("eos_token") if known.get("tokenizer.ggml.add_eos_token") else None
+    first = ends.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token") else None
+    last = ends.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token") else None
     made.post_processor = processors.TemplateProcessing(
         single=_around(first, "$A", last, 0),
         pair=f"{_around(first, '$A', last, 0)} {_around(first, '$B', last, 1)}",

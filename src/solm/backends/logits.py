@@ -24,8 +24,8 @@ def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
     step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
     parts = []
     for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):
-        known = theirs.float().log_softmax(-1)
-        parts.append(torch.einsum("mv,mrv->mr", known.exp(), known[:, None] - ours.float().log_softmax(-1)))
+        expected = theirs.float().log_softmax(-1)
+        parts.append(torch.einsum("mv,mrv->mr", expected.exp(), expected[:, None] - ours.float().log_softmax(-1)))
     return torch.cat(parts).clamp(min=0)  # rounding
 
 

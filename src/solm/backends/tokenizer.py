@@ -209,19 +209,19 @@ def has_chat_template(name: str) -> bool | None:
     gguf = gguf_of(name)
     if gguf is None:
         return None
-    known = read_header(gguf).metadata
-    if "tokenizer.ggml.tokens" not in known:
+    metadata = read_header(gguf).metadata
+    if "tokenizer.ggml.tokens" not in metadata:
         raise SolmError(f"model {name!r} has no tokenizer: the file has no field tokenizer.ggml.tokens")
-    return "tokenizer.chat_template" in known
+    return "tokenizer.chat_template" in metadata
 
 
 def _from_header(header: GgufHeader) -> Tokenizer | None:
     """The tokenizer of a GGUF file without transformers; None where only that can read it."""
     template = header.metadata.get("tokenizer.chat_template")
-    found = byte_level_tokenizer(header)
-    if found is None or not isinstance(template, str | None):
+    byte_level = byte_level_tokenizer(header)
+    if byte_level is None or not isinstance(template, str | None):
         return None
-    backend, special = found
+    backend, special = byte_level
     numbers = [backend.token_to_id(token) for token in dict.fromkeys(special.values())]
     ids = [number for number in numbers if number is not None]
     return Tokenizer(backend, _Facts(template, special, ids))

@@ -13,16 +13,16 @@ def sampled(layers: int, read: Callable[[int], tuple[np.ndarray | None, np.ndarr
 
     read: gives of a layer the middle row of its down projection and the first of its norms by name.
     """
-    found = [read(int(layer)) for layer in np.linspace(0, layers - 1, min(_LAYERS, layers))]
+    rows = [read(int(layer)) for layer in np.linspace(0, layers - 1, min(_LAYERS, layers))]
     return {
-        name: _together([part[place] for part in found], count)
+        name: _together([part[place] for part in rows], count)
         for place, (name, count) in enumerate((("mlp", _INPUTS), ("norms", _NORM)))
     }
 
 
 def _together(parts: list[np.ndarray | None], count: int) -> np.ndarray:
-    known = [part[:count] for part in parts if part is not None and part.size >= count]
-    return np.array(known if len(known) == len(parts) else [], np.float32)
+    enough = [part[:count] for part in parts if part is not None and part.size >= count]
+    return np.array(enough if len(enough) == len(parts) else [], np.float32)
 
 
 def spread(vocabulary: int) -> np.ndarray:

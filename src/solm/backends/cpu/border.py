@@ -24,8 +24,8 @@ def _source(name: str) -> str:
 
 
 def _constants(source: str) -> dict[str, int]:
-    found = re.findall(r"constexpr (?:int|double) (\w+) = (\d+)(?: << (\d+))?;", source)
-    return {name: int(number) << int(shift or 0) for name, number, shift in found}
+    matches = re.findall(r"constexpr (?:int|double) (\w+) = (\d+)(?: << (\d+))?;", source)
+    return {name: int(number) << int(shift or 0) for name, number, shift in matches}
 
 
 def _type(base: str, declarator: str) -> Any:
@@ -49,11 +49,11 @@ def _structs(source: str) -> dict[str, Any]:
 
 def _functions(source: str) -> dict[str, tuple[Any, list[Any]]]:
     """By name, what a function returns and takes."""
-    found = {}
+    functions = {}
     for returns, name, arguments in re.findall(r"^([\w ]+\*?) (solm_\w+)\((.*?)\)", source, re.DOTALL | re.MULTILINE):
         types = [_type(one.split()[0], one) for one in arguments.split(",") if one]
-        found[name] = _type(returns, returns), types
-    return found
+        functions[name] = _type(returns, returns), types
+    return functions
 
 
 CONSTANTS, STRUCTS = _constants(_source("structs.h")), _structs(_source("structs.h"))

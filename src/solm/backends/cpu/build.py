@@ -62,7 +62,7 @@ def damage(path: Path) -> str | None:
     _, bits, order, _, number, at, entry, count = _ELF_HEADER.unpack(header)
     here = platform.machine()
     if (bits, order) != (2, 1) or number != _MACHINES.get(here, number):
-        name = next((name for name, known in _MACHINES.items() if known == number), "another architecture")
+        name = next((name for name, other in _MACHINES.items() if other == number), "another architecture")
         return f"it is for {name} and this machine is {here}"
     return "it is cut short" if size < at + entry * count else None
 

@@ -69,8 +69,8 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
     if kv_cache_dtype not in KV_CACHE_DTYPES:
         raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
     if kv_cache_dtype == "int8" and precision in FLOATS:
-        known = ", ".join(name for name in PRECISIONS if name not in FLOATS)
-        raise SolmError(f"an int8 KV cache goes with precision {known}, not {precision}")
+        others = ", ".join(name for name in PRECISIONS if name not in FLOATS)
+        raise SolmError(f"an int8 KV cache goes with precision {others}, not {precision}")
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,9 @@ class Engine:
     threads: None for `default_threads`. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
     head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
-    told how many of how many parts are repacked, the layers and the head. Raises `UnsupportedModelError` for a model or
-    sparsity that it cannot run, `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype
-    or number of threads, or where there is no compiler or memory.
+    called with how many of how many parts are repacked. Raises `UnsupportedModelError` for a model or sparsity that it
+    cannot run, `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of
+    threads, or where there is no compiler or memory.
     """
 
     def __init__(
@@ -198,10 +198,10 @@ class Engine:
                 setattr(layer, name, _product(layout.layers[number][name], address))
             for name, value in self._vectors(number).items():
                 setattr(layer, name, value)
-            found = spec.rope_of(number)
-            if found is not None and found not in ropes:
-                ropes.append(found)
-            layer.rope, layer.window = -1 if found is None else ropes.index(found), spec.window_of(number) or 0
+            rope = spec.rope_of(number)
+            if rope is not None and rope not in ropes:
+                ropes.append(rope)
+            layer.rope, layer.window = -1 if rope is None else ropes.index(rope), spec.window_of(number) or 0
         tables = (border.Rope * len(ropes))(*map(self._rope, ropes))
         self._kept += [embedding, layers, tables]
         sizes = border.Sizes(

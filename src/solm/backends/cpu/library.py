@@ -74,25 +74,27 @@ def best_variant(machine: str, features: Collection[str]) -> Variant | None:
 def variant_named(name: str, machine: str, features: Collection[str]) -> Variant:
     """The variant that a user asks for in SOLM_CPU. Raises `SolmError` for one that is not known, not of this
     architecture, or that the processor cannot run."""
-    known = ", ".join([*(variant.name for variant in variants_of(machine)), NATIVE])
-    found = next((variant for variant in VARIANTS if variant.name == name), None)
-    if found is None:
-        raise SolmError(f"SOLM_CPU: unknown instruction set {name!r}; choose one of {known}")
-    if found.machine != machine:
-        raise SolmError(f"SOLM_CPU: {name} is of {found.machine} and this machine is {machine}; choose one of {known}")
-    missing = found.missing(features)
+    others = ", ".join([*(variant.name for variant in variants_of(machine)), NATIVE])
+    variant = next((variant for variant in VARIANTS if variant.name == name), None)
+    if variant is None:
+        raise SolmError(f"SOLM_CPU: unknown instruction set {name!r}; choose one of {others}")
+    if variant.machine != machine:
+        raise SolmError(
+            f"SOLM_CPU: {name} is of {variant.machine} and this machine is {machine}; choose one of {names}"
+        )
+    missing = variant.missing(features)
     if missing:
         best = best_variant(machine, features)
         cure = f"choose {best.name}" if best else f"choose {NATIVE}"
         raise SolmError(f"SOLM_CPU: this machine cannot run {name}, it lacks {', '.join(missing)}; {cure}")
-    return found
+    return variant
 
 
 def usable_features(features: frozenset[str] | None = None) -> frozenset[str]:
     """`cpu_features`, and `PERMISSION` where the kernel lets this process use AMX, which it must be asked for. Once
     granted, permission is for all threads until the process ends, and costs nothing while AMX is not used."""
-    found = cpu_features() if features is None else features
-    return found | {PERMISSION} if "amx_tile" in found and _permit_amx() else found
+    usable = cpu_features() if features is None else features
+    return usable | {PERMISSION} if "amx_tile" in usable and _permit_amx() else usable
 
 
 def _permit_amx() -> bool:
@@ -113,8 +115,8 @@ class EngineChoice:
     flags: tuple[str, ...] = NATIVE_FLAGS
 
 
-def choose_engine(asked: str, flags: str) -> EngineChoice:
-    """The engine for this processor, or the one that is asked for by name; "" leaves the choice to the processor.
+def choose_engine(requested: str, flags: str) -> EngineChoice:
+    """The engine for this processor, or the one requested by name; "" leaves the choice to the processor.
     flags: more flags of the compiler; with some, nothing that was compiled before is used.
 
     Raises `SolmError` for a name that is not known or that the processor cannot run, and for a damaged library beside
@@ -122,10 +124,10 @@ def choose_engine(asked: str, flags: str) -> EngineChoice:
     """
     here, features, more = platform.machine(), usable_features(cpu_features()), tuple(flags.split())
     native = (*NATIVE_FLAGS, *([NO_AMX] if "amx_tile" in features else []), *more)
-    if asked == NATIVE:
+    if requested == NATIVE:
         return EngineChoice(NATIVE, "it was asked for", flags=native)
-    if asked:
-        variant = variant_named(asked, here, features)
+    if requested:
+        variant = variant_named(requested, here, features)
         path = None if more else prebuilt_library(variant.name)
         return EngineChoice(variant.name, "SOLM_CPU asks for it", path, (*variant.flags, *more))
     best = best_variant(here, features)
@@ -151,8 +153,8 @@ def library(flags: str | None = None) -> ctypes.CDLL:
 
 
 @cache
-def _library(asked: str, flags: str) -> ctypes.CDLL:
-    choice = choose_engine(asked, flags)
+def _library(requested: str, flags: str) -> ctypes.CDLL:
+    choice = choose_engine(requested, flags)
     return _loaded(built(choice.flags) if choice.path is None else choice.path)
 
 

@@ -110,8 +110,8 @@ class CpuSession(BaseSession):
             count = min(end, (at // _CHUNK + 1) * _CHUNK) - at
             part, tokens = tokens[:count], tokens[count:]
             wanted = count if logits is None else logits if at + count == end else 0
-            found = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
-            parts.append(found.logits[0])
+            read = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
+            parts.append(read.logits[0])
             at += count
         return np.concatenate(parts)
 
@@ -183,10 +183,10 @@ class CpuSession(BaseSession):
         """Find the groups of rows that the engine decides for: those under value policies. If another kind of policy
         decides inside the pass, too, Python decides for all."""
         decided, groups = self._budgets["decider"] != 0, self._control.groups
-        known = [bool(decided[int(group.rows[0])]) for group in groups]
+        decides = [bool(decided[int(group.rows[0])]) for group in groups]
         inside = [isinstance(group.policy, PricedPolicy) for group in groups]
-        alone = all(there for there, priced in zip(known, inside, strict=True) if priced)
-        self._by_engine = frozenset(number for number, there in enumerate(known) if there and alone)
+        alone = all(there for there, priced in zip(decides, inside, strict=True) if priced)
+        self._by_engine = frozenset(number for number, there in enumerate(decides) if there and alone)
         self._all_by_engine = len(self._by_engine) == len(groups)
 
     @property
@@ -229,9 +229,9 @@ class CpuSession(BaseSession):
             actions = self._dense_actions(count)
             if decide:  # the engine gives -1 for rows that it does not decide for
                 actions = np.where(done.actions < 0, actions, done.actions)
-        found = Result(done.logits, done.stream[:, skipped:], done.realised, controllable, actions)
+        result = Result(done.logits, done.stream[:, skipped:], done.realised, controllable, actions)
         done.logits = _TAKEN  # or they would be in memory until the end of the next pass
-        return found if keep_logits is None else only(found, keep_logits - skipped)
+        return result if keep_logits is None else only(result, keep_logits - skipped)
 
     @staticmethod
     def _chosen(split: Split, enters: np.ndarray) -> Array:

@@ -64,7 +64,7 @@ def from_config(config: Mapping[str, Any], file: Path | str, name: str) -> Model
 def _spec_of(fields: Fields, name: str) -> ModelSpec:
     """The description in values that have transformers' names."""
     family = fields.values["model_type"]
-    known = FAMILIES[family]
+    description = FAMILIES[family]
     for unknown in _UNKNOWN:
         if fields.get(unknown):
             raise UnsupportedModelError(
@@ -73,9 +73,9 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
     layers, heads = fields.integer("num_hidden_layers", MOST_LAYERS), fields.integer("num_attention_heads", MOST_HEADS)
     hidden, vocabulary = fields.integer("hidden_size", MOST_WIDTH), fields.integer("vocab_size", MOST_TOKENS)
     head_dim = fields.integer("head_dim", MOST_WIDTH, hidden // heads)
-    full, local = _ropes(fields, known, head_dim)
+    full, local = _ropes(fields, description, head_dim)
     bos = fields.tokens("bos_token_id", vocabulary)
-    sliding = _sliding(fields, known, layers)
+    sliding = _sliding(fields, description, layers)
     return ModelSpec(
         file=fields.file,
         family=family,
@@ -89,13 +89,13 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
         vocabulary=vocabulary,
         context=min(full.context, local.context),
         epsilon=fields.number("rms_norm_eps"),
-        activation=_activation(fields, known),
-        scales=_scales(fields, known, hidden, head_dim),
+        activation=_activation(fields, description),
+        scales=_scales(fields, description, hidden, head_dim),
         rope=full,
         sliding_rope=local,
-        qkv_bias=known.qkv_bias,
+        qkv_bias=description.qkv_bias,
         tied_head=fields.flag("tie_word_embeddings", False),
-        layers_without_rope=_without_rope(fields, known, layers),
+        layers_without_rope=_without_rope(fields, description, layers),
         sliding_window=fields.integer("sliding_window", MOST_TOKENS) if sliding else None,
         sliding_layers=sliding,
         bos=bos[0] if bos else None,
@@ -103,20 +103,20 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
     )
 
 
-def _ropes(fields: Fields, known: Family, head_dim: int) -> tuple[Rope, Rope]:
+def _ropes(fields: Fields, description: Family, head_dim: int) -> tuple[Rope, Rope]:
     """The rotary positions of layers that see all tokens, and of those with a sliding window."""
     context = fields.integer("max_position_embeddings", MOST_TOKENS)
     scaling = fields.get("rope_parameters") or fields.get("rope_scaling") or {}
     if not isinstance(scaling, Mapping):
         raise fields.damaged("rope_scaling", "must be an object")
-    if known.sliding_theta is None:
-        found = _rope(scaling, fields, fields.number("rope_theta"), head_dim, context)
-        return found, found
+    if description.sliding_theta is None:
+        shared = _rope(scaling, fields, fields.number("rope_theta"), head_dim, context)
+        return shared, shared
     by_kind = {kind: scaling[kind] for kind in ("full_attention", "sliding_attention") if scaling.get(kind)}
     if not all(isinstance(one, Mapping) for one in by_kind.values()):
         raise fields.damaged("rope_parameters", "must be objects by kinds of layers")
     full = by_kind.get("full_attention", {}) if by_kind else scaling
-    local_theta = fields.number("rope_local_base_freq", known.sliding_theta)
+    local_theta = fields.number("rope_local_base_freq", description.sliding_theta)
     return (
         _rope(full, fields, fields.number("rope_theta"), head_dim, context),
         _rope(by_kind.get("sliding_attention", {}), fields, local_theta, head_dim, context),
@@ -135,42 +135,42 @@ def _rope(scaling: Mapping[str, Any], fields: Fields, theta: float, head_dim: in
     return rope(Fields(fields.file, positions), kind, head_dim, context)
 
 
-def _activation(fields: Fields, known: Family) -> Activation:
+def _activation(fields: Fields, description: Family) -> Activation:
     name = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
-    given = fields.get(name) or known.activation
-    found = next((one for one in get_args(Activation) if one == given), None)
-    if found is None:
+    given = fields.get(name) or description.activation
+    activation = next((one for one in get_args(Activation) if one == given), None)
+    if activation is None:
         raise UnsupportedModelError(f"{name} {shown(given)} is not among {', '.join(get_args(Activation))}")
-    return found
+    return activation
 
 
-def _scales(fields: Fields, known: Family, hidden: int, head_dim: int) -> Scales:
+def _scales(fields: Fields, description: Family, hidden: int, head_dim: int) -> Scales:
     return Scales(
-        embedding=math.sqrt(hidden) if known.root_embeddings else fields.number("embedding_multiplier", 1.0),
+        embedding=math.sqrt(hidden) if description.root_embeddings else fields.number("embedding_multiplier", 1.0),
         softmax=fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim) ** -0.5),
         residual=fields.number("residual_multiplier", 1.0),
         logits=1 / fields.number("logits_scaling", 1.0),
     )
 
 
-def _without_rope(fields: Fields, known: Family, layers: int) -> tuple[int, ...]:
+def _without_rope(fields: Fields, description: Family, layers: int) -> tuple[int, ...]:
     """The layers without rotary positions."""
     listed = fields.get("no_rope_layers")
     if listed is not None:
         if not isinstance(listed, list | tuple) or len(listed) != layers:
             raise fields.damaged("no_rope_layers", f"must be a list of {layers}")
         return tuple(layer for layer, rotated in enumerate(listed) if not rotated)
-    interval = known.no_rope_interval
+    interval = description.no_rope_interval
     if interval is None:
         return ()
     every = fields.integer("no_rope_layer_interval", MOST_LAYERS, interval)
     return tuple(range(every - 1, layers, every))
 
 
-def _sliding(fields: Fields, known: Family, layers: int) -> tuple[int, ...]:
+def _sliding(fields: Fields, description: Family, layers: int) -> tuple[int, ...]:
     """The layers with a sliding window."""
     # Sliding layers with positions of their own need a window: that it is missing is an error then.
-    without = fields.get("sliding_window") is None and known.sliding_theta is None
+    without = fields.get("sliding_window") is None and description.sliding_theta is None
     if without or fields.get("use_sliding_window") is False:
         return ()
     kinds = fields.get("layer_types")
@@ -178,14 +178,14 @@ def _sliding(fields: Fields, known: Family, layers: int) -> tuple[int, ...]:
         if not isinstance(kinds, list | tuple) or len(kinds) != layers:
             raise fields.damaged("layer_types", f"must be a list of {layers}")
         return tuple(layer for layer, kind in enumerate(kinds) if kind == "sliding_attention")
-    if known.sliding == "last":
+    if description.sliding == "last":
         if not fields.get("use_sliding_window"):
             return ()
         return tuple(range(fields.integer("max_window_layers", MOST_LAYERS, 28), layers))
-    if isinstance(known.sliding, int):
-        every = fields.integer("sliding_window_pattern", MOST_LAYERS, known.sliding)
+    if isinstance(description.sliding, int):
+        every = fields.integer("sliding_window_pattern", MOST_LAYERS, description.sliding)
         return tuple(layer for layer in range(layers) if (layer + 1) % every)
-    return tuple(range(layers)) if known.sliding == "all" else ()
+    return tuple(range(layers)) if description.sliding == "all" else ()
 
 
 def from_gguf(header: GgufHeader) -> ModelSpec:
@@ -194,11 +194,11 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
     if family is None:
         others = dict.fromkeys(family.architecture for family in FAMILIES.values())
         raise UnsupportedModelError(f"GGUF architecture {shown(header.family)} is not among {', '.join(others)}")
-    known, tensors = FAMILIES[family], {tensor.name: tensor for tensor in header.tensors}
+    description, tensors = FAMILIES[family], {tensor.name: tensor for tensor in header.tensors}
     names = {ours: f"{header.family}.{theirs}" for ours, theirs in _GGUF.items()}
     names |= {name: f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id")}
     values = {ours: header.metadata[theirs] for ours, theirs in names.items() if theirs in header.metadata}
-    values = {"rope_theta": known.defaults.get("rope_theta", 10_000.0), "model_type": family} | values
+    values = {"rope_theta": description.defaults.get("rope_theta", 10_000.0), "model_type": family} | values
     fields = Fields(header.path, values, names)
     embedding = tensors.get(MODEL["embedding"].gguf)
     if embedding is None or len(embedding.shape) != 2:
@@ -211,7 +211,7 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
     if header.size("attention.value_length") not in (None, head_dim):
         raise UnsupportedModelError("keys and values of different dimensions are not supported")
     ends = [header.metadata.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
-    slides = _gguf_sliding(fields, known, layers)
+    slides = _gguf_sliding(fields, description, layers)
     values |= {
         "vocab_size": vocabulary,
         "eos_token_id": [end for end in ends if end is not None],
@@ -220,7 +220,7 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
         "partial_rotary_factor": fields.integer("partial_rotary_factor", head_dim, head_dim) / head_dim,
         "rope_scaling": _gguf_scaling(header),
     }
-    if known.architecture == "gemma3" and layers == 62:
+    if description.architecture == "gemma3" and layers == 62:
         # Its files have no scale of attention: by llama.cpp's rule it is another one in the model of 62 layers.
         values["query_pre_attn_scalar"] = values["hidden_size"] // heads
     name = str(header.metadata.get("general.name", header.path.stem))
@@ -231,10 +231,10 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
     inverse = spec.rope.inverse_frequencies
     by = Fields(header.path, {"rope_freqs.weight": divisors}).numbers("rope_freqs.weight", len(inverse))
     scaled = replace(spec.rope, inverse_frequencies=(inverse / np.array(by, np.float32)).astype(np.float32))
-    return replace(spec, rope=scaled, sliding_rope=spec.sliding_rope if known.sliding_theta else scaled)
+    return replace(spec, rope=scaled, sliding_rope=spec.sliding_rope if description.sliding_theta else scaled)
 
 
-def _gguf_sliding(fields: Fields, known: Family, layers: int) -> list[bool]:
+def _gguf_sliding(fields: Fields, description: Family, layers: int) -> list[bool]:
     """Whether a layer has a window, by layers."""
     if not fields.get("sliding_window"):
         return [False] * layers
@@ -243,9 +243,9 @@ def _gguf_sliding(fields: Fields, known: Family, layers: int) -> list[bool]:
         if len(pattern) != layers:
             raise fields.damaged("layer_types", f"must be a list of {layers}")
         return [bool(slides) for slides in pattern]
-    if not isinstance(known.sliding, int):
+    if not isinstance(description.sliding, int):
         return [True] * layers
-    every = fields.integer("layer_types", MOST_LAYERS, known.sliding)
+    every = fields.integer("layer_types", MOST_LAYERS, description.sliding)
     return [(layer + 1) % every > 0 for layer in range(layers)]
 
 

@@ -69,10 +69,10 @@ class Fields:
     def tokens(self, name: str, vocabulary: int) -> tuple[int, ...]:
         """Token ids: one, a list of them, or none."""
         value = self.get(name)
-        found = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
-        if any(type(token) is not int or not 0 <= token < vocabulary for token in found):
+        tokens = () if value is None else tuple(value) if isinstance(value, list | tuple) else (value,)
+        if any(type(token) is not int or not 0 <= token < vocabulary for token in tokens):
             raise self._bad(name, value, f"token ids below {vocabulary}")
-        return found
+        return tokens
 
     def _bad(self, name: str, value: Any, wanted: str) -> DamagedFileError:
         if value is None:

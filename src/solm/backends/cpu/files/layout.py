@@ -230,13 +230,13 @@ def _forms(tensors: dict[str, Tensor], precision: str) -> list[tuple[Form, tuple
 
 def _merged(parts: list[tuple[Form, tuple[str, ...]]]) -> list[tuple[Form, tuple[str, ...]]]:
     """The same with neighbours of one form together."""
-    found = parts[:1]
+    merged = parts[:1]
     for form, names in parts[1:]:
-        if form == found[-1][0]:
-            found[-1] = (form, found[-1][1] + names)
+        if form == merged[-1][0]:
+            merged[-1] = (form, merged[-1][1] + names)
         else:
-            found.append((form, names))
-    return found
+            merged.append((form, names))
+    return merged
 
 
 def _form(tensor: Tensor, precision: str) -> Form:

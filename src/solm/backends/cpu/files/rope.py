@@ -38,12 +38,12 @@ def rope(fields: Fields, kind: str, head_dim: int, context: int) -> Rope:
         raise fields.damaged("partial_rotary_factor", f"{share:g} of {head_dim} dimensions of a head cannot be rotated")
     try:
         with np.errstate(all="ignore"):
-            found = _scaled(fields, kind, base, dim, head_dim, context)
+            scaled = _scaled(fields, kind, base, dim, head_dim, context)
     except (ArithmeticError, ValueError) as error:  # such as math's of the logarithm of nothing
         raise fields.damaged("rope_scaling", f"gives no frequencies ({error})") from None
-    if not np.isfinite(found.inverse_frequencies).all():
+    if not np.isfinite(scaled.inverse_frequencies).all():
         raise fields.damaged("rope_theta", f"{base:g} and the scaling give frequencies that are not finite")
-    return found
+    return scaled
 
 
 def _scaled(fields: Fields, kind: str, base: float, dim: int, head_dim: int, context: int) -> Rope:

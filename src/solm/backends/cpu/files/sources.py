@@ -87,15 +87,15 @@ class Tensor:
         """A copy of a tensor of floats, such as a norm or bias, in float32 and in order. Raises `ValueError` for
         another type."""
         if self.type == TensorType.BF16:
-            found = (self.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+            values = (self.data.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
         elif self.type == TensorType.F16:
-            found = self.data.view(np.float16).astype(np.float32)
+            values = self.data.view(np.float16).astype(np.float32)
         elif self.type == TensorType.F32:
-            found = self.data.view(np.float32).copy()
+            values = self.data.view(np.float32).copy()
         else:
             raise ValueError(f"{self.name} is of type {self.type.name}, not of floats")
-        found = found.reshape(self.shape)
-        return found if self.row_order is None else found[self.row_order]
+        values = values.reshape(self.shape)
+        return values if self.row_order is None else values[self.row_order]
 
 
 def half_split(heads: int, head_dim: int) -> NDArray[np.int32]:
@@ -227,20 +227,20 @@ class _MappedFiles:
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
         theirs = name_in(self.spec, name, layer, self.gguf)
-        found = self._stored[theirs]
+        place = self._stored[theirs]
         order = None
         if self.gguf and self.spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
             order = half_split(self.spec.heads if name.startswith("q") else self.spec.kv_heads, self.spec.head_dim)
-        stored = Tensor(theirs, found.type, found.shape, found.content[found.begin : found.end], order)
+        stored = Tensor(theirs, place.type, place.shape, place.content[place.begin : place.end], order)
         return meant(self.spec, name, layer, stored, self.gguf)
 
     def release(self, tensor: Tensor) -> None:
-        found = self._stored[tensor.name]
-        begin = found.begin // mmap.PAGESIZE * mmap.PAGESIZE
-        found.map.madvise(mmap.MADV_DONTNEED, begin, found.end - begin)
+        place = self._stored[tensor.name]
+        begin = place.begin // mmap.PAGESIZE * mmap.PAGESIZE
+        place.map.madvise(mmap.MADV_DONTNEED, begin, place.end - begin)
 
     def _check(self, ignored: Iterable[str]) -> None:
-        listed = {name: (found.type, found.shape) for name, found in self._stored.items()}
+        listed = {name: (place.type, place.shape) for name, place in self._stored.items()}
         check_tensors(self.spec, listed, self.gguf, ignored)
 
 

@@ -235,10 +235,10 @@ class ModelSpec:
         if layer is None:
             return {name: place for name, place in MODEL.items() if name != "head" or not self.tied_head}
         gguf, transformers = GGUF_LAYER.format(layer), TRANSFORMERS_LAYER.format(layer)
-        found = self.description.names(self)
+        places = self.description.names(self)
         return {
             name: Place(gguf + place.gguf, transformers + place.transformers, place.fused)
-            for name, place in found.items()
+            for name, place in places.items()
         }
 
     def rope_of(self, layer: int) -> Rope | None:

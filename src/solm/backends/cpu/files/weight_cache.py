@@ -156,13 +156,13 @@ def read_again(file: int, length: int = 0) -> mmap.mmap:
 
 def huge_part(map_: mmap.mmap) -> float:
     """The part of a mapped file that is in huge pages; 0 where the system does not tell."""
-    address, found = f"{np.frombuffer(map_, np.uint8).ctypes.data:x}", False
+    address, here = f"{np.frombuffer(map_, np.uint8).ctypes.data:x}", False
     with suppress(OSError), Path("/proc/self/smaps").open() as lines:
         for line in lines:
             mapped = _MAPPED.match(line)
             if mapped:
-                found = mapped[1] == address
-            elif found and line.startswith(_HUGE):
+                here = mapped[1] == address
+            elif here and line.startswith(_HUGE):
                 return int(line.split()[1]) * 1024 / len(map_)
     return 0.0
 
