@@ -1,14 +1,14 @@
 """What the sessions of both backends share: rows under policies, their budgets, and which schedule a pass follows."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.control import Control, Group
+from solm.backends.control import Control, groups_of
 from solm.backends.results import Result, Schedule, Scored, SplitSchedule, joined
 from solm.backends.session import AnyPolicy
 from solm.core.arrays import Array, as_numpy, as_tensor, is_tensor
@@ -16,6 +16,7 @@ from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Dense
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class BaseSession(ABC):
     def __init__(self, sparsity: SparsityConfig, shapes: ModelShapes, context: int | None):
         """context: tokens that the model can read, None: no limit."""
         self._sparsity, self._context = sparsity, context
-        self._budgets: np.ndarray = budgets.uncontrolled(0)
         self._control = Control(sparsity, shapes)
+        self._open(0)
 
     @property
     @abstractmethod
@@ -107,11 +108,34 @@ class BaseSession(ABC):
     ) -> None:
         """As `Session.control`."""
         self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
-        self._control.groups = [Group(policy, np.arange(self.rows))]
-        self._took_over(policy)
+        self._follow([policy] * self.rows)
 
-    def _took_over(self, policy: AnyPolicy) -> None:  # noqa: B027
-        """What a backend does once all rows are under `policy`; nothing, where Python decides everything."""
+    def _open(self, rows: int) -> None:
+        """Budgets and policies of so many rows that are under no policy."""
+        self._budgets = budgets.uncontrolled(rows)
+        self._follow([None] * rows)
+
+    def _take(self, index: np.ndarray, other: "BaseSession") -> None:
+        """Budgets and policies of rows index [n] of another session, or of this one, in that order."""
+        self._budgets = other._budgets[index]
+        self._follow([other._policies[row] for row in index])
+
+    def _append(self, other: "BaseSession") -> None:
+        """Budgets and policies of the rows of another session after these. Raises as `groups_of` does."""
+        self._follow([*self._policies, *other._policies])
+        self._budgets = np.concatenate([self._budgets, other._budgets])
+
+    def _follow(self, policies: Sequence[AnyPolicy | None]) -> None:
+        """Let rows follow policies [N]; None: none."""
+        groups = groups_of(policies)
+        own = frozenset(number for number, group in enumerate(groups) if self._decides_for(group.policy))
+        inside = {number for number, group in enumerate(groups) if isinstance(group.policy, PricedPolicy)}
+        # If Python decides inside the pass for some rows, it does so for all.
+        self._policies, self._groups, self._own_groups = policies, groups, own if inside <= own else frozenset()
+
+    def _decides_for(self, policy: AnyPolicy) -> bool:
+        """Whether the backend itself decides for rows under `policy`."""
+        return False
 
     def aim(self, target: Array) -> None:
         """As `Session.aim`."""
@@ -165,18 +189,13 @@ class BaseSession(ABC):
         """Steps that `score` processes in one pass, where their actions are `known` and where policies decide."""
         return _UNLIMITED if known else self.decided_at_once
 
-    @property
-    def _own_groups(self) -> frozenset[int]:
-        """Numbers of the groups of rows that the backend decides for itself."""
-        return frozenset()
-
     def _decided(self, tokens: Any, keep_logits: Array | None = None, exact_largest: int | np.ndarray = 0) -> Result:
         """One pass in which the rows' policies decide."""
-        own, groups = self._own_groups, self._control.groups
+        own, groups = self._own_groups, self._groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
             return self._pass(tokens, None, None, keep_logits, exact_largest, decide=bool(own))
         self._check_room(tokens.shape[1])  # before anything is decided
-        made = self._control.decide(self._budgets, self._counts, tokens.shape[1], own)
+        made = self._control.decide(groups, self._budgets, self._counts, tokens.shape[1], own)
         split = None if made.layer is None or made.choose is None else Split(made.layer, made.choose)
         found = self._pass(tokens, made.keep, split, keep_logits, exact_largest, decide=bool(own))
         for number in own:

@@ -3,9 +3,9 @@
 The torch backend decides everything here. The cpu backend does so for the policies that its engine does not know.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,27 @@ if TYPE_CHECKING:
     import torch
 
 
-@dataclass
-class Group:
+class Group(NamedTuple):
     """Rows [n] that one policy decides for together."""
 
     policy: AnyPolicy
     rows: np.ndarray
+
+
+def groups_of(policies: Sequence[AnyPolicy | None]) -> list[Group]:
+    """The rows under policies [N], by policy; rows without one are in no group.
+
+    Raises `SolmError` where priced policies decide before different layers.
+    """
+    rows: dict[int, list[int]] = {}
+    for row, policy in enumerate(policies):
+        if policy is not None:
+            rows.setdefault(id(policy), []).append(row)
+    groups = [Group(policies[some[0]], np.array(some)) for some in rows.values()]  # type: ignore[arg-type]
+    layers = list(dict.fromkeys(group.policy.layer for group in groups if isinstance(group.policy, PricedPolicy)))
+    if len(layers) > 1:
+        raise SolmError(f"policies of one batch must decide before the same layer, got {layers[0]} and {layers[1]}")
+    return groups
 
 
 @dataclass(frozen=True)
@@ -42,41 +57,21 @@ class Decision:
     choose: "Callable[[torch.Tensor], np.ndarray] | None" = None
 
 
+@dataclass(frozen=True)
 class Control:
-    """The policies of a session's rows. Budgets stay in the session's records; this reads and advances them."""
+    """Decisions for rows of a model of these shapes, whose actions are carried out under `sparsity`. Budgets stay in
+    the session's records; this reads and advances them."""
 
-    def __init__(self, sparsity: SparsityConfig, shapes: ModelShapes, groups: list[Group] | None = None):
-        self.sparsity, self.shapes = sparsity, shapes
-        self.groups = groups or []
-
-    @property
-    def layer(self) -> int | None:
-        """The layer before which priced policies decide; None without such a policy."""
-        return next((group.policy.layer for group in self.groups if isinstance(group.policy, PricedPolicy)), None)
-
-    def check_join(self, other: "Control") -> None:
-        """Raises `SolmError` where the priced policies of both decide before different layers."""
-        if None not in (self.layer, other.layer) and self.layer != other.layer:
-            raise SolmError(
-                f"policies of one batch must decide before the same layer, got {self.layer} and {other.layer}"
-            )
-
-    def join(self, other: "Control", rows: int) -> None:
-        """Take over the rows of `other`, which follow this one's `rows` rows."""
-        for group in other.groups:
-            mine = next((one for one in self.groups if one.policy is group.policy), None)
-            if mine is None:
-                self.groups.append(Group(group.policy, group.rows + rows))
-            else:
-                mine.rows = np.concatenate([mine.rows, group.rows + rows])
-
-    def take(self, index: np.ndarray, sparsity: SparsityConfig) -> "Control":
-        """The control of rows index [n] of these, in that order, under `sparsity`."""
-        found = [Group(group.policy, np.flatnonzero(np.isin(index, group.rows))) for group in self.groups]
-        return Control(sparsity, self.shapes, [group for group in found if len(group.rows)])
+    sparsity: SparsityConfig
+    shapes: ModelShapes
 
     def decide(
-        self, budgets: np.ndarray, lengths: np.ndarray, count: int, skip: frozenset[int] = frozenset()
+        self,
+        groups: Sequence[Group],
+        budgets: np.ndarray,
+        lengths: np.ndarray,
+        count: int,
+        skip: frozenset[int] = frozenset(),
     ) -> Decision:
         """What the next `count` steps of all N rows follow, after `lengths` [N] tokens.
 
@@ -87,7 +82,7 @@ class Control:
         keep = np.tile(np.array(DENSE, dtype=np.float64), (rows, count, 1))
         actions = np.zeros((rows, count), dtype=np.int64)
         later: list[tuple[Group, np.ndarray, np.ndarray]] = []
-        for number, group in enumerate(self.groups):
+        for number, group in enumerate(groups):
             if number in skip:
                 continue
             state, policy = budgets[group.rows], group.policy
@@ -123,7 +118,8 @@ class Control:
                 budgets["expected"][group.rows] = state["expected"]
             return rest
 
-        return Decision(keep, actions, self.layer, choose)
+        layer = next(group.policy.layer for group, *_ in later if isinstance(group.policy, PricedPolicy))
+        return Decision(keep, actions, layer, choose)
 
     def _possible(
         self, space: ActionSpace, kv_lengths: np.ndarray, before: int | None = None

@@ -80,7 +80,7 @@ def variant_named(name: str, machine: str, features: Collection[str]) -> Variant
         raise SolmError(f"SOLM_CPU: unknown instruction set {name!r}; choose one of {others}")
     if variant.machine != machine:
         raise SolmError(
-            f"SOLM_CPU: {name} is of {variant.machine} and this machine is {machine}; choose one of {names}"
+            f"SOLM_CPU: {name} is of {variant.machine} and this machine is {machine}; choose one of {others}"
         )
     missing = variant.missing(features)
     if missing:

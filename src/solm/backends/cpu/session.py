@@ -13,9 +13,9 @@ from solm.backends.machine import one_torch_thread
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
+from solm.core.budget import Ledger
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import FROM_THE_START, SparsityConfig
-from solm.policies.priced import PricedPolicy
 from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -40,8 +40,6 @@ class CpuSession(BaseSession):
         self._call = EngineCall(engine, sparsity)
         self._held = np.zeros(0, dtype=np.int64)  # tokens of every row
         self._dense = np.zeros(0, dtype=np.int64)  # of which the first ones were read in a prefill
-        self._by_engine: frozenset[int] = frozenset()  # groups that the engine decides for
-        self._all_by_engine = False
 
     @property
     def _counts(self) -> np.ndarray:
@@ -86,7 +84,7 @@ class CpuSession(BaseSession):
             longest = max(self._capacity, int(counts.max()))
             self._caches = tuple(Cache(self.engine, longest + _SPARE) for _ in range(rows))
             self._held, self._dense = held, held
-            self._budgets = budgets.uncontrolled(rows)
+            self._open(rows)
         self._make_room(held + counts)
         ids = as_numpy(tokens)
         try:
@@ -121,10 +119,22 @@ class CpuSession(BaseSession):
         most = min(_CHUNK, LOGITS_AT_ONCE // self.engine.sizes.vocabulary)
         return min(super()._scored_at_once(known), most // max(1, self.rows))
 
-    def _took_over(self, policy: AnyPolicy) -> None:
-        if type(policy) is ValuePolicy:  # a subclass may decide otherwise
+    def _decides_for(self, policy: AnyPolicy) -> bool:
+        return type(policy) is ValuePolicy  # a subclass may decide otherwise
+
+    def control(
+        self,
+        policy: AnyPolicy,
+        target: Array,
+        horizon: int | np.ndarray,
+        *,
+        ledger: Ledger | None = None,
+        early: Array | None = None,
+    ) -> None:
+        """As `Session.control`."""
+        super().control(policy, target, horizon, ledger=ledger, early=early)
+        if type(policy) is ValuePolicy:
             self._budgets["decider"] = decider_of(self.engine, policy).address
-        self._regroup()
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
         """As `Session.fork`."""
@@ -135,9 +145,7 @@ class CpuSession(BaseSession):
             Cache(self.engine, int(self._held[row]) + room, self._caches[row], int(self._held[row])) for row in index
         )
         child._held, child._dense = self._held[index], self._dense[index]
-        child._budgets = self._budgets[index]
-        child._control = self._control.take(index, child._sparsity)
-        child._regroup()
+        child._take(index, self)
         return child
 
     def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
@@ -147,19 +155,16 @@ class CpuSession(BaseSession):
         child = CpuSession(self.engine, sparsity or self._sparsity, capacity)
         child._caches = (Cache(self.engine, max(capacity, length) + _SPARE, self._caches[0], length),)
         child._held = child._dense = np.array([length])
-        child._budgets = budgets.uncontrolled(1)
+        child._open(1)
         return child
 
     def join(self, other: "CpuSession") -> None:
         """As `Session.join`."""
-        self._control.check_join(other._control)
-        self._control.join(other._control, self.rows)
+        self._append(other)
         self._caches = self._caches + other._caches
         self._held, self._dense = (
             np.concatenate(pair) for pair in ((self._held, other._held), (self._dense, other._dense))
         )
-        self._budgets = np.concatenate([self._budgets, other._budgets])
-        self._regroup()
 
     def leave(self, row: int) -> None:
         """As `Session.leave`."""
@@ -168,9 +173,8 @@ class CpuSession(BaseSession):
             index[row] = self.rows - 1
         self._caches = tuple(self._caches[place] for place in index)
         self._call.forget()
-        self._held, self._dense, self._budgets = self._held[index], self._dense[index], self._budgets[index]
-        self._control = self._control.take(index, self._sparsity)
-        self._regroup()
+        self._held, self._dense = self._held[index], self._dense[index]
+        self._take(index, self)
 
     def truncate(self, lengths: Array) -> None:
         """As `Session.truncate`; the engine reads no further than a row's length."""
@@ -178,20 +182,6 @@ class CpuSession(BaseSession):
         check_cut(left, self._held, np.zeros_like(left))
         self._held = left
         self._dense = np.minimum(self._dense, self._held)
-
-    def _regroup(self) -> None:
-        """Find the groups of rows that the engine decides for: those under value policies. If another kind of policy
-        decides inside the pass, too, Python decides for all."""
-        decided, groups = self._budgets["decider"] != 0, self._control.groups
-        decides = [bool(decided[int(group.rows[0])]) for group in groups]
-        inside = [isinstance(group.policy, PricedPolicy) for group in groups]
-        alone = all(there for there, priced in zip(decides, inside, strict=True) if priced)
-        self._by_engine = frozenset(number for number, there in enumerate(decides) if there and alone)
-        self._all_by_engine = len(self._by_engine) == len(groups)
-
-    @property
-    def _own_groups(self) -> frozenset[int]:
-        return self._by_engine
 
     def _pass(
         self,
@@ -223,7 +213,7 @@ class CpuSession(BaseSession):
         controllable = (places[..., None] >= self._always_read) | FROM_THE_START
         self._held = self._held + count
         actions = None
-        if decide and self._all_by_engine:
+        if decide and len(self._own_groups) == len(self._groups):
             actions = done.actions
         elif keep is None or decide:
             actions = self._dense_actions(count)

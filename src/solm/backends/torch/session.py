@@ -7,7 +7,6 @@ import torch
 
 from solm.backends import budgets
 from solm.backends.base import BaseSession, Split, check_cut
-from solm.backends.control import Control
 from solm.backends.results import Result
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
@@ -69,7 +68,7 @@ class TorchSession(BaseSession):
         if not self.rows:
             self._sequences = len(tokens)
             self._lengths = self._base = torch.zeros(len(tokens), dtype=torch.int64)
-            self._budgets = budgets.uncontrolled(len(tokens))
+            self._open(len(tokens))
         wanted = 0 if every_logit else (counts - 1)[:, None]
         logits, _, _ = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
         self._lengths = self._lengths + counts
@@ -95,7 +94,7 @@ class TorchSession(BaseSession):
         child = self._child(sparsity or self._sparsity)
         child._cache = self._cache.copy(length, capacity)
         child._lengths = torch.tensor([length])
-        child._budgets, child._control = budgets.uncontrolled(1), Control(child._sparsity, self.model.shapes)
+        child._open(1)
         return child
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:
@@ -107,12 +106,10 @@ class TorchSession(BaseSession):
         for session in (self, other):
             if session._shared or session._forks > 1:
                 raise DataError("rows that share a prefix cannot join others")
-        self._control.check_join(other._control)
-        self._control.join(other._control, self.rows)
+        self._append(other)
         self._sequences += other._sequences
         self._base = torch.cat([self._base, other._base])
         self._lengths = torch.cat([self._lengths, other._lengths])
-        self._budgets = np.concatenate([self._budgets, other._budgets])
         for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
             mine.join(theirs)
         self._forget(self._lengths)
@@ -124,8 +121,7 @@ class TorchSession(BaseSession):
             index[row] = self.rows - 1
         self._sequences -= 1
         self._base, self._lengths = self._base[index], self._lengths[index]
-        self._budgets = self._budgets[index.numpy()]
-        self._control = self._control.take(index.numpy(), self._sparsity)
+        self._take(index.numpy(), self)
         for layer in self._cache.layers:
             layer.leave(row)
         if self.rows:
@@ -185,8 +181,7 @@ class TorchSession(BaseSession):
             self._cache, self._sequences, self._forks, self._shared,
         )  # fmt: skip
         child._lengths, child._base = self._lengths, self._base
-        child._budgets = self._budgets.copy()
-        child._control = self._control.take(np.arange(self.rows), sparsity)
+        child._take(np.arange(self.rows), self)
         return child
 
     def _branch(self, forks: int, capacity: int = 0) -> None:
@@ -200,8 +195,7 @@ class TorchSession(BaseSession):
         index = torch.arange(self.rows).repeat_interleave(forks)
         self._forks *= forks
         self._base, self._lengths = base[index], self._lengths[index]
-        self._budgets = self._budgets[index.numpy()]
-        self._control = self._control.take(index.numpy(), self._sparsity)
+        self._take(index.numpy(), self)
 
     def _forget(self, own: torch.Tensor) -> None:
         for layer in self._cache.layers:
