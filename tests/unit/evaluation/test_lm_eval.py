@@ -6,7 +6,7 @@ import torch
 import solm
 from helpers.models import tiny_model
 from solm.core.errors import SolmError
-from solm.runtime.load import engine_sparsity
+from solm.runtime.prepare import engine_sparsity
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance

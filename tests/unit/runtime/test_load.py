@@ -32,7 +32,7 @@ def test_sparsity_is_a_config_or_the_name_of_a_preset(tiny_folder):
     for backend in ("torch", "cpu"):
         with solm.load(tiny_folder, sparsity="cpu", backend=backend) as lm:
             assert lm.sparsity == solm.SparsityConfig.preset("cpu")
-    with pytest.raises(SolmError, match="unknown sparsity 'cp'; choose one of default, cpu, nested, paper"):
+    with pytest.raises(SolmError, match="unknown sparsity 'cp'; choose one of default, cpu, nested"):
         solm.load(tiny_folder, sparsity="cp")
     with pytest.raises(SolmError, match="sparsity must be a SparsityConfig or the name of a preset, got dict"):
         solm.load(tiny_folder, sparsity={"page_size": 16})
@@ -81,7 +81,7 @@ def test_mistakes_are_found_before_weights_are_read(tmp_path, tiny_folder, monke
 
 
 def test_options_of_the_cpu_backend_are_not_dropped_where_it_does_not_run(tiny_folder, monkeypatch):
-    monkeypatch.setattr("solm.runtime.load.accelerator_available", lambda: True)
+    monkeypatch.setattr("solm.runtime.prepare.accelerator_available", lambda: True)
     for options in ({"precision": "int8"}, {"kv_cache_dtype": "int8"}):
         with pytest.raises(SolmError, match="of the cpu backend, which cannot be used here: there is an accel"):
             solm.load(tiny_folder, **options)
