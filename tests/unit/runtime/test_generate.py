@@ -1,16 +1,25 @@
-"""Generation: dense equals the stock model's own, budgets are spent and traced, options are transformers'."""
+"""Generation: dense equals the stock model's own, budgets are spent, several prompts are answered as each alone."""
 
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from transformers import TextIteratorStreamer, TextStreamer
 
 import solm
 from helpers.models import tiny_model
 from solm.core.actions import AXES
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 from solm.runtime.sampling import REPLY_PENALTIES, SUPPORTED, Sampler
+
+SHARES = solm.Budget(attention=0.6, mlp=0.8, bits=10)
+PROMPTS = [
+    "The quick brown fox jumps over the lazy dog. " * 3,
+    "Why?",
+    "How many pages does a step read? " * 4,
+    "x " * 70,
+]
 
 
 def prompt(length: int = 100) -> torch.Tensor:
@@ -40,20 +49,16 @@ def test_sampling_is_repeatable_and_follows_its_seed(tiny_lm):
     assert ids(1) != ids(2)
 
 
-def test_a_seed_may_be_numpys(tiny_lm):
-    found = [tiny_lm.generate(prompt(), max_new_tokens=4, temperature=1.0, seed=seed) for seed in (7, np.int64(7))]
-    assert [token.id for token in found[0].tokens] == [token.id for token in found[1].tokens]
-
-
-def test_top_k_of_one_is_greedy(tiny_lm):
+def test_top_k_of_one_and_temperature_0_are_greedy(tiny_lm):
     greedy = tiny_lm.generate(prompt(), max_new_tokens=8)
-    assert tiny_lm.generate(prompt(), max_new_tokens=8, top_k=1, seed=9).tokens == greedy.tokens
+    for options in ({"top_k": 1, "seed": 9}, {"temperature": 0.0, "seed": np.int64(3)}):
+        assert tiny_lm.generate(prompt(), max_new_tokens=8, **options).tokens == greedy.tokens
 
 
 @pytest.mark.parametrize("name", ["policy", "static", "random"])
 def test_the_budget_is_spent_and_every_token_traced(policy_lm, name):
     tokens = 40
-    reply = policy_lm.generate(prompt(), budget="keep=0.7", policy=name, max_new_tokens=tokens, min_new_tokens=tokens)
+    reply = policy_lm.generate(prompt(), budget=SHARES, policy=name, max_new_tokens=tokens, eos_token_id=-1)
     assert len(reply.tokens) == tokens
     assert [token.controllable for token in reply.tokens] == [
         dict.fromkeys(AXES, place > 0) for place in range(tokens)
@@ -68,14 +73,6 @@ def test_the_budget_is_spent_and_every_token_traced(policy_lm, name):
     content = reply.as_dict()
     assert set(content) == {"text", "tokens", "requested", "realised"}
     assert content["text"] == policy_lm.tokenizer.decode([t.id for t in reply.tokens], skip_special_tokens=True)
-
-
-def test_per_axis_budgets_hold_each_axis(policy_lm):
-    budget = solm.Budget(attention=1.0, mlp=0.8, bits=16)
-    reply = policy_lm.generate(prompt(), budget=budget, max_new_tokens=50, min_new_tokens=50)
-    assert reply.compute.realised["attention"] == 1
-    assert reply.compute.realised["bits"] == 1
-    assert reply.compute.realised["mlp"] == pytest.approx(0.8, abs=0.02)
 
 
 def test_stream_is_the_reply_in_pieces(policy_lm):
@@ -101,22 +98,6 @@ def test_stops_at_the_end_token(tiny_lm):
     assert len(tiny_lm.generate(prompt(), max_new_tokens=3).tokens) == 2
 
 
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("num_beams", 4), ("num_return_sequences", 2), ("constraints", []), ("force_words_ids", [[5]]),
-        ("assistant_early_exit", 1), ("prompt_lookup_num_tokens", 3), ("penalty_alpha", 0.6), ("guidance_scale", 2.0),
-        ("dola_layers", "high"), ("diversity_penalty", 0.5), ("length_penalty", 2.0), ("early_stopping", True),
-        ("max_time", 1.0), ("token_healing", True), ("watermarking_config", None), ("forced_eos_token_id", 2),
-        ("encoder_repetition_penalty", 2.0), ("use_cache", False), ("output_scores", True),
-        ("cache_implementation", "static"),
-    ],
-)  # fmt: skip
-def test_options_that_are_not_carried_out_are_refused_by_name(tiny_lm, option, value):
-    with pytest.raises(SolmError, match=f"generation option '{option}' is not supported; supported are do_sample"):
-        tiny_lm.generate(prompt(), max_new_tokens=2, **{option: value})
-
-
 OPTIONS = [
     {"do_sample": True}, {"temperature": 0.7}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3},
     {"do_sample": True, "top_h": 0.4}, {"do_sample": True, "typical_p": 0.4},
@@ -136,7 +117,7 @@ def test_every_supported_option_is_tried():
 def test_a_supported_option_changes_scores_as_in_transformers(tiny_lm, options):
     """What transformers chooses the first token by and what we choose it by are the same."""
     ids = prompt()
-    logits = tiny_lm.model(ids).logits[0, -1]
+    logits = tiny_lm.model(ids).logits[0, -1].numpy(force=True)
     sampled = {"do_sample": any(name in options for name in ("temperature", "top_p", "top_k", "min_p"))} | options
     theirs = tiny_lm.model.generate(
         ids, max_new_tokens=9, min_new_tokens=sampled.pop("min_new_tokens", None), return_dict_in_generate=True,
@@ -169,32 +150,6 @@ def test_max_length_counts_the_prompt(tiny_lm):
         tiny_lm.generate(prompt(), max_length=104, max_new_tokens=4)
 
 
-def test_temperature_0_is_greedy(tiny_lm):
-    greedy = tiny_lm.generate(prompt(), max_new_tokens=8)
-    assert tiny_lm.generate(prompt(), max_new_tokens=8, temperature=0.0, seed=3).tokens == greedy.tokens
-
-
-def test_bad_requests_are_one_clear_error(tiny_lm, policy_lm):
-    for options, error, message in [
-        ({"max_new_tokens": 0}, SolmError, "max_new_tokens must be a whole number of at least 1, got 0"),
-        ({"max_new_tokens": 500}, ContextLengthError, "100 and 500 new tokens exceed this model's context of 512"),
-        ({"policy": "fast"}, SolmError, "unknown policy 'fast'; choose policy, dense, static, random"),
-        ({"tempreature": 1}, SolmError, "generation option 'tempreature' is unknown"),
-        ({"repetition_penalty": -1.0}, SolmError, "generation options: .*penalty"),
-        ({"budget": 0.05}, BudgetError, "0.05 is unreachable: at 1[0-9]+ tokens this model reads"),
-    ]:
-        with pytest.raises(error, match=message):
-            policy_lm.generate(prompt(), **options)
-    with pytest.raises(DataError, match="the prompt is empty"):
-        tiny_lm.generate("  ")
-    with solm.attach(torch_model()) as bare, pytest.raises(SolmError, match="text needs a tokenizer"):
-        bare.generate("hello")
-
-
-def torch_model():
-    return tiny_model("llama", torch.float32)
-
-
 @pytest.mark.parametrize("name", ["value_lm", "cpu_lm"])
 def test_threads_generate_what_one_would(name, request):
     lm = request.getfixturevalue(name)
@@ -210,19 +165,138 @@ def test_threads_generate_what_one_would(name, request):
     assert len({tuple(said) for said in alone}) > 1
 
 
+def test_mistakes_are_one_clear_error(tiny_lm, value_lm):
+    for options, error, message in [
+        ({"max_new_tokens": 0}, SolmError, "max_new_tokens must be a whole number of at least 1, got 0"),
+        ({"max_new_tokens": "3"}, SolmError, "max_new_tokens must be a whole number of at least 1, got '3'"),
+        ({"max_length": "9"}, SolmError, "max_length must be above the 100 tokens of the prompt, got '9'"),
+        ({"max_new_tokens": 500}, ContextLengthError, "100 and 500 new tokens exceed this model's context of 512"),
+        ({"seed": "x"}, SolmError, "seed must be a whole number, got 'x'"),
+        ({"stop_strings": 5}, SolmError, "stop_strings must be texts that are not empty, got 5"),
+        ({"grammar": "yes|no"}, SolmError, r"grammar must be a solm\.Grammar"),
+        ({"policy": "fast"}, SolmError, "unknown policy 'fast'; choose policy, dense, static, random"),
+        ({"tempreature": 1}, SolmError, "generation option 'tempreature' is unknown"),
+        ({"num_beams": 4}, SolmError, "generation option 'num_beams' is not supported; supported are do_sample"),
+        ({"guidance_scale": 2.0}, SolmError, "generation option 'guidance_scale' is not supported"),
+        ({"repetition_penalty": -1.0}, SolmError, "generation options: .*penalty"),
+        ({"budget": 0.05}, BudgetError, "0.05 is unreachable: at 1[0-9]+ tokens this model reads"),
+        ({"budget": True}, BudgetError, "a budget is a number, a text or a Budget, got True"),
+        ({"budget": "keep=0.9", "policy": "dense"}, BudgetError, "needs another policy than dense"),
+    ]:
+        with pytest.raises(error, match=message):
+            value_lm.generate(prompt(), **options)
+    with pytest.raises(DataError, match="the prompt is empty"):
+        tiny_lm.generate("  ")
+    with solm.attach(tiny_model("llama", torch.float32)) as bare, pytest.raises(SolmError, match="needs a tokenizer"):
+        bare.generate("hello")
+
+
+def test_a_stream_that_is_closed_keeps_what_it_has(value_lm):
+    whole = value_lm.generate(prompt(), budget="keep=0.8", max_new_tokens=12, eos_token_id=-1)
+    stream = value_lm.stream(prompt(), budget="keep=0.8", max_new_tokens=12, eos_token_id=-1)
+    tokens = [next(stream) for _ in range(5)]
+    stream.close()
+    assert list(stream) == []
+    assert stream.reply.tokens == tokens == whole.tokens[:5]
+    assert stream.reply.compute.requested == whole.compute.requested
+
+
+@pytest.mark.parametrize("kind", ["value_lm", "cpu_lm"])
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.3, "repetition_penalty": 1.1}])
+def test_every_reply_is_what_it_would_be_alone(kind, options, request):
+    lm = request.getfixturevalue(kind)
+    budget = "keep=0.7"
+    together = lm.generate(PROMPTS, budget=budget, max_new_tokens=30, seed=5, **options)
+    for number, (prompt, reply) in enumerate(zip(PROMPTS, together, strict=True)):
+        alone = lm.generate(prompt, budget=budget, max_new_tokens=30, seed=5 + number, **options)
+        assert [token.id for token in reply.tokens] == [token.id for token in alone.tokens]
+        assert [token.action for token in reply.tokens] == [token.action for token in alone.tokens]
+        assert reply.text == alone.text
+        assert reply.compute.requested == alone.compute.requested
+        assert reply.compute.realised == pytest.approx(alone.compute.realised)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_replies_do_not_depend_on_how_many_decode_together(value_lm, batch_size):
+    read, session = [], type(value_lm.session())
+    step = session.step
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            session, "step", lambda self, tokens, **rest: (read.append(len(tokens)), step(self, tokens, **rest))[1]
+        )
+        found = value_lm.generate(PROMPTS, budget="keep=0.8", max_new_tokens=12, batch_size=batch_size)
+    assert max(read) == batch_size
+    expected = value_lm.generate(PROMPTS, budget="keep=0.8", max_new_tokens=12)
+    assert [[t.id for t in reply.tokens] for reply in found] == [[t.id for t in reply.tokens] for reply in expected]
+
+
+def test_rows_that_end_early_leave(tiny_lm):
+    tiny_lm.model.generation_config.eos_token_id = None
+    whole = [[t.id for t in reply.tokens] for reply in tiny_lm.generate(PROMPTS, max_new_tokens=20)]
+    stop = whole[2][4]
+    assert any(stop not in ids for ids in whole)
+    replies = tiny_lm.generate(PROMPTS, max_new_tokens=20, eos_token_id=stop)
+    for ids, reply in zip(whole, replies, strict=True):
+        expected = ids[: ids.index(stop) + 1] if stop in ids else ids
+        assert [token.id for token in reply.tokens] == expected
+
+
+def test_every_prompt_may_have_a_budget_of_its_own(value_lm):
+    budgets = ["keep=0.6", None, "keep=0.9", "attention=0.5"]
+    replies = value_lm.generate([PROMPTS[0]] * 4, budget=budgets, max_new_tokens=30, min_new_tokens=30)
+    for budget, reply in zip(budgets, replies, strict=True):
+        assert (
+            reply.compute.requested == value_lm.generate(PROMPTS[0], budget=budget, max_new_tokens=30).compute.requested
+        )
+    spent = [reply.compute.realised["net"] for reply in replies]
+    assert spent[1] == 1
+    assert spent[0] == pytest.approx(0.6, abs=0.05)
+    assert spent[0] < spent[2] < 1
+
+
+def test_mistakes_name_the_prompt_before_anything_is_generated(value_lm, monkeypatch):
+    monkeypatch.setattr(type(value_lm), "session", lambda *_: pytest.fail("a prompt was read"))
+    for options, error, message in [
+        ({"budget": ["keep=0.8"] * 3}, BudgetError, "there are 3 budgets for 4 prompts"),
+        ({"budget": [None, None, "keep=0.01", None]}, BudgetError, "prompt 2: budget 0.01 is unreachable"),
+        ({"max_length": 100}, SolmError, "prompt 0: max_length must be above the 1[0-9]+ tokens of the prompt"),
+        ({"max_new_tokens": 400}, ContextLengthError, "prompt 0: a prompt of 1[0-9]+ and 400 new tokens exceed"),
+        ({"batch_size": 0}, SolmError, "batch_size must be at least 1, got 0"),
+        ({"streamer": TextStreamer(value_lm.tokenizer)}, SolmError, "a streamer takes one prompt, got 4"),
+        ({"tempreature": 1}, SolmError, "prompt 0: generation option 'tempreature' is unknown"),
+    ]:
+        with pytest.raises(error, match=message):
+            value_lm.generate(PROMPTS, **options)
+    with pytest.raises(SolmError, match="token 259 is not among the model's 259"):
+        value_lm.generate(torch.tensor([[5, 259]]))
+    with pytest.raises(SolmError, match="token -1 is not among"):
+        value_lm.generate(torch.tensor([[5, -1]]))
+
+
+def test_a_streamer_of_transformers_gets_every_token(tiny_lm, capsys):
+    text = tiny_lm.generate(PROMPTS[0], max_new_tokens=10).text
+    streamer = TextIteratorStreamer(tiny_lm.tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=10)
+    tiny_lm.generate(PROMPTS[0], max_new_tokens=10, streamer=streamer)
+    assert "".join(streamer) == text
+    tiny_lm.generate(PROMPTS[0], max_new_tokens=10, streamer=TextStreamer(tiny_lm.tokenizer))
+    assert capsys.readouterr().out.startswith(PROMPTS[0])
+
+
 @pytest.mark.parametrize(
-    ("options", "message"),
+    ("prompt", "options"),
     [
-        ({"max_new_tokens": 3.5}, "max_new_tokens must be a whole number of at least 1, got 3.5"),
-        ({"max_new_tokens": "3"}, "max_new_tokens must be a whole number of at least 1, got '3'"),
-        ({"max_length": "9"}, "max_length must be above the 2 tokens of the prompt, got '9'"),
-        ({"seed": "x"}, "seed must be a whole number, got 'x'"),
-        ({"stop_strings": 5}, "stop_strings must be texts that are not empty, got 5"),
-        ({"grammar": "yes|no"}, r"grammar must be a solm\.Grammar, such as Grammar\.regex\(\.\.\.\), got str"),
-        ({"budget": True}, "a budget is a number, a text or a Budget, got True"),
-        ({"budget": {"mlp": "much"}}, "'much' is not a number"),
+        (PROMPTS[0], {"budget": 7}),
+        (PROMPTS[0], {"budget": [0.7, 0.8]}),
+        (PROMPTS[0], {"batch_size": 0}),
+        (PROMPTS[:2], {}),
+        (torch.zeros(1, 0, dtype=torch.int64), {}),
+        (torch.tensor([[5, 259]]), {}),
     ],
-)  # fmt: skip
-def test_options_of_a_wrong_type_are_refused_in_one_line(tiny_lm, options, message):
-    with pytest.raises(SolmError, match=message):
-        tiny_lm.generate([5, 6], **options)
+)
+def test_a_streamer_hears_the_end_once_after_a_mistake(tiny_lm, prompt, options):
+    """Else the thread that reads it would wait for ever."""
+    streamer = TextIteratorStreamer(tiny_lm.tokenizer, timeout=1)
+    with pytest.raises(SolmError):
+        tiny_lm.generate(prompt, streamer=streamer, **options)
+    assert list(streamer) == [""]
+    assert streamer.text_queue.empty()

@@ -94,11 +94,6 @@ def test_what_the_model_itself_asks_for_is_done_once(tiny_lm, monkeypatch):
         np.testing.assert_allclose(scores[kept], expected[kept], rtol=1e-6)
 
 
-def test_none_leaves_an_option_unset(tiny_lm):
-    unset = {"temperature": None, "top_k": None, "top_p": None, "min_p": None}
-    assert not Sampler.of(tiny_lm, np.array([[7]]), 0, unset).draws
-
-
 def test_a_bias_on_a_token_that_does_not_exist_is_refused(tiny_lm):
     over = tiny_lm.shapes.vocabulary
     with pytest.raises(SolmError, match=f"sequence_bias: there is no token {over}; the model has {over}"):
@@ -139,13 +134,6 @@ def test_a_seed_says_what_is_drawn(seed):
 
     assert drawn(seed) == drawn(seed)
     assert drawn(seed) != drawn(seed + 1)
-
-
-@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy, lambda x: torch.from_numpy(x).bfloat16()])
-def test_logits_may_be_arrays_or_tensors_of_any_float(kind):
-    sampler = Sampler(0, None, draws=False)
-    assert sampler.largest == 1
-    assert sampler.choose(kind(np.array([0.0, 3.0, -1.0], np.float32))) == 1
 
 
 @pytest.mark.parametrize(
