@@ -15,7 +15,7 @@ from solm.core.errors import SolmError
 from solm.runtime.batch import Row, decode
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.processors import Processed
-from solm.runtime.sampling import Sampler
+from solm.runtime.sampling import Plain, Sampler
 
 _BATCH = 16
 """Rows that decode together."""
@@ -53,8 +53,8 @@ def custom_generate(
             # The global generator, so that torch.manual_seed and transformers' set_seed decide.
             seed = int(torch.randint(1 << 62, ()))
             own = _of_row(logits_processor, number)
-            scoring = Processed(padded[None], own, lm.beside_engine) if own else None
-            sampler = Sampler(seed, scoring, bool(generation_config.do_sample))
+            changes = [Processed(padded[None], own, lm.beside_engine)] if own else []
+            sampler = Sampler(seed, changes, Plain() if generation_config.do_sample else None)
             target = lm.budget(budget, len(ids) + longest // 2, decides).shares
             criteria = partial(_ended, stopping_criteria, padded)
             rows.append(Row(as_numpy(ids), decides, target, longest, sampler, criteria=criteria))

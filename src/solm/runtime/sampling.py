@@ -1,7 +1,7 @@
 """Choosing the next token of one row: greedy and plain sampling in NumPy, rarer options through transformers."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -44,18 +44,18 @@ _NEUTRAL: dict[str, Any] = {
 """Values with which options change no score."""
 
 
-class Scoring(Protocol):
-    """What tokens are chosen by."""
+class Change(Protocol):
+    """What changes the scores of tokens by those that came before."""
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        """[V] float32 from logits [V]; minus infinity for a token that cannot be chosen."""
+        """[V] float32 from logits [V], which stay as they are; minus infinity for a token that cannot be chosen."""
 
     def add(self, token: int) -> None:
         """`token` was chosen."""
 
 
 class Penalised:
-    """What `rule` makes (None: nothing) of changed logits, in this order:
+    """Changes logits in this order:
 
     biases: added to the logits of their tokens. repetition: logits of tokens of ids [1, C] and of those chosen since
     are divided by it above 0, multiplied by it below. presence, frequency: subtracted from the logits of tokens chosen
@@ -66,44 +66,37 @@ class Penalised:
     def __init__(
         self,
         ids: Array,
-        rule: Scoring | None,
         repetition: float = 1.0,
         presence: float = 0.0,
         frequency: float = 0.0,
         biases: Mapping[int, float] | None = None,
     ):
-        self.rule, self._repetition = rule, np.float32(repetition)
+        self._repetition = np.float32(repetition)
         self._presence, self._frequency = np.float32(presence), np.float32(frequency)
         self._biased = np.array(list(biases or {}), np.int64)
         self._biases = np.array(list((biases or {}).values()), np.float32)
-        self._known = np.unique(as_numpy(ids)) if repetition != 1 else np.zeros(0, np.int64)
-        self._said, self._counts = np.zeros(0, np.int64), np.zeros(0, np.float32)
+        self._seen = np.unique(as_numpy(ids)) if repetition != 1 else np.zeros(0, np.int64)
+        self._chosen, self._counts = np.zeros(0, np.int64), np.zeros(0, np.float32)
         self._places: dict[int, int] = {}
-        """Of the tokens in `_said`."""
+        """Of the tokens in `_chosen`."""
 
     def scores(self, logits: np.ndarray) -> np.ndarray:
-        changed = self.changed(logits)
-        return changed if self.rule is None else self.rule.scores(changed)
-
-    def changed(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [V] before the rule, float32."""
+        """As `Change.scores`."""
         scores = logits.astype(np.float32)
         scores[self._biased] += self._biases
-        known = scores[self._known]
-        scores[self._known] = np.where(known < 0, known * self._repetition, known / self._repetition)
-        scores[self._said] -= self._frequency * self._counts + self._presence
+        seen = scores[self._seen]
+        scores[self._seen] = np.where(seen < 0, seen * self._repetition, seen / self._repetition)
+        scores[self._chosen] -= self._frequency * self._counts + self._presence
         return scores
 
     def add(self, token: int) -> None:
         """`token` was chosen."""
         if self._repetition != 1:
-            self._known = np.union1d(self._known, token)
+            self._seen = np.union1d(self._seen, token)
         if token not in self._places:
-            self._places[token] = len(self._said)
-            self._said, self._counts = np.append(self._said, token), np.append(self._counts, np.float32(0))
+            self._places[token] = len(self._chosen)
+            self._chosen, self._counts = np.append(self._chosen, token), np.append(self._counts, np.float32(0))
         self._counts[self._places[token]] += 1
-        if self.rule is not None:
-            self.rule.add(token)
 
 
 @dataclass(frozen=True)
@@ -125,9 +118,6 @@ class Plain:
         left = np.full(len(scores), -np.inf, np.float32)
         left[ids] = scores[ids]
         return left
-
-    def add(self, token: int) -> None:
-        """Nothing depends on it."""
 
     def draw(self, logits: np.ndarray, place: float) -> int:
         """The token at `place` in [0, 1) of the distribution that logits [V] give."""
@@ -194,24 +184,24 @@ def _likeliest(weights: np.ndarray, top_p: float) -> np.ndarray:
 
 
 class Sampler:
-    """What follows the tokens of one row, drawn with a generator of its own.
+    """Chooses the tokens of one row, with random numbers of its own.
 
-    scoring: what tokens are chosen by; None: logits. draws: whether tokens are drawn; else the largest score counts.
-    stops: tokens after which a reply ends. constraint: a grammar, by which logits are masked before anything else.
+    changes: of the logits, in their order. plain: how tokens are drawn; None: the largest score is chosen. stops:
+    tokens after which a reply ends. constraint: a grammar, by which logits are masked before anything else.
+    largest: how many of the largest logits are all that counts; 0: all of them may.
     """
 
     def __init__(
         self,
         seed: int,
-        scoring: Scoring | None,
-        draws: bool,
+        changes: Sequence[Change] = (),
+        plain: Plain | None = None,
         stops: frozenset[int] = frozenset(),
         constraint: Constraint | None = None,
     ):
-        self.seed, self._scoring, self.draws, self.stops = seed, scoring, draws, stops
-        self.constraint = constraint
-        self.largest = 0 if constraint is not None else _largest(scoring, draws)
-        """How many of the largest logits are all that counts; 0: all of them may."""
+        self.seed, self._changes, self.plain, self.stops, self.constraint = seed, changes, plain, stops, constraint
+        exact = 1 if plain is None else plain.top_k
+        self.largest = 0 if changes or constraint is not None or exact > MOST_EXACT else exact
 
     @cached_property
     def _random(self) -> np.random.Generator:
@@ -242,21 +232,19 @@ class Sampler:
             chosen["do_sample"] = False
         if not chosen["do_sample"]:
             chosen |= dict.fromkeys(_DRAWN)
-        rest, change = _changes(chosen)
-        if (over := max(change.get("biases", {}), default=0)) >= lm.shapes.vocabulary:
+        rest, penalties = _penalties(chosen)
+        if (over := max(penalties.get("biases", {}), default=0)) >= lm.shapes.vocabulary:
             raise SolmError(f"sequence_bias: there is no token {over}; the model has {lm.shapes.vocabulary}")
-        plain = _plain(rest)
-        rule: Scoring | None
-        if plain is not None:
-            ends, draws = chosen.get("eos_token_id"), bool(chosen["do_sample"])
-            rule = plain if draws else None
-        else:
+        changes: list[Change] = [Penalised(ids, **penalties)] if penalties else []
+        plain, ends, draws = _plain(rest), chosen.get("eos_token_id"), bool(chosen["do_sample"])
+        if plain is None:
             from solm.runtime.processors import Processed, prepared
 
             processors, draws, ends = prepared(rest, ids)
-            rule = Processed(ids, processors, lm.beside_engine) if processors else None
+            plain = Plain()
+            changes += [Processed(ids, processors, lm.beside_engine)] if processors else []
         stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
-        return cls(seed, Penalised(ids, rule, **change) if change else rule, draws, stops, constraint)
+        return cls(seed, changes, plain if draws else None, stops, constraint)
 
     def ended(self, token: int) -> bool:
         """Whether a reply ends with `token`, which was chosen last: by itself, or because the grammar is complete."""
@@ -268,31 +256,23 @@ class Sampler:
 
     def choose(self, logits: np.ndarray) -> int:
         """The next token, from logits [V] of `possible`; it counts as part of the reply from here on."""
-        chosen = self._chosen(logits)
+        for change in self._changes:
+            logits = change.scores(logits)
+        chosen = int(logits.argmax()) if self.plain is None else self.plain.draw(logits, self._random.random())
+        for change in self._changes:
+            change.add(chosen)
         if self.constraint is not None and chosen not in self.stops:
             self.constraint.add(chosen)
         return chosen
 
-    def _chosen(self, logits: np.ndarray) -> int:
-        if self._scoring is None and not self.draws:
-            return int(logits.argmax())
-        if self.draws and isinstance(self._scoring, Plain):
-            return self._scoring.draw(logits, self._random.random())
-        if self.draws and isinstance(self._scoring, Penalised) and isinstance(self._scoring.rule, Plain):
-            chosen = self._scoring.rule.draw(self._scoring.changed(logits), self._random.random())
-        else:
-            scores = self.scores(logits)
-            chosen = Plain().draw(scores, self._random.random()) if self.draws else int(scores.argmax())
-        if self._scoring is not None:
-            self._scoring.add(chosen)
-        return chosen
-
     def scores(self, logits: np.ndarray) -> np.ndarray:
         """What the next token is chosen by [V] float32, from logits [V]."""
-        return logits.astype(np.float32) if self._scoring is None else self._scoring.scores(logits)
+        for change in self._changes:
+            logits = change.scores(logits)
+        return logits.astype(np.float32) if self.plain is None else self.plain.scores(logits)
 
 
-def _changes(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _penalties(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options without those that `Penalised` carries out, and what it is given for them; values that only transformers
     can refuse, and biases of several tokens, stay. Raises `SolmError` for a penalty that is no finite number."""
     rest, change = dict(options), dict[str, Any]()
@@ -315,13 +295,6 @@ def _changes(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]
     if type(penalty) in (int, float) and penalty > 0 and penalty != 1:
         change["repetition"] = rest.pop("repetition_penalty")
     return rest, change
-
-
-def _largest(scoring: Scoring | None, draws: bool) -> int:
-    """See `Sampler.largest`."""
-    if scoring is None:
-        return 0 if draws else 1
-    return scoring.top_k if isinstance(scoring, Plain) and scoring.top_k <= MOST_EXACT else 0
 
 
 def _plain(options: Mapping[str, Any]) -> Plain | None:

@@ -68,7 +68,7 @@ def test_a_row_that_is_dropped_or_fails_leaves_the_others_alone(value_lm):
     ids = [prompt(seed, 60).numpy() for seed in range(3)]
 
     policy, shares, batch = value_lm.policy("static"), value_lm.budget("keep=0.8").shares, Batch(value_lm)
-    first, second, third = rows = [Row(each[0], policy, shares, 12, Sampler(0, None, False)) for each in ids]
+    first, second, third = rows = [Row(each[0], policy, shares, 12, Sampler(0)) for each in ids]
     for row in rows:
         batch.read(row)
     batch.step()
@@ -88,7 +88,7 @@ def test_text_is_held_back_while_it_may_become_a_stop_string(tiny_lm):
     """Of text that the rows' samplers write letter by letter."""
 
     class Written:
-        largest, draws, seed = 1, False, 0
+        largest, seed = 1, 0
 
         def __init__(self, text):
             self.left = [*tiny_lm.tokenizer.encode(text)]

@@ -31,7 +31,7 @@ def compiler(byte_tokenizer):
 
 def said(tokenizer, constraint, seed, longest=400):
     """A reply that is drawn from what is allowed, all tokens alike."""
-    sampler, ids = Sampler(seed, Plain(), draws=True, stops=frozenset({END}), constraint=constraint), []
+    sampler, ids = Sampler(seed, plain=Plain(), stops=frozenset({END}), constraint=constraint), []
     while len(ids) < longest:
         ids.append(sampler.choose(sampler.possible(np.zeros(300, np.float32))))
         if sampler.ended(ids[-1]):
