@@ -52,7 +52,7 @@ def profile_of(*bends: float) -> Allocation:
     """Layers that keep s + bend · s (1 - s) where the average keeps s; bends should add up to 0."""
     s = np.array(EVEN)
     curves = tuple(tuple((s + bend * s * (1 - s)).round(12).tolist()) for bend in bends)
-    return Allocation(attention=curves, mlp=tuple(reversed(curves)))
+    return Allocation(attention=curves, mlp=curves[::-1], hidden=curves[::-1])
 
 
 def with_hidden(allocation: Allocation, *bends: float) -> Allocation:
@@ -74,7 +74,7 @@ def by_head(allocation: Allocation) -> Allocation:
     """Two KV heads of every layer, the first of which reads more than the layer did and the other less."""
     pairs = [(np.sqrt(curve), 2 * np.array(curve) - np.sqrt(curve)) for curve in allocation.attention]
     curves = (tuple(np.maximum.accumulate(head.clip(0, 1)).tolist()) for pair in pairs for head in pair)
-    return Allocation(attention=tuple(curves), mlp=allocation.mlp)
+    return allocation.model_copy(update={"attention": tuple(curves)})
 
 
 BENDS = (0.9, -0.6, -0.7, 0.4)

@@ -64,7 +64,7 @@ def test_a_mid_pass_decision_spends_what_its_parts_spend(control):
 def test_an_allocation_for_another_model_is_refused():
     with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
         solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
-    three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2)
+    three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2, hidden=(EVEN,) * 2)
     with pytest.raises(PolicyMismatchError, match="3 KV heads, this one has 2"):
         solm.attach(tiny_model("llama"), sparsity=SparsityConfig(window=16, allocation=three))
     model = tiny_model("llama")

@@ -154,14 +154,9 @@ def site_parts(sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[float, ..
 def site_shares(keep: AnyArray, sparsity: SparsityConfig) -> list[AnyArray]:
     """The share of channels that each site keeps at keep rates keep [...]: float64 [...], or under an allocation
     [layers, ...]."""
-    allocation = sparsity.allocation
-    first: AnyArray = keep if allocation is None else allocation.channels(keep)  # type: ignore[assignment]
-    shares = []
-    for site in range(sparsity.sites):
-        own = None if allocation is None else allocation.channels(keep, site)
-        power = sparsity.hidden_power if site == _HIDDEN_SITE else 1
-        shares.append(first**power if own is None else own)
-    return shares
+    if sparsity.allocation is not None:
+        return [sparsity.allocation.channels(keep, site) for site in range(sparsity.sites)]
+    return [keep**sparsity.hidden_power if site == _HIDDEN_SITE else keep for site in range(sparsity.sites)]
 
 
 def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) -> AnyArray:
@@ -290,13 +285,12 @@ def relative_cost(
 def _mlp_weights(keep: np.ndarray, shapes: ModelShapes, sparsity: SparsityConfig) -> np.ndarray:
     """Share of the MLP's weights read at a realised share of channels keep [...].
 
-    Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Of an allocation only
-    the mean is known here. It is a few thousandths off where hidden channels keep the square of a share. Where they
-    or attention's projections have curves of their own it is taken to be the share itself, which is exact where the
-    parts of `SparsityConfig` count weights.
+    Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Under an allocation,
+    of which only the mean is known here, and with attention's projections it is taken to be the share itself, which is
+    exact where the parts of `SparsityConfig` count weights.
     """
     up, down, part = shapes.up_weights, shapes.down_weights, sparsity.input_part
-    if sparsity.projection_part or (sparsity.allocation is not None and sparsity.allocation.hidden is not None):
+    if sparsity.projection_part or sparsity.allocation is not None:
         return keep
     if sparsity.hidden_power == 2:
         # Of keep = part * inputs + (1 - part) * inputs².

@@ -30,17 +30,16 @@ class Allocation(Frozen):
     """Curves of KNOTS points: the share that a layer or head keeps where the average share is 0, 0.05, ... 1.
 
     attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
-    KV head of every layer, layer by layer. mlp: share of the MLP's channels, a curve for every layer. hidden: where it
-    is given, the share of those that the down projection reads, and `mlp` is that of those that gate and up read.
-    qkv, out: the same for the inputs of attention's projections; both or none. Sites without curves of their own
-    follow `mlp`. input_bits, hidden_bits: where a layer's curve is below a half, steps read only the upper bits of the
-    weights of gate and up, or of down; both or none. Curves rise to 1. Their mean need not be the average share, as
-    ledgers count realised shares.
+    KV head of every layer, layer by layer. mlp, hidden: share of the channels that gate and up read, and of those that
+    down reads, a curve for every layer. qkv, out: the same for the inputs of attention's projections, both or none.
+    input_bits, hidden_bits: where a layer's curve is below a half, steps read only the upper bits of the weights of
+    gate and up, or of down; both or none. Curves rise to 1. Their mean need not be the average share, as ledgers count
+    realised shares.
     """
 
     attention: Curves
     mlp: Curves
-    hidden: Curves | None = None
+    hidden: Curves
     qkv: Curves | None = None
     out: Curves | None = None
     input_bits: Curves | None = None
@@ -48,12 +47,10 @@ class Allocation(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> "Allocation":
-        given = self._given
-        if (self.qkv is None) != (self.out is None) or (self.qkv is not None and self.hidden is None):
-            raise ValueError("qkv and out need each other and hidden")
-        if (self.input_bits is None) != (self.hidden_bits is None) or (self.has_bits and self.hidden is None):
-            raise ValueError("input_bits and hidden_bits need each other and hidden")
-        for name, curves in given.items():
+        for one, other in (("qkv", "out"), ("input_bits", "hidden_bits")):
+            if (getattr(self, one) is None) != (getattr(self, other) is None):
+                raise ValueError(f"{one} and {other} need each other")
+        for name, curves in self._given.items():
             if name not in ("attention", "mlp") and len(curves) != self.layers:
                 raise ValueError(f"{name} needs a curve for each of the {self.layers} layers, got {len(curves)}")
             if not curves or any(len(curve) != KNOTS for curve in curves) or len(curves) % self.layers:
@@ -85,10 +82,10 @@ class Allocation(Frozen):
         if kv_heads is not None and self.heads not in (1, kv_heads):
             raise PolicyMismatchError(f"the allocation is of a model of {self.heads} KV heads, this one has {kv_heads}")
 
-    @cached_property
-    def own_sites(self) -> int:
-        """The sites besides the first that have curves of their own: 0, 1 or 3."""
-        return sum(name in self._given for name in SITES[1:])
+    @property
+    def sites(self) -> int:
+        """How many of `SITES` have curves, from the first on: those of the MLP, or all."""
+        return MLP_SITES if self.qkv is None else len(SITES)
 
     @property
     def has_bits(self) -> bool:
@@ -97,8 +94,8 @@ class Allocation(Frozen):
 
     @cached_property
     def table(self) -> np.ndarray:
-        """[layers · heads + layers, KNOTS] float64: attention, then MLP; then `own_sites` times [layers, KNOTS]; then,
-        where it has curves of bits, those of input and hidden channels."""
+        """[layers · heads + sites · layers, KNOTS] float64: attention, then every site; then, where it has curves of
+        bits, those of input and hidden channels."""
         return np.concatenate([np.array(curves, dtype=np.float64) for curves in self._given.values()])
 
     def _interpolated(self, first: int, count: int, share: Any) -> np.ndarray:
@@ -115,19 +112,17 @@ class Allocation(Frozen):
         curves = self._interpolated(0, len(self.attention), share)
         return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
 
-    def channels(self, share: AnyArray, site: int = 0) -> AnyArray | None:
-        """[layers, ...] float64: the share of a site's channels that every layer keeps at the keep rate `share` [...];
-        None where the site has no curves of its own."""
-        if site > self.own_sites:
-            return None
-        return in_kind(self._interpolated(len(self.attention) + site * self.layers, self.layers, share), share)
+    def channels(self, share: AnyArray, site: int) -> AnyArray:
+        """[layers, ...] float64: the share of a site's channels that every layer keeps at the keep rate `share` [...]."""
+        curves = self._interpolated(len(self.attention) + site * self.layers, self.layers, share)
+        return in_kind(curves, share)  # type: ignore[no-any-return]
 
     def reads_all_bits(self, share: AnyArray, site: int) -> AnyArray | None:
         """[layers, ...] bool: whether every layer reads all bits of the MLP's weights at a site, 0 or 1, at the keep
         rate `share` [...]; None where this is not for the allocation to say."""
         if not self.has_bits or site >= MLP_SITES:
             return None
-        first = len(self.attention) + (1 + self.own_sites + site) * self.layers
+        first = len(self.attention) + (self.sites + site) * self.layers
         return in_kind(self._interpolated(first, self.layers, share) >= 0.5, share)
 
 
@@ -210,8 +205,8 @@ class SparsityConfig(Frozen):
     mlp_site: Literal["input", "input+hidden"] = "input+hidden"
     """Which channels an action drops: those that gate and up read alone, or also those that down reads."""
     hidden_power: Literal[1, 2] = 1
-    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation with
-    `hidden` curves takes its place."""
+    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation takes
+    its place."""
     input_part: float = Field(0.5, gt=0, lt=1)
     """With ``input+hidden`` the part of the MLP's realised share that input channels count; hidden ones count the rest.
     With two thirds the share counts the weights of a gated MLP. Where it counts milliseconds, schedules of equal shares
@@ -254,9 +249,9 @@ class SparsityConfig(Frozen):
             return self
         for wrong, message in (
             (self.window == 0, "an allocation needs a window, got window 0"),
-            (allocation.hidden is not None and not hidden, f"an allocation of hidden channels {needs}"),
-            (allocation.qkv is not None and not self.projection_part,
-             "an allocation of attention's projections needs a projection_part"),
+            (not hidden, f"an allocation {needs}"),
+            (allocation.sites != self.sites, f"an allocation of {allocation.sites} sites does not fit {self.sites} "
+             "that drop channels: attention's projections do with a projection_part"),
             (allocation.has_bits and self.bits_site != "weights",
              f"an allocation of weight bits needs bits_site 'weights', got {self.bits_site!r}"),
             (thresholds is not None and thresholds.layers != allocation.layers,

@@ -31,10 +31,10 @@ def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
     model has an allocation, `allocated`, by the allocation and the thresholds that the model has."""
     if lm.sparsity.allocation is None:
         return {"uniform": Arm(Static(space), lm.sparsity.exact)}
-    plain, same = lm.sparsity.exact.under(None), space
-    if lm.sparsity.allocation.hidden is not None:  # without its curves, levels of one name realise other shares
-        alike = sorted({equal_mlp(level, lm.sparsity, plain, lm.shapes) for level in space.mlp})
-        same = space.model_copy(update={"mlp": tuple(alike)})
+    plain = lm.sparsity.exact.under(None)
+    # Without the allocation, levels of one name realise other shares.
+    alike = sorted({equal_mlp(level, lm.sparsity, plain, lm.shapes) for level in space.mlp})
+    same = space.model_copy(update={"mlp": tuple(alike)})
     return {"allocated": Arm(static(space, lm.sparsity)), "uniform": Arm(Static(same), plain)}
 
 

@@ -87,10 +87,9 @@ def _alone(rules: SparsityConfig, layers: int, sites: str, share: float) -> Spar
     """`rules` under which steps that do not keep all channels keep `share` of those of some sites, ``hidden`` or
     ``projections``, and all others."""
     whole, some = ((1.0,) * KNOTS,) * layers, ((share,) * (KNOTS - 1) + (1.0,),) * layers
-    curves = {"hidden": some if sites == "hidden" else whole}
-    if sites == "projections":
-        curves |= {"qkv": some, "out": some}
-    return rules.under(Allocation(attention=whole, mlp=whole, **curves))
+    curves = dict.fromkeys(("attention", "mlp", "hidden", "qkv", "out")[: 1 + rules.sites], whole)
+    curves |= dict.fromkeys(("hidden",) if sites == "hidden" else ("qkv", "out"), some)
+    return rules.under(Allocation(**curves))
 
 
 def _nested(lm: LanguageModel) -> bool:

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from solm.core.cost import ModelShapes, StepTimings
-from solm.core.sparsity import KNOTS, PERCENTAGES, Allocation, Curves, SparsityConfig
+from solm.core.sparsity import KNOTS, MLP_SITES, PERCENTAGES, SITES, Allocation, Curves, SparsityConfig
 
 PROBES = {"mlp": (0.45, 0.95), "hidden": (0.2,), "qkv": (0.45,), "out": (0.45,)}
 """By site, in the order of `solm.core.sparsity.SITES`, shares of its channels at which a layer is measured alone. The
@@ -53,8 +53,11 @@ def trusted(result: dict[str, Any]) -> Allocation:
     changes: dict[str, Any] = {}
     for axis in CHECKED:
         if not sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis) > 0:
-            sites = dict.fromkeys(site for site in PROBED if site not in CHECKED) if axis == "mlp" else {}
-            changes |= {axis: (UNIFORM,) * len(getattr(allocation, axis))} | sites
+            changes[axis] = (UNIFORM,) * len(getattr(allocation, axis))
+            if axis == "mlp":  # hidden channels are cheaper to lose, as with `SparsityConfig.hidden_power`
+                changes["hidden"] = (tuple(share**2 for share in UNIFORM),) * allocation.layers
+                others = SITES[MLP_SITES : allocation.sites]
+                changes |= dict.fromkeys(others, changes[axis]) | dict.fromkeys(BIT_PROBES)
     return allocation.model_copy(update=changes)
 
 

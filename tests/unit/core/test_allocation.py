@@ -22,7 +22,7 @@ from solm.paper.config import SPARSITY as PAPER
 )
 def test_malformed_allocations_are_refused(change, message):
     with pytest.raises(ValidationError, match=message):
-        Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), **change})
+        Allocation(**{"attention": (EVEN, EVEN), "mlp": (EVEN, EVEN), "hidden": (EVEN, EVEN), **change})
 
 
 def test_a_sparsity_without_a_window_has_no_allocation():

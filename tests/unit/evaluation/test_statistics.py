@@ -45,7 +45,7 @@ def test_interval_covers_at_its_nominal_rate():
 def test_uniform_ignores_the_allocation_and_spends_the_same(byte_tokenizer, bend):
     line = tuple(round(knot / 20, 9) for knot in range(21))
     more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
-    sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more)))
+    sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more), hidden=(less, more)))
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
         settings = EvaluationSettings(budgets=(0.6,), texts=3, context=60, length=16, trials=1)
         stream = token_stream("pydoc:heldout", byte_tokenizer)

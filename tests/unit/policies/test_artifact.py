@@ -133,7 +133,9 @@ def priced(base, tmp_path_factory):
     """A saved value policy with an allocation."""
     grid = ActionSpace.preset("joint-8")
     even = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
-    sparsity = SparsityConfig(window=32, allocation=Allocation(attention=(even,) * 4, mlp=(even,) * 2))
+    sparsity = SparsityConfig(
+        window=32, allocation=Allocation(attention=(even,) * 4, mlp=(even,) * 2, hidden=(even,) * 2)
+    )
     network = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=grid, width=16, kept_sensitivities=8))
     config = PolicyConfig(base=base.identity, space=grid, sparsity=sparsity, network=network.config)
     folder = tmp_path_factory.mktemp("priced") / "policy"

@@ -121,7 +121,7 @@ def sparsity_rules(sparsity: SparsityConfig) -> Any:
     if allocation is not None:
         rules.table = np.ascontiguousarray(allocation.table)
         rules.layers, rules.heads, rules.allocation = allocation.layers, allocation.heads, rules.table.ctypes.data
-        rules.own_sites, rules.bit_curves = allocation.own_sites, allocation.has_bits
+        rules.own_sites, rules.bit_curves = allocation.sites - 1, allocation.has_bits
     if sparsity.thresholds is not None:
         sites = max(sparsity.sites, MLP_SITES)
         rules.limits = limits = np.array(sparsity.thresholds.array[:, :sites])

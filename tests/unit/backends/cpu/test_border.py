@@ -166,7 +166,7 @@ def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
     with pytest.raises(SolmError, match=r"thresholds of 3 layers and 2 sites do not fit .* at 4 sites"):
         sparsity_rules(unchecked)
     even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
-    other = Allocation(attention=(even,) * 2, mlp=(even,) * 2)
+    other = Allocation(attention=(even,) * 2, mlp=(even,) * 2, hidden=(even,) * 2)
     unchecked = SparsityConfig(thresholds=two).model_copy(update={"allocation": other})
     with pytest.raises(SolmError, match="thresholds of 3 layers and 2 sites do not fit an allocation of 2 layers"):
         sparsity_rules(unchecked)
@@ -178,8 +178,14 @@ def test_sparsity_must_fit_the_model(engine):
     even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
     of_bits = Allocation(**dict.fromkeys(("attention", "mlp", "hidden", "input_bits", "hidden_bits"), (even,) * 2))
     for sparsity, message in (
-        (SPARSITY.under(Allocation(attention=(even,) * 3, mlp=(even,) * 3)), "for 3 layers, and the model has 2"),
-        (SPARSITY.under(Allocation(attention=(even,) * 6, mlp=(even,) * 2)), "for 3 KV heads, and the model has 2"),
+        (
+            SPARSITY.under(Allocation(attention=(even,) * 3, mlp=(even,) * 3, hidden=(even,) * 3)),
+            "for 3 layers, and the model has 2",
+        ),
+        (
+            SPARSITY.under(Allocation(attention=(even,) * 6, mlp=(even,) * 2, hidden=(even,) * 2)),
+            "for 3 KV heads, and the model has 2",
+        ),
         (
             SparsityConfig(window=16, bits_site="weights"),
             "bits of weights need MLP weights whose upper 4 bits can be read alone",
@@ -198,7 +204,7 @@ def test_the_rules_of_a_call_are_those_of_its_sparsity(engine):
     """One engine under two sparsities, one of them with an allocation whose table nothing else keeps."""
     bend = np.arange(KNOTS) / (KNOTS - 1)
     curves = [tuple((bend + part * bend * (1 - bend)).round(12).tolist()) for part in (0.9, -0.9)]
-    dealt = SPARSITY.under(Allocation(attention=tuple(curves), mlp=tuple(curves)))
+    dealt = SPARSITY.under(Allocation(attention=tuple(curves), mlp=tuple(curves), hidden=tuple(curves)))
     assert sparsity_rules(dealt).layers == 2
     found = []
     for sparsity in (SPARSITY, dealt, SPARSITY):

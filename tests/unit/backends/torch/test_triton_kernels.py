@@ -62,7 +62,7 @@ class Case:
         knots = torch.arange(21) / 20
         attention = tuple(tuple((knots**power).tolist()) for power in (0.5, 2, 1, 3))
         mlp = (tuple(knots.tolist()),) * 2
-        sparsity = self.sparsity.under(Allocation(attention=attention, mlp=mlp))
+        sparsity = self.sparsity.under(Allocation(attention=attention, mlp=mlp, hidden=mlp))
         self.plan = make_plan(self.plan.keep, self.layout.positions + 1, sparsity, SHAPES).at(layer)
 
     def attend(self, softcap=None):
