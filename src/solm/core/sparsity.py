@@ -113,7 +113,7 @@ class Allocation(Frozen):
         return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
 
     def channels(self, share: AnyArray, site: int) -> AnyArray:
-        """[layers, ...] float64: the share of a site's channels that every layer keeps at the keep rate `share` [...]."""
+        """[layers, ...] float64: the share of a site's channels that every layer keeps at keep rate `share` [...]."""
         curves = self._interpolated(len(self.attention) + site * self.layers, self.layers, share)
         return in_kind(curves, share)  # type: ignore[no-any-return]
 
@@ -205,8 +205,8 @@ class SparsityConfig(Frozen):
     mlp_site: Literal["input", "input+hidden"] = "input+hidden"
     """Which channels an action drops: those that gate and up read alone, or also those that down reads."""
     hidden_power: Literal[1, 2] = 1
-    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation takes
-    its place."""
+    """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation
+    takes its place."""
     input_part: float = Field(0.5, gt=0, lt=1)
     """With ``input+hidden`` the part of the MLP's realised share that input channels count; hidden ones count the rest.
     With two thirds the share counts the weights of a gated MLP. Where it counts milliseconds, schedules of equal shares

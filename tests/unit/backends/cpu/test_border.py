@@ -177,15 +177,11 @@ def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
 def test_sparsity_must_fit_the_model(engine):
     even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
     of_bits = Allocation(**dict.fromkeys(("attention", "mlp", "hidden", "input_bits", "hidden_bits"), (even,) * 2))
+    three = Allocation(**dict.fromkeys(("attention", "mlp", "hidden"), (even,) * 3))
+    heads = Allocation(attention=(even,) * 6, mlp=(even,) * 2, hidden=(even,) * 2)
     for sparsity, message in (
-        (
-            SPARSITY.under(Allocation(attention=(even,) * 3, mlp=(even,) * 3, hidden=(even,) * 3)),
-            "for 3 layers, and the model has 2",
-        ),
-        (
-            SPARSITY.under(Allocation(attention=(even,) * 6, mlp=(even,) * 2, hidden=(even,) * 2)),
-            "for 3 KV heads, and the model has 2",
-        ),
+        (SPARSITY.under(three), "for 3 layers, and the model has 2"),
+        (SPARSITY.under(heads), "for 3 KV heads, and the model has 2"),
         (
             SparsityConfig(window=16, bits_site="weights"),
             "bits of weights need MLP weights whose upper 4 bits can be read alone",
