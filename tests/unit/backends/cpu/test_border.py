@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from solm.policies.protocol import SHORTEST_HORIZON
 
 from helpers.engine import engine_of
 from helpers.engine_edges import SPARSITY, Rows, decider, tokens, under
@@ -24,6 +23,7 @@ from solm.core import actions
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import KNOTS, PERCENTAGES, SITES, Allocation, ChannelThresholds, SparsityConfig
 from solm.policies.priced import UNBIASED_STEPS
+from solm.policies.schedules import SHORTEST_HORIZON
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 TESTS = Path(__file__).parents[3]
