@@ -21,7 +21,7 @@ from evidence.record import Record, record
 from evidence.studies.common import Names, Numbers, TextOptions, kept, main, progress
 from solm.backends.session import Session
 from solm.core.actions import FULL_BITS
-from solm.core.cost import kv_budget, relative_cost
+from solm.core.cost import kv_budget, relative_bytes
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.statistics import paired_difference
@@ -131,7 +131,7 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         scored = rows.score(tokens, keep, keep_logits=True)
         assert scored.logits is not None
         overhead = lm.overhead(policy) if keep is None else 0
-        cost = relative_cost(scored.realised[0], kv_length, lm.shapes, lm.sparsity, "bytes", overhead)
+        cost = relative_bytes(scored.realised[0], kv_length, lm.shapes, lm.sparsity, overhead)
         share = float(scored.realised[0, :, 0].mean())
         found[name] = {
             "nats": (-scored.log_probabilities[0].double()).tolist(), "share": share, "bytes": float(cost.mean()),

@@ -13,7 +13,7 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.linears import NestedLinears, high_half, nested
 from solm.core.actions import ActionSpace
-from solm.core.cost import relative_cost
+from solm.core.cost import relative_bytes
 from solm.core.errors import SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
@@ -157,9 +157,8 @@ def test_high_halves_are_half_the_bytes_and_no_fewer_products():
     mlp = shapes.layers * (shapes.up_weights + shapes.down_weights)
     kv = shapes.layers * shapes.kv_heads * 2 * 100 * shapes.head_dim
     total = mlp + kv + shapes.layers * shapes.attention_weights + shapes.head_weights
-    assert float(relative_cost(halved, 100, shapes, WEIGHTS, "bytes")) == pytest.approx(1 - mlp / 2 / total)
-    assert float(relative_cost(halved, 100, shapes, WEIGHTS, "flops")) == 1
-    assert float(relative_cost(halved, 100, shapes, SparsityConfig(), "bytes")) == 1
+    assert float(relative_bytes(halved, 100, shapes, WEIGHTS)) == pytest.approx(1 - mlp / 2 / total)
+    assert float(relative_bytes(halved, 100, shapes, SparsityConfig())) == 1
 
 
 @compiled

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import Array
-from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares, relative_cost
+from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares, relative_bytes
 from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
@@ -319,7 +319,7 @@ class Budgets:
     def bytes(self, realised: np.ndarray, kv_length: np.ndarray | int) -> np.ndarray:
         """What steps of realised shares [..., axes] that see kv_length [...] keys read, as a share of the dense step's
         bytes: [...] float64."""
-        return relative_cost(realised, kv_length, self.shapes, self.sparsity, "bytes", self.overhead)
+        return relative_bytes(realised, kv_length, self.shapes, self.sparsity, self.overhead)
 
     def time_floor(self, context: int) -> float:
         """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""

@@ -7,19 +7,18 @@ be counted, and a schedule computed, without running the model. All is computed 
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.actions import FULL_BITS, HIGH_BITS, ActionSpace
 from solm.core.arrays import AnyArray, Array, as_numpy, in_kind, is_tensor
-from solm.core.errors import PolicyMismatchError, SolmError, counted
+from solm.core.errors import PolicyMismatchError, counted
 from solm.core.files import read_model
 from solm.core.provenance import plain_name
 from solm.core.sparsity import SITES, SparsityConfig
 
-CostModel = Literal["nominal", "bytes", "flops"]
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
 """What `StepTimings` are measured at: one axis at a time, the others dense. Bits of activations change no step's
 time."""
@@ -238,47 +237,31 @@ def _level_tables(
     return np.concatenate([table[0] for table in tables]), tables[0][1], tables[0][2]
 
 
-def relative_cost(
+def relative_bytes(
     realised: AnyArray,
     kv_length: Array | int,
     shapes: ModelShapes,
     sparsity: SparsityConfig,
-    model: CostModel = "nominal",
     policy_parameters: int = 0,
 ) -> AnyArray:
-    """Cost of decode steps of one row as a share of the dense step: float64 [...], above 1 where the policy costs more
-    than it saves.
+    """Bytes that decode steps of one row read from memory (weights, KV, bounds of pages), as a share of what the dense
+    step reads: float64 [...], above 1 where the policy reads more than it saves.
 
-    Args:
-        realised: [..., axes] shares.
-        kv_length: keys visible to the step, broadcastable to [...].
-        model: ``nominal`` is the mean of the shares; ``bytes`` what is read from memory at batch 1 (weights, KV,
-            bounds of pages), in the bits of `shapes`; ``flops`` the multiply-adds. Activation bits change neither bytes
-            nor flops, as they change nothing that is stored: only `nominal` counts them. Weight bits change bytes: the
-            high halves alone are half of a nested weight.
-        policy_parameters: weights of the policy that controls the step, charged to it but not to the dense step, with
-            the bits of the layers' weights.
+    realised: [..., axes] shares; activation bits change nothing that is read, high halves of weights are half.
+    kv_length: keys visible to the step, broadcastable to [...]. policy_parameters: weights of the policy that controls
+    the step, charged to it but not to the dense step, with the bits of the layers' weights.
     """
-    shares, length = as_numpy(realised).astype(np.float64), as_numpy(kv_length).astype(np.float64)
-    if model == "nominal":
-        return in_kind(shares.mean(-1), realised)
-    if model not in ("bytes", "flops"):
-        raise SolmError(f"unknown cost model {model!r}; choose nominal, bytes or flops")
-    attention, mlp, bits = np.moveaxis(shares, -1, 0)
-    # A weight and a cached number are a multiply-add each; a key is read once for all of its queries.
-    heads = shapes.kv_heads if model == "bytes" else shapes.heads
+    attention, mlp, bits = np.moveaxis(as_numpy(realised).astype(np.float64), -1, 0)
     projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
-    weights = projections + (shapes.up_weights + shapes.down_weights) * _mlp_weights(mlp, shapes, sparsity)
-    cached = heads * 2 * length * shapes.head_dim
-    if sparsity.bits_site == "weights" and model == "bytes":
-        weights = weights - (weights - projections) * (1 - bits) * _LOW_PART
-    weight, head, number, bound = 1.0, 1.0, 1.0, 1.0
-    if model == "bytes":
-        weight, head, number, bound = shapes.weight_bits, shapes.head_bits, shapes.cache_bits, shapes.bound_bits
+    of_mlp = (shapes.up_weights + shapes.down_weights) * _mlp_weights(mlp, shapes, sparsity)
+    if sparsity.bits_site == "weights":
+        of_mlp = of_mlp * (1 - (1 - bits) * _LOW_PART)
+    cached = shapes.kv_heads * 2 * as_numpy(kv_length).astype(np.float64) * shapes.head_dim
     bounds = cached / sparsity.page_size * (attention < 1)
-    step = shapes.layers * (weights * weight + cached * attention * number + bounds * bound)
+    weight, number = shapes.weight_bits, shapes.cache_bits
+    step = shapes.layers * ((projections + of_mlp) * weight + cached * attention * number + bounds * shapes.bound_bits)
     dense = shapes.layers * (shapes.layer_weights * weight + cached * number)
-    always = shapes.head_weights * head
+    always = shapes.head_weights * shapes.head_bits
     return in_kind(np.asarray((step + always + policy_parameters * weight) / (dense + always)), realised)
 
 

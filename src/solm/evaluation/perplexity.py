@@ -13,7 +13,7 @@ from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
-from solm.core.cost import MeasuredCost, relative_cost
+from solm.core.cost import MeasuredCost, relative_bytes
 from solm.core.errors import BudgetError, DataError
 from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
@@ -243,7 +243,7 @@ def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSett
     """The bytes that every step of an arm reads as a share of the dense one's [N, T], the policy's weights included."""
     shares = torch.where(scored.controllable, scored.realised, 1.0)
     kv_length = settings.context + 1 + torch.arange(settings.length)
-    return relative_cost(shares, kv_length, lm.shapes, arm.sparsity or lm.sparsity, "bytes", lm.overhead(arm.policy))
+    return relative_bytes(shares, kv_length, lm.shapes, arm.sparsity or lm.sparsity, lm.overhead(arm.policy))
 
 
 def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:

@@ -6,8 +6,7 @@ import torch
 
 from helpers.timings import CPU, made_timings
 from helpers.timings import SHAPES as TIMED
-from solm.core.cost import MeasuredCost, ModelShapes, relative_cost
-from solm.core.errors import SolmError
+from solm.core.cost import MeasuredCost, ModelShapes, relative_bytes
 from solm.core.sparsity import SparsityConfig
 from solm.fit.curves import measured_parts
 
@@ -16,24 +15,17 @@ SHAPES = ModelShapes(
 )
 
 
-def test_costs_are_one_when_dense_and_fall_with_every_share():
+def test_bytes_are_one_when_dense_and_fall_with_every_share():
     sparsity = SparsityConfig()
     dense = torch.ones(3, dtype=torch.float64)
-    for model in ("nominal", "bytes", "flops"):
-        assert float(relative_cost(dense, 600, SHAPES, sparsity, model)) == pytest.approx(1)
-    half_mlp = torch.tensor([1, 0.5, 1], dtype=torch.float64)
-    half_kv = torch.tensor([0.5, 1, 1], dtype=torch.float64)
-    for model in ("bytes", "flops"):
-        assert float(relative_cost(half_mlp, 600, SHAPES, sparsity, model)) < 0.75
-        assert float(relative_cost(half_kv, 8000, SHAPES, sparsity, model)) < 0.9
-        few = torch.tensor([1, 1, 5 / 16], dtype=torch.float64)
-        assert float(relative_cost(few, 600, SHAPES, sparsity, model)) == pytest.approx(1)
+    assert float(relative_bytes(dense, 600, SHAPES, sparsity)) == pytest.approx(1)
+    assert float(relative_bytes(torch.tensor([1, 0.5, 1]), 600, SHAPES, sparsity)) < 0.75
+    assert float(relative_bytes(torch.tensor([0.5, 1, 1]), 8000, SHAPES, sparsity)) < 0.9
+    assert float(relative_bytes(torch.tensor([1, 1, 5 / 16]), 600, SHAPES, sparsity)) == pytest.approx(1)
     # Shares of the step's weights as measured by hand: gate+up 39.5 %, down 19.7 %, attention 19.7 %, head 21 %.
     sparse = torch.tensor([1, 0.6, 1], dtype=torch.float64)
-    assert float(relative_cost(sparse, 0, SHAPES, sparsity, "bytes")) == pytest.approx(1 - 0.4 * 0.592, abs=0.002)
-    assert float(relative_cost(dense, 600, SHAPES, sparsity, "bytes", 10**6)) > 1
-    with pytest.raises(SolmError, match="unknown cost model"):
-        relative_cost(dense, 600, SHAPES, sparsity, "watts")
+    assert float(relative_bytes(sparse, 0, SHAPES, sparsity)) == pytest.approx(1 - 0.4 * 0.592, abs=0.002)
+    assert float(relative_bytes(dense, 600, SHAPES, sparsity, 10**6)) > 1
 
 
 def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
@@ -43,15 +35,9 @@ def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
     numbers = 30 * 3 * 2 * 64 * length  # keys and values
     dense = weights + head + numbers * 8.5
     step = weights + head + numbers * 8.5 * pages + numbers / 16 * 16  # bounds: two numbers of 16 bits a page of 16
-    found = relative_cost(np.array([pages, 1, 1]), length, stored, SparsityConfig(), "bytes")
+    found = relative_bytes(np.array([pages, 1, 1]), length, stored, SparsityConfig())
     assert found == pytest.approx(step / dense)
-    assert found < relative_cost(np.array([pages, 1, 1]), length, SHAPES, SparsityConfig(), "bytes") - 0.04
-    for model in ("nominal", "flops"):
-        costs = [
-            relative_cost(np.array([pages, 0.5, 1]), length, shapes, SparsityConfig(), model)
-            for shapes in (stored, SHAPES)
-        ]
-        assert costs[0] == costs[1]
+    assert found < relative_bytes(np.array([pages, 1, 1]), length, SHAPES, SparsityConfig()) - 0.04
     assert "weight_bits" not in stored.model_dump()  # what is stored and shown are the sizes alone
 
 

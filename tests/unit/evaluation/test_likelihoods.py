@@ -9,7 +9,7 @@ import solm
 from helpers.models import tiny_model
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
-from solm.core.cost import relative_cost
+from solm.core.cost import relative_bytes
 from solm.core.errors import DataError
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.evaluation import likelihoods as module
@@ -105,7 +105,7 @@ def test_bytes_include_the_weights_of_the_policy(lm):
     dense, heavy = (likelihoods(lm, pairs, policy(SPACE), DENSE).spent for policy in (Dense, Heavy))
     assert dense.bytes == pytest.approx(8)
     kv_length = 60 + torch.arange(8)
-    expected = relative_cost(DENSE.expand(8, 3), kv_length, lm.shapes, lm.sparsity, "bytes", Heavy.size)
+    expected = relative_bytes(DENSE.expand(8, 3), kv_length, lm.shapes, lm.sparsity, Heavy.size)
     assert heavy.bytes == pytest.approx(float(expected.sum()))
 
 

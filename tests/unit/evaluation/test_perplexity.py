@@ -12,7 +12,7 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, network, under_values
 from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
-from solm.core.cost import relative_cost
+from solm.core.cost import relative_bytes
 from solm.core.errors import BudgetError, DataError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation import perplexity, show
@@ -105,7 +105,7 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
     for point, sparsity, extra in ((nested, SparsityConfig.preset("nested"), 0), (heavy, tiny_lm.sparsity, Heavy.size)):
         shares = dense.clone()
         shares[2] = point.axes["bits"]
-        expected = relative_cost(shares.expand(length, 3), kv_length, tiny_lm.shapes, sparsity, "bytes", extra).mean()
+        expected = relative_bytes(shares.expand(length, 3), kv_length, tiny_lm.shapes, sparsity, extra).mean()
         assert point.cost["bytes"] == pytest.approx(float(expected)), point.arm
     assert nested.cost["bytes"] < 0.9 < 1.1 < heavy.cost["bytes"]
     assert found.arm("uniform", 0.75).cost["bytes"] == pytest.approx(1), "activation bits change nothing that is read"
