@@ -71,7 +71,7 @@ def shipped_policy(facts: ModelFacts) -> str:
     found = [name for name, base in bases.items() if base.difference_of_shape(facts.identity(base)) is None]
     if not found:
         raise SolmError(f"no policy ships for this {facts.family} model; solm fit makes one for any")
-    return max(found, key=lambda name: (known[name].curve is not None, known[name].config.sparsity.hidden_power))
+    return max(found, key=lambda name: known[name].curve is not None)
 
 
 @dataclass
