@@ -131,7 +131,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/health/ready", responses={503: {"description": "Send no requests now."}})
     async def ready() -> JSONResponse:
-        """Status 200 while requests are welcome: warm, and not told to stop."""
+        """Status 200 while requests are welcome: warm, and not stopping."""
         return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
 
 

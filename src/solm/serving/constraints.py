@@ -203,15 +203,15 @@ def wanted(
 
     Raises `ApiError` for fields that do not go together.
     """
-    asked = _format(request.response_format)
+    format = _format(request.response_format)
     outputs = None if request.structured_outputs is None else _outputs(request.structured_outputs)
     if outputs is not None:
-        if asked is not None or tools:
-            other = "response_format" if asked is not None else "tools"
+        if format is not None or tools:
+            other = "response_format" if format is not None else "tools"
             raise ApiError(400, f"structured_outputs and {other} do not go together", "structured_outputs")
         return outputs
     if not tools or not isinstance(request, ChatRequest):
-        return asked
+        return format
     assert calls is not None
     choice = request.tool_choice or "auto"
     several = request.parallel_tool_calls is not False and not isinstance(choice, NamedTool)
@@ -219,24 +219,24 @@ def wanted(
         if isinstance(choice, NamedTool):
             tools = [tool for tool in tools if tool.function.name == choice.function.name]
         return "tools", lambda check: calls.required(check, tools, several)
-    if asked is not None:
-        field, make = asked
+    if format is not None:
+        field, make = format
         return field, lambda check: calls.beside(check, tools, several, make(check))
     if several and not any(tool.function.strict for tool in tools):
         return None
     return "tools", lambda check: calls.free(check, tools, several)
 
 
-def _format(asked: ResponseFormat | None) -> tuple[str, Make] | None:
-    if asked is None:
+def _format(given: ResponseFormat | None) -> tuple[str, Make] | None:
+    if given is None:
         return None
-    schema = asked.json_schema
-    if schema is not None and asked.type != "json_schema":
+    schema = given.json_schema
+    if schema is not None and given.type != "json_schema":
         where = "response_format.json_schema"
-        raise ApiError(400, f"{where} needs the type json_schema, not {asked.type}", where)
-    if asked.type == "text":
+        raise ApiError(400, f"{where} needs the type json_schema, not {given.type}", where)
+    if given.type == "text":
         return None
-    if asked.type == "json_object":
+    if given.type == "json_object":
         return "response_format", lambda _: Grammar.json_object()
     if schema is None:
         where = "response_format.json_schema"
@@ -244,15 +244,15 @@ def _format(asked: ResponseFormat | None) -> tuple[str, Make] | None:
     return "response_format.json_schema.schema", lambda _: Grammar.json_schema(schema.schema_, bool(schema.strict))
 
 
-def _outputs(asked: StructuredOutputs) -> tuple[str, Make]:
-    given = [name for name in StructuredOutputs.model_fields if getattr(asked, name) not in (None, False)]
-    if len(given) != 1:
-        message = f"structured_outputs needs exactly one of its fields, got {len(given)}"
+def _outputs(given: StructuredOutputs) -> tuple[str, Make]:
+    names = [name for name in StructuredOutputs.model_fields if getattr(given, name) not in (None, False)]
+    if len(names) != 1:
+        message = f"structured_outputs needs exactly one of its fields, got {len(names)}"
         raise ApiError(400, message, "structured_outputs")
     makes: dict[str, Callable[[Any, Check], Grammar]] = {
         "json_": lambda schema, _: Grammar.json_schema(schema), "json_object": lambda *_: Grammar.json_object(),
         "regex": lambda pattern, _: Grammar.regex(pattern), "choice": lambda texts, _: Grammar.choice(texts),
         "grammar": lambda text, check: Grammar.lark(text, check.convert),
     }  # fmt: skip
-    (name,) = given
-    return f"structured_outputs.{name.strip('_')}", lambda check: makes[name](getattr(asked, name), check)
+    (name,) = names
+    return f"structured_outputs.{name.strip('_')}", lambda check: makes[name](getattr(given, name), check)

@@ -46,7 +46,7 @@ _SAVINGS_LAST = 4000
 _WEIGHT = 0.05
 """Weight of the latest step in the time of its number of rows. The first ones count equally."""
 _SURE = 4
-"""Steps of a number of rows without which nothing is said of it: single ones are disturbed."""
+"""Steps of a number of rows without which its time does not count: single ones are disturbed."""
 _REMEMBERED = 512
 """Steps after which a number of rows that was not seen again is forgotten, so that one that took too long may be tried
 again."""
@@ -110,7 +110,7 @@ class StepTimes:
 
 
 class Savings:
-    """Compares neighbouring steps of the same rows, of which one runs at the floors and one at what was asked for.
+    """Compares neighbouring steps of the same rows, of which one runs at the floors and one at what was requested.
 
     Results are kept by the numbers of rows and of those that can be lowered, each to a factor of two.
     """
@@ -119,16 +119,16 @@ class Savings:
         self.measuring = False
         self.lowered = False
         """While measuring: whether the next step runs at the floors."""
-        self._known: dict[tuple[int, int], tuple[float, int]] = {}
+        self._measured: dict[tuple[int, int], tuple[float, int]] = {}
         self._steps = self._begun = 0
         self._ratios: list[float] = []
         self._last: tuple[int, int, bool, float] | None = None
 
     def of(self, rows: int, lowerable: int) -> float | None:
         """The share of a step's time that the floors save at least, by two thirds of the comparisons, with `rows` rows,
-        `lowerable` of which can be lowered; None where it is not known."""
-        found = self._known.get((rows.bit_length(), lowerable.bit_length()))
-        return None if found is None or self._steps - found[1] > _SAVINGS_LAST else found[0]
+        `lowerable` of which can be lowered; None where that was not measured."""
+        saved, at = self._measured.get((rows.bit_length(), lowerable.bit_length()), (None, self._steps))
+        return None if self._steps - at > _SAVINGS_LAST else saved
 
     def begin(self) -> None:
         """Measure with the steps to come."""
@@ -153,7 +153,7 @@ class Savings:
         self.lowered = not self.lowered
         if len(self._ratios) >= _PAIRS or self._steps - self._begun >= _LONGEST:
             saved = 1 - float(np.quantile(self._ratios, _SURE_SHARE)) if len(self._ratios) >= _FEWEST else 0.0
-            self._known[rows.bit_length(), lowerable.bit_length()] = (saved, self._steps)
+            self._measured[rows.bit_length(), lowerable.bit_length()] = (saved, self._steps)
             self.measuring = False
 
 

@@ -121,13 +121,13 @@ async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = F
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
     body = await _read_bytes(request)
     try:
-        found = kind.model_validate_json(body, extra="allow" if ignore_unknown else None)
+        parsed = kind.model_validate_json(body, extra="allow" if ignore_unknown else None)
     except ValidationError as error:
         raise from_validation(error) from error
     if ignore_unknown:
-        ignored = list(dict.fromkeys(_extra_fields(found)))
+        ignored = list(dict.fromkeys(_extra_fields(parsed)))
         request.state.ignored = [*ignored[:_MOST_NAMES], *(["..."] if len(ignored) > _MOST_NAMES else [])]
-    return found
+    return parsed
 
 
 async def _read_bytes(request: Request) -> bytes:

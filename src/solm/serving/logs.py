@@ -35,14 +35,14 @@ class _Lines(logging.Formatter):
         line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname, "log": record.name}
         message = record.getMessage()
         # The access log is JSON already.
-        known = json.loads(message) if record.name == "solm.serving.access" else {"message": message}
+        content = json.loads(message) if record.name == "solm.serving.access" else {"message": message}
         if record.exc_info:
-            known["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line | known)
+            content["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line | content)
 
 
 def _worth_a_line(record: logging.LogRecord) -> bool:
-    """Not a request that was cancelled as the server stopped: uvicorn has said how many it cancels."""
+    """Not a request that was cancelled as the server stopped: uvicorn logs how many it cancels."""
     error = record.exc_info[1] if record.exc_info else None
     return not (record.name == "uvicorn.error" and isinstance(error, asyncio.CancelledError))
 
@@ -58,19 +58,19 @@ def line_handler() -> logging.Handler:
 def log_lines() -> None:
     """Send the logs of this package and of uvicorn to stderr, one JSON object a line."""
     handler = line_handler()
-    asked = logging.getLogger("solm").level or logging.INFO  # by --quiet or --verbose
+    level = logging.getLogger("solm").level or logging.INFO  # by --quiet or --verbose
     for name in ("solm", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
-        logger.setLevel(asked if name == "solm" else max(asked, logging.INFO))
+        logger.setLevel(level if name == "solm" else max(level, logging.INFO))
 
 
 def trace_id(header: bytes) -> str | None:
     """The trace id of a ``traceparent`` header, 32 hexadecimal digits; None for a header that is not valid."""
-    found = _HEADER.fullmatch(header)
-    if found is None or (header.startswith(b"00") and found[2] is not None):
+    match = _HEADER.fullmatch(header)
+    if match is None or (header.startswith(b"00") and match[2] is not None):
         return None
-    return found[1].decode()
+    return match[1].decode()
 
 
 def tracing_wanted() -> bool:
@@ -114,7 +114,7 @@ class SpanSender:
         sent = {name: headers.get(name.encode(), b"").decode("latin-1") for name in ("traceparent", "tracestate")}
         span = self._tracer.start_span(
             f"{line['method']} {line['route']}", TraceContextTextMapPropagator().extract(sent), SpanKind.SERVER,
-            attributes=attributes(line), start_time=begun,
+            attributes=span_attributes(line), start_time=begun,
         )  # fmt: skip
         if line["status"] >= 500:
             span.set_status(StatusCode.ERROR)
@@ -125,12 +125,12 @@ class SpanSender:
         self._provider.shutdown()
 
 
-def attributes(line: Mapping[str, Any]) -> dict[str, Any]:
+def span_attributes(line: Mapping[str, Any]) -> dict[str, Any]:
     """A line of the access log as attributes of a span; what is nested gets names with dots."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for name, value in line.items():
         if isinstance(value, Mapping):
-            found |= {f"solm.{name}.{part}": inner for part, inner in value.items()}
+            attributes |= {f"solm.{name}.{part}": inner for part, inner in value.items()}
         elif name != "trace":  # the span has it
-            found[_NAMES.get(name, f"solm.{name}")] = value
-    return found
+            attributes[_NAMES.get(name, f"solm.{name}")] = value
+    return attributes

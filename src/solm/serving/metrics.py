@@ -49,12 +49,12 @@ class Metrics:
         of_class = Gauge("solm_class_rows", "Rows by priority and state.", ["priority", "state"], registry=of)
         self.class_running = [of_class.labels(name, "running") for name in PRIORITIES]
         self.class_waiting = [of_class.labels(name, "waiting") for name in PRIORITIES]
-        dials = Gauge("solm_class_dial", "By priority; 1: budgets as asked for, 0: floors.", ["priority"], registry=of)
+        dials = Gauge("solm_class_dial", "By priority; 1: budgets as requested, 0: floors.", ["priority"], registry=of)
         self.class_dial = [dials.labels(name) for name in PRIORITIES]
         nets = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", ["priority"], registry=of)
         self.class_net = [nets.labels(name) for name in PRIORITIES]
-        asked = Summary("solm_class_net_requested", "Net keep that they asked for.", ["priority"], registry=of)
-        self.class_asked = [asked.labels(name) for name in PRIORITIES]
+        requested = Summary("solm_class_net_requested", "Net keep that they requested.", ["priority"], registry=of)
+        self.class_requested = [requested.labels(name) for name in PRIORITIES]
         floors = Summary("solm_class_net_floor", "Net keep of their floors.", ["priority"], registry=of)
         self.class_floor = [floors.labels(name) for name in PRIORITIES]
 
@@ -65,11 +65,11 @@ class Metrics:
             self.class_waiting[rank].set(waiting[rank])
             self.class_dial[rank].set(dial)
 
-    def spent(self, rank: int, asked: float, floor: float, net: float) -> None:
-        """Count the net keeps that a row of a priority asked for, of its floor, and that it spent."""
+    def spent(self, rank: int, requested: float, floor: float, net: float) -> None:
+        """Count the net keeps that a row of a priority requested, of its floor, and that it spent."""
         self.net.observe(net)
         self.class_net[rank].observe(net)
-        self.class_asked[rank].observe(asked)
+        self.class_requested[rank].observe(requested)
         self.class_floor[rank].observe(floor)
 
     def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
@@ -83,7 +83,7 @@ class Metrics:
 
 
 class VllmNames(Collector):
-    """Reads a server's metrics when they are asked for; decoding pays nothing for a second name.
+    """Reads a server's metrics when they are scraped; decoding pays nothing for a second name.
 
     model: value of the label. most_pages: how many pages fill the memory for keys and values, by the bytes of one.
     """
@@ -92,7 +92,7 @@ class VllmNames(Collector):
         self._metrics, self._model, self._most_pages = metrics, model, most_pages
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing, so that the registry asks for no values when it is told of this."""
+        """Nothing, so that the registry collects no values when this is registered."""
         return ()
 
     def collect(self) -> Iterable[Metric]:
@@ -101,27 +101,21 @@ class VllmNames(Collector):
         tokens = {sample.labels["kind"]: sample.value for sample in _samples(ours.tokens, "_total")}
         read, cached = tokens.get("prompt", 0.0), tokens.get("cached", 0.0)
         pages, size = (_samples(each)[0].value for each in (ours.pages, ours.page_bytes))
-        gauges = {
-            "num_requests_running": ("Rows that decode.", _samples(ours.running)[0].value),
-            "num_requests_waiting": ("Rows that wait or are being read.", _samples(ours.waiting)[0].value),
-        }
+        families: list[tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str, float]] = [
+            (GaugeMetricFamily, "num_requests_running", "Rows that decode.", _samples(ours.running)[0].value),
+            (GaugeMetricFamily, "num_requests_waiting", "Rows that wait or are read.", _samples(ours.waiting)[0].value),
+            (CounterMetricFamily, "prompt_tokens", "Tokens of prompts.", read + cached),
+            (CounterMetricFamily, "generation_tokens", "Tokens written.", tokens.get("completion", 0.0)),
+            (CounterMetricFamily, "prefix_cache_queries", "Tokens of prompts looked up.", read + cached),
+            (CounterMetricFamily, "prefix_cache_hits", "Tokens of prompts that were kept.", cached),
+        ]
         if pages:
             used = pages / self._most_pages(size / pages)
-            gauges["kv_cache_usage_perc"] = ("Pages held, of those that all rows could fill; 1 is all.", used)
-        counters = {
-            "prompt_tokens": ("Tokens of prompts.", read + cached),
-            "generation_tokens": ("Tokens written.", tokens.get("completion", 0.0)),
-            "prefix_cache_queries": ("Tokens of prompts looked up among those kept.", read + cached),
-            "prefix_cache_hits": ("Tokens of prompts that were kept.", cached),
-        }
-        for name, (text, number) in gauges.items():
-            gauge = GaugeMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            gauge.add_metric(model, number)
-            yield gauge
-        for name, (text, number) in counters.items():
-            counter = CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            counter.add_metric(model, number)
-            yield counter
+            families.append((GaugeMetricFamily, "kv_cache_usage_perc", "Pages held, of those that fit.", used))
+        for kind, name, text, value in families:
+            family = kind(f"vllm:{name}", text, labels=["model_name"])
+            family.add_metric(model, value)
+            yield family
         success = CounterMetricFamily(
             "vllm:request_success", "Rows that ended.", labels=["model_name", "finished_reason"]
         )
@@ -137,9 +131,9 @@ class VllmNames(Collector):
             ("time_per_output_token_seconds", "The same under an older name.", ours.gap),
         ):  # fmt: skip
             buckets = [(sample.labels["le"], sample.value) for sample in _samples(histogram, "_bucket")]
-            told = HistogramMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            told.add_metric(model, buckets, _samples(histogram, "_sum")[0].value)
-            yield told
+            shown = HistogramMetricFamily(f"vllm:{name}", text, labels=["model_name"])
+            shown.add_metric(model, buckets, _samples(histogram, "_sum")[0].value)
+            yield shown
 
 
 def _samples(metric: Collector, ending: str = "") -> list[Sample]:

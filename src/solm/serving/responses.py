@@ -39,7 +39,7 @@ Empty = Annotated[list[Any], Field(fail_fast=True, max_length=0)]
 
 
 class InputPart(Strict):
-    """A piece of an item; only text. What an earlier response said may be sent back as it came."""
+    """A piece of an item; only text. What an earlier response had may be sent back as it came."""
 
     type: Literal["input_text", "output_text", "text"]
     text: str
@@ -47,39 +47,34 @@ class InputPart(Strict):
     logprobs: Empty | None = None
 
 
-OldIdentity = Annotated[str, StringConstraints(max_length=512)]
-Status = Literal["in_progress", "completed", "incomplete"]
+class _Item(Strict):
+    id: Annotated[str, StringConstraints(max_length=512)] | None = Field(None, description="Has no effect.")
+    status: Literal["in_progress", "completed", "incomplete"] | None = Field(None, description="Has no effect.")
 
 
-class InputItem(Strict):
-    """One turn of a conversation in the Responses API. id and status have no effect."""
+class InputItem(_Item):
+    """One turn of a conversation in the Responses API."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | Annotated[list[InputPart], Field(fail_fast=True)]
-    id: OldIdentity | None = None
-    status: Status | None = None
 
 
-class CallItem(Strict):
-    """A call of an earlier response. id and status have no effect."""
+class CallItem(_Item):
+    """A call of an earlier response."""
 
     type: Literal["function_call"]
     call_id: Identity
     name: Name
     arguments: ObjectText
-    id: OldIdentity | None = None
-    status: Status | None = None
 
 
-class CallOutputItem(Strict):
-    """What a call gave. id and status have no effect."""
+class CallOutputItem(_Item):
+    """What a call gave."""
 
     type: Literal["function_call_output"]
     call_id: Identity
     output: str | Annotated[list[InputPart], Field(fail_fast=True)]
-    id: OldIdentity | None = None
-    status: Status | None = None
 
 
 def _kind(item: Any) -> Any:
@@ -100,23 +95,23 @@ Item = Annotated[
 
 
 def _messages(items: list[InputItem | CallItem | CallOutputItem]) -> list[Message]:
-    """The same as a chat has it: calls belong to what the assistant said before them."""
-    found: list[Message] = []
+    """The same as a chat has it: calls belong to the assistant's message before them."""
+    messages: list[Message] = []
     for item in items:
         if isinstance(item, InputItem):
-            found.append(Message(role=item.role, content=_text(item.content)))
+            messages.append(Message(role=item.role, content=_text(item.content)))
         elif isinstance(item, CallOutputItem):
-            found.append(Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
+            messages.append(Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
         else:
             function = CalledFunction(name=item.name, arguments=item.arguments)
             call = ToolCall(id=item.call_id, type="function", function=function)
-            last = found[-1] if found and found[-1].role == "assistant" else None
+            last = messages[-1] if messages and messages[-1].role == "assistant" else None
             calls = [] if last is None else last.tool_calls or []
             if last is None or len(calls) == MAX_TOOL_CALLS:
-                found.append(Message(role="assistant", tool_calls=[call]))
+                messages.append(Message(role="assistant", tool_calls=[call]))
             else:
-                found[-1] = last.model_copy(update={"tool_calls": [*calls, call]})
-    return found
+                messages[-1] = last.model_copy(update={"tool_calls": [*calls, call]})
+    return messages
 
 
 def _text(content: str | list[InputPart]) -> str:
@@ -194,12 +189,12 @@ class ResponsesRequest(Sampled):
     def as_chat(self) -> ChatRequest:
         """The request of a chat whose reply is that of the response."""
         given = self.input
-        said = [Message(role="user", content=given)] if isinstance(given, str) else _messages(given)
+        messages = [Message(role="user", content=given)] if isinstance(given, str) else _messages(given)
         if self.instructions is not None:
-            said.insert(0, Message(role="system", content=self.instructions))
+            messages.insert(0, Message(role="system", content=self.instructions))
         shared: dict[str, Any] = {name: getattr(self, name) for name in Sampled.model_fields}
         form = None if self.text is None or self.text.format is None else self.text.format.as_chat()
-        if self.tools != []:  # which is none, and what else is said of tools then has no effect, as in OpenAI's API
+        if self.tools != []:  # which is none; what else concerns tools then has no effect, as in OpenAI's API
             choice: Any = self.tool_choice
             if isinstance(choice, ResponseNamedTool):
                 choice = NamedTool(type="function", function=FunctionName(name=choice.name))
@@ -207,15 +202,17 @@ class ResponsesRequest(Sampled):
             if self.tools is not None:
                 functions = [Function(**tool.model_dump(exclude={"type"})) for tool in self.tools]
                 shared["tools"] = [Tool(type="function", function=function) for function in functions]
-        return ChatRequest(messages=said, max_completion_tokens=self.max_output_tokens, response_format=form, **shared)
+        return ChatRequest(
+            messages=messages, max_completion_tokens=self.max_output_tokens, response_format=form, **shared
+        )
 
 
 class ResponseWriter:
     """Builds the response objects of one request, and the events by which they grow. What a reply says becomes items: a
     message with its text, and one item per call of a tool."""
 
-    def __init__(self, asked: ResponsesRequest, exchange: Exchange):
-        self.asked, self.exchange = asked, exchange
+    def __init__(self, request: ResponsesRequest, exchange: Exchange):
+        self.request, self.exchange = request, exchange
         self.identity = exchange.answers.identity
         self._sent = 0
         self._items: list[dict[str, Any]] = []
@@ -224,7 +221,7 @@ class ResponseWriter:
     def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
         """The response of a request that has been carried out. choices: one, complete."""
         # The items are what counts here; nobody gets the events.
-        for _ in chain(self._said(self._choice.text), self._ended()):
+        for _ in chain(self._more(self._choice.text), self._ended()):
             continue
         return self._done()
 
@@ -237,7 +234,7 @@ class ResponseWriter:
                 yield event
         async for _, arrived in self.exchange.each():
             if isinstance(arrived, Piece):
-                for event in self._said(arrived.text):
+                for event in self._more(arrived.text):
                     yield event
         for event in self._ended():
             yield event
@@ -250,7 +247,7 @@ class ResponseWriter:
         """The event that ends a stream in place of the response. error: as `ApiError.body` has it."""
         return self._event("error", code=error["code"], message=error["message"], param=error["param"])
 
-    def _said(self, text: str) -> Iterator[bytes]:
+    def _more(self, text: str) -> Iterator[bytes]:
         """What more text of the reply makes of items, and the events of that."""
         reader = self._choice.reader
         yield from self._parts([text] if reader is None else reader.push(text))
@@ -305,8 +302,8 @@ class ResponseWriter:
             yield self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
             yield self._event("response.content_part.done", **place, content_index=0, part=part)
         else:
-            told = {"arguments": item["arguments"], "name": item["name"]}
-            yield self._event("response.function_call_arguments.done", **place, **told)
+            done = {"arguments": item["arguments"], "name": item["name"]}
+            yield self._event("response.function_call_arguments.done", **place, **done)
         yield self._event("response.output_item.done", **self._numbered(), item=item)
 
     def _numbered(self) -> dict[str, Any]:
@@ -346,19 +343,21 @@ class ResponseWriter:
         return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        asked = self.asked
-        form = None if asked.text is None or asked.text.format is None else asked.text.format
+        request = self.request
+        form = None if request.text is None or request.text.format is None else request.text.format
         shown = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
-        chosen = asked.tool_choice if isinstance(asked.tool_choice, str | None) else asked.tool_choice.model_dump()
+        chosen = (
+            request.tool_choice if isinstance(request.tool_choice, str | None) else request.tool_choice.model_dump()
+        )
         return {
             "id": self.identity, "object": "response", "created_at": self.exchange.answers.created, "status": status,
             "model": self.exchange.answers.model, "output": output, "error": None, "incomplete_details": None,
-            "usage": None, "instructions": asked.instructions, "max_output_tokens": asked.max_output_tokens,
-            "temperature": asked.temperature, "top_p": asked.top_p, "metadata": asked.metadata or {},
-            "user": asked.user, "store": False, "background": False, "previous_response_id": None,
+            "usage": None, "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
+            "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
+            "user": request.user, "store": False, "background": False, "previous_response_id": None,
             "truncation": "disabled", "text": {"format": shown},
-            "parallel_tool_calls": asked.parallel_tool_calls is not False, "tool_choice": chosen or "auto",
-            "tools": [tool.model_dump() for tool in asked.tools or []],
+            "parallel_tool_calls": request.parallel_tool_calls is not False, "tool_choice": chosen or "auto",
+            "tools": [tool.model_dump() for tool in request.tools or []],
         }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ class Scheduler:
         self._posted: dict[asyncio.AbstractEventLoop, list[tuple[Queue, Any]]] = {}
         self._skipping_rows = None if settings.always_skip else lm.backend.skipping_rows
         self._whole_bits = lm.sparsity.bits_site == "weights"  # a step reads them for all its rows, or in full
-        self.stopping = self.failed = False  # told to end; ended with an error
+        self.stopping = self.failed = False  # it is to end; it ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
 

@@ -216,7 +216,7 @@ class Sampled(Strict):
 class _Request(Sampled):
     max_tokens: int | None = Field(None, ge=0, le=1 << 20)
     ignore_eos: Annotated[bool, default(False, bool)] = Field(
-        False, description="Go on after tokens that end a reply, so that it has as many tokens as asked for."
+        False, description="Go on after tokens that end a reply, so that it has as many tokens as requested."
     )
     n: Annotated[Choices, default(1, Choices)] = 1
     stream_options: StreamOptions | None = None

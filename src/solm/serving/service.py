@@ -308,7 +308,7 @@ class Service:
 
 
 def _chat_limits(request: ChatRequest) -> tuple[int | None, int | None]:
-    """The most tokens of a chat's reply and how many log-probabilities it reports, None where that is not said."""
+    """The most tokens of a chat's reply, and how many log-probabilities it reports; None where it leaves that open."""
     if request.max_tokens is not None and request.max_completion_tokens is not None:
         raise ApiError(400, "give either max_tokens or max_completion_tokens", "max_completion_tokens")
     if request.top_logprobs is not None and not request.logprobs:

@@ -34,7 +34,7 @@ class ServeSettings(BaseModel):
     default_max_tokens: int = Field(512, ge=1)
     """Longest reply of a chat request that does not say."""
     drain_seconds: float = Field(30.0, ge=0)
-    """What requests in flight get to finish when the server is told to stop."""
+    """What requests in flight get to finish when the server stops."""
     slo_tpot_ms: float | None = Field(None, gt=0)
     """Time per output token of a reply that the governor holds; None: it changes nothing."""
     slo_floor: float | str | None = None
@@ -85,7 +85,7 @@ MAX_METADATA = 16
 MAX_DEADLINE_MS = 3_600_000
 MAX_TOOLS = 128
 MAX_TOOL_CALLS = 16
-"""Of a reply that is told to call tools, and of a message."""
+"""Of a reply that has to call tools, and of a message."""
 COMPILE_SECONDS = 5.0
 """Until a grammar is compiled; it waits twice as long at most for those before it."""
 FIXED_LIMITS = {

@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.logs import SpanSender, attributes, trace_id, tracing_wanted
+from solm.serving.logs import SpanSender, span_attributes, trace_id, tracing_wanted
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADER = f"00-{TRACE}-b7ad6b7169203331-01".encode()
@@ -33,7 +33,7 @@ def test_trace_ids(header, found):
 
 
 def test_nested_facts_become_attributes_of_one_level():
-    assert attributes(LINE) == {
+    assert span_attributes(LINE) == {
         "solm.request": "a1", "http.request.method": "POST", "http.route": "/v1/completions",
         "http.response.status_code": 200, "solm.seconds": 0.5, "solm.priority": "low", "solm.saved_ms": 12.5,
         "gen_ai.usage.output_tokens": 7, "gen_ai.response.finish_reasons": ["stop", "length"], "solm.key": "alice",
