@@ -21,8 +21,8 @@ from evidence.bench.common import STEPS, constant_step, draw_text, finish, inter
 from evidence.bench.timed_engines import SETTINGS, TRANSFORMERS
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
+from solm.backends.torch.cache import KeyValues, PageBounds
 from solm.backends.torch.load import load_base
-from solm.backends.torch.pages import KeyValues, PageBounds
 from solm.backends.torch.plan import Layout, Plan, make_plan
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes

@@ -67,7 +67,7 @@ def test_a_step_of_four_bits_computes_with_the_high_halves(family):
     found, wanted = (each.session(WEIGHTS) for each in (control, other))
     found.prefill(ids), wanted.prefill(ids)
     # Same keys and values: prefills are dense, and the other model's are not this one's.
-    for ours, theirs in zip(found.cache.layers, wanted.cache.layers, strict=True):
+    for ours, theirs in zip(found._cache.layers, wanted._cache.layers, strict=True):
         theirs.keys, theirs.values = ours.keys.clone(), ours.values.clone()
     four, dense = keep_of((1.0, 1.0, 4), 2, 9), keep_of((1.0, 1.0, 16), 2, 9)
     mixed = torch.where(torch.tensor([True, False])[:, None, None], four, dense)

@@ -3,27 +3,22 @@
 import numpy as np
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.families import attention_sites, decoder_layers, mlp_sites, sample_layer
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.session import TorchSession
 from solm.backends.weight_sample import sampled
-from solm.core.arrays import Array, as_tensor
 from solm.core.sparsity import MLP_SITES, PERCENTAGES, ChannelThresholds, SparsityConfig
 
+_TOKENS_KEPT = 1024
 
-class TorchBackend:
+
+class TorchBackend(HookedModel):
     """See `solm.backends.session.Backend`. Every action is simulated exactly; no time is saved.
 
     Raises `UnsupportedModelError` for a model that is controlled already, or whose attention cannot be.
     """
-
-    def __init__(self, model: PreTrainedModel):
-        self.model = model
-        self.hooked = HookedModel(model)
-        self.shapes, self.capability = self.hooked.shapes, self.hooked.capability
 
     @property
     def name(self) -> str:
@@ -34,18 +29,6 @@ class TorchBackend:
     def dtype(self) -> str:
         return str(self.model.dtype).removeprefix("torch.")
 
-    @property
-    def device(self) -> torch.device:
-        return self.hooked.device
-
-    @property
-    def context(self) -> int | None:
-        return self.hooked.context
-
-    def embed(self, tokens: Array) -> torch.Tensor:
-        """Input embeddings of tokens [...]: [..., H]."""
-        return self.hooked.embed(as_tensor(tokens).to(self.device))
-
     def sample_weights(self) -> dict[str, np.ndarray]:
         """As `Backend.sample_weights`; nothing of weights that are quantised or elsewhere."""
         layers = decoder_layers(self.model)
@@ -53,11 +36,35 @@ class TorchBackend:
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> TorchSession:
         """As `Backend.session`."""
-        return TorchSession(self.hooked, sparsity, capacity)
+        return TorchSession(self, sparsity, capacity)
 
     def channel_thresholds(self, windows: torch.Tensor, sites: int = MLP_SITES) -> ChannelThresholds:
-        """As `Backend.channel_thresholds`."""
-        return measure_thresholds(self.hooked, windows, sites)
+        """As `Backend.channel_thresholds`: of 1,024 tokens of the windows, drawn at random with a fixed seed, or all
+        where there are fewer."""
+        layers = [_modules(layer, sites) for layer in decoder_layers(self.model)]
+        some = torch.randperm(windows.numel(), generator=torch.Generator().manual_seed(0))[:_TOKENS_KEPT]
+        steps = np.linspace(1, 0, PERCENTAGES)
+        found = np.zeros((len(layers), sites, PERCENTAGES), dtype=np.float32)
+
+        def measure(layer: int, site: int):  # type: ignore[no-untyped-def]
+            def hook(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
+                x = args[0] if args else kwargs["hidden_states"]
+                size = x.flatten(0, -2)[some.to(x.device)].abs().float().cpu().numpy()
+                found[layer, site] = np.quantile(size, steps)
+
+            return hook
+
+        hooks = [
+            module.register_forward_pre_hook(measure(index, site), with_kwargs=True)
+            for index, modules in enumerate(layers) for site, module in enumerate(modules)
+        ]  # fmt: skip
+        try:
+            with torch.no_grad():
+                self.model(windows.to(self.device), use_cache=False, logits_to_keep=1)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return ChannelThresholds.of(found)
 
     def pages_held(self) -> None:
         """As `Backend.pages_held`: rows have tensors of their own."""
@@ -67,45 +74,6 @@ class TorchBackend:
         """As `Backend.skipping_rows`: those that the kernels for GPUs take. On a CPU, where budgets are simulated and
         save no time, any number."""
         return kernels.MOST_ROWS if self.device.type == "cuda" else None
-
-    def detach(self) -> None:
-        """Give the model back exactly as it was."""
-        self.hooked.detach()
-
-
-_TOKENS_KEPT = 1024
-
-
-def measure_thresholds(hooked: HookedModel, windows: torch.Tensor, sites: int = MLP_SITES) -> ChannelThresholds:
-    """The |x| above which every whole percentage of channels lies when windows [N, C] are read densely, at the first
-    `sites` of `SITES`.
-
-    Of 1,024 of their tokens, drawn at random with a fixed seed, or all where there are fewer.
-    """
-    layers = [_modules(layer, sites) for layer in decoder_layers(hooked.model)]
-    some = torch.randperm(windows.numel(), generator=torch.Generator().manual_seed(0))[:_TOKENS_KEPT]
-    steps = np.linspace(1, 0, PERCENTAGES)
-    found = np.zeros((len(layers), sites, PERCENTAGES), dtype=np.float32)
-
-    def measure(layer: int, site: int):  # type: ignore[no-untyped-def]
-        def hook(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
-            x = args[0] if args else kwargs["hidden_states"]
-            size = x.flatten(0, -2)[some.to(x.device)].abs().float().cpu().numpy()
-            found[layer, site] = np.quantile(size, steps)
-
-        return hook
-
-    hooks = [
-        module.register_forward_pre_hook(measure(index, site), with_kwargs=True)
-        for index, modules in enumerate(layers) for site, module in enumerate(modules)
-    ]  # fmt: skip
-    try:
-        with torch.no_grad():
-            hooked.model(windows.to(hooked.device), use_cache=False, logits_to_keep=1)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return ChannelThresholds.of(found)
 
 
 def _modules(layer: nn.Module, sites: int) -> list[nn.Module]:

@@ -5,6 +5,7 @@ A never-forked session holds everything in one buffer per layer and hands transf
 follows the last whole page of its prefix; the pages before that are read from the parent, never copied.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -267,21 +268,11 @@ class PagedCache(Cache):
         for layer in self.layers:
             layer.write_slots = slots
 
-    def fork(self, forks: int, lengths: torch.Tensor, shared: int, capacity: int) -> "PagedCache":
-        return PagedCache([layer.fork(forks, lengths, shared, capacity) for layer in self.layers])
-
-    def widen(self, times: int, capacity: int) -> "PagedCache":
-        return PagedCache([layer.widen(times, capacity) for layer in self.layers])
-
-    def copy(self, length: int, capacity: int) -> "PagedCache":
-        return PagedCache([layer.copy(length, capacity) for layer in self.layers])
+    def of_each(self, make: Callable[[PagedLayer], PagedLayer]) -> "PagedCache":
+        """The cache of the layers that `make` gives for this one's."""
+        return PagedCache([make(layer) for layer in self.layers])
 
     def token_bytes(self) -> int:
         """Bytes of the keys and values of one token of one row."""
         buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]
         return sum(buffer.shape[1] * buffer.shape[4] * buffer.element_size() for buffer in buffers)
-
-    def memory_bytes(self) -> int:
-        """Bytes of this cache's own buffers; shared prefixes are counted by their owner."""
-        buffers = [buffer for layer in self.layers for buffer in (layer.keys, layer.values) if buffer is not None]
-        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)

@@ -2,19 +2,22 @@
 
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 from transformers import PreTrainedModel
 
 from solm.backends.session import Capability
 from solm.backends.torch.attention import PREFIX, register
 from solm.backends.torch.cache import PagedCache
-from solm.backends.torch.families import AttentionSites, MLPSites, attention_sites, decoder_layers, mlp_sites, probe
+from solm.backends.torch.families import MLPSites, attention_sites, decoder_layers, mlp_sites, probe
 from solm.backends.torch.linears import ChannelLinears, NestedLinears
 from solm.backends.torch.plan import HIDDEN, INPUT, OUT, QKV, ActivePass, active_pass
 from solm.backends.torch.select import fake_quantize, keep_channels, keep_where
+from solm.core.arrays import Array, as_tensor
 from solm.core.cost import ModelShapes
 from solm.core.errors import UnsupportedModelError
 
@@ -36,7 +39,7 @@ class HookedModel:
         self.shapes: ModelShapes = self.capability.shapes
         self._implementation = implementation
         self._training = model.training
-        self._handles: list[Any] = []
+        self._undo = ExitStack()
         self.device: torch.device = next(model.parameters()).device
         """Where the embeddings are, and what sessions hand out but logits; layers may lie elsewhere."""
         last = next(decoder_layers(model)[-1].parameters()).device
@@ -46,18 +49,18 @@ class HookedModel:
         model.eval()
         model.set_attn_implementation(register(implementation))
         for index, layer in enumerate(decoder_layers(model)):
-            self._handles.append(layer.register_forward_pre_hook(_before_layer(index), with_kwargs=True))
+            self._hook(layer.register_forward_pre_hook(_before_layer(index), with_kwargs=True))
             if self.capability.axes["mlp"]:
                 self._hook_mlp(mlp_sites(layer))
             if "projections" not in self.capability.reasons:
-                self._hook_projections(attention_sites(layer))
-        self._handles.append(model.get_output_embeddings().register_forward_pre_hook(self._read_hidden))
+                sites = attention_sites(layer)
+                self._hook(sites.attention.register_forward_pre_hook(_before_attention, with_kwargs=True))
+                self._hook(sites.out.register_forward_pre_hook(_before_out))
+        self._hook(model.get_output_embeddings().register_forward_pre_hook(self._read_hidden))
 
     def detach(self) -> None:
-        """Give the model back as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        """Give the model back exactly as it was."""
+        self._undo.close()
         self._linears, self._nested = ChannelLinears(), NestedLinears()
         self.model.set_attn_implementation(self._implementation)
         self.model.train(self._training)
@@ -67,9 +70,9 @@ class HookedModel:
         """Tokens that the model's context holds, where its configuration says so."""
         return getattr(self.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
 
-    def embed(self, tokens: torch.Tensor) -> torch.Tensor:
+    def embed(self, tokens: Array) -> torch.Tensor:
         """Input embeddings of tokens [...], as the first layer reads them: [..., H]."""
-        embeddings: torch.Tensor = self.model.get_input_embeddings()(tokens.to(self.device))
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(as_tensor(tokens).to(self.device))
         # granite's model multiplies them, not the module that has them.
         return embeddings * getattr(self.model.config.get_text_config(decoder=True), "embedding_multiplier", 1.0)
 
@@ -94,22 +97,20 @@ class HookedModel:
     def _read_hidden(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         self._seen.hidden = args[0]
 
-    def _hook_mlp(self, sites: MLPSites) -> None:
-        before, after = nn.Module.register_forward_pre_hook, nn.Module.register_forward_hook
-        self._handles += [
-            before(sites.mlp, _before_matmul(INPUT)),
-            before(sites.down, _before_matmul(HIDDEN)),
-            after(sites.mlp, _after_mlp),
-            *self._linears.replace(sites),
-            *self._nested.hook(sites),
-        ]
+    def _hook(self, *handles: RemovableHandle) -> None:
+        """Remove hooks when the model is given back."""
+        for handle in handles:
+            self._undo.callback(handle.remove)
 
-    def _hook_projections(self, sites: AttentionSites) -> None:
-        before = nn.Module.register_forward_pre_hook
-        self._handles += [
-            before(sites.attention, _before_attention, with_kwargs=True),
-            before(sites.out, _before_out),
-        ]
+    def _hook_mlp(self, sites: MLPSites) -> None:
+        self._hook(
+            sites.mlp.register_forward_pre_hook(_before_matmul(INPUT)),
+            sites.down.register_forward_pre_hook(_before_matmul(HIDDEN)),
+            sites.mlp.register_forward_hook(_after_mlp),
+        )
+        for layer in self._linears.replace(sites):
+            self._undo.callback(vars(layer).pop, "forward", None)
+        self._hook(*self._nested.hook(sites))
 
 
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:

@@ -4,7 +4,6 @@ the weights."""
 import logging
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -19,16 +18,6 @@ from solm.core.errors import UnsupportedModelError
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Replaced:
-    """A module whose `forward` was replaced; `remove` gives it back."""
-
-    module: nn.Module
-
-    def remove(self) -> None:
-        vars(self.module).pop("forward", None)
-
-
 class ChannelLinears:
     """The linear layers of a model's MLPs and, from the first step that skips channels on, their input-major weights.
 
@@ -40,13 +29,14 @@ class ChannelLinears:
         self._layers: list[Any] = []
         self._weights: dict[nn.Module, torch.Tensor] | None = None
 
-    def replace(self, sites: MLPSites) -> list[Replaced]:
-        """Let the layers of an MLP skip the channels that its sites drop; removing what is returned undoes it."""
+    def replace(self, sites: MLPSites) -> list[nn.Module]:
+        """Let the layers of an MLP skip the channels that its sites drop: those that now have a ``forward`` of their
+        own."""
         layers: list[Any] = [layer for layer in sites.mlp.children() if _plain(layer)]
         for layer in layers:
             layer.forward = self._skipping(layer, layer.forward, HIDDEN if layer is sites.down else INPUT)
         self._layers += layers
-        return [Replaced(layer) for layer in layers]
+        return layers
 
     def _skipping(
         self, layer: Any, stock: Callable[[torch.Tensor], torch.Tensor], site: int

@@ -43,35 +43,24 @@ class TorchSession(BaseSession):
     def _ours(self, values: Array) -> torch.Tensor:
         return as_tensor(values)
 
-    @property
-    def cache(self) -> PagedCache:
-        """Keys and values, to be read only."""
-        return self._cache
-
+    @torch.no_grad()
     def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> torch.Tensor:
         """As `Session.prefill`; through the stock model's own path."""
-        logits = self.read(as_tensor(tokens), None if lengths is None else as_tensor(lengths), every_logit)
-        if int(self._lengths.min()) < int(self._lengths.max()):
-            self._branch(1)
-        return logits
-
-    @torch.no_grad()
-    def read(
-        self, tokens: torch.Tensor, lengths: torch.Tensor | None = None, every_logit: bool = False
-    ) -> torch.Tensor:
-        """The same, but rows of different lengths stay padded in the cache: somebody else goes on with them."""
-        if self._forks > 1 or self._shared or (self.rows and len(tokens) != self.rows):
+        ids = as_tensor(tokens)
+        if self._forks > 1 or self._shared or (self.rows and len(ids) != self.rows):
             raise DataError("prefill continues only rows that were not forked or padded")
-        counts = torch.full((len(tokens),), tokens.shape[1]) if lengths is None else lengths.cpu()
-        if tokens.shape[1] == 0 or int(counts.min()) < 1:
+        counts = torch.full((len(ids),), ids.shape[1]) if lengths is None else as_tensor(lengths).cpu()
+        if ids.shape[1] == 0 or int(counts.min()) < 1:
             raise DataError("nothing to prefill: every row needs at least one token")
         if not self.rows:
-            self._sequences = len(tokens)
-            self._lengths = self._base = torch.zeros(len(tokens), dtype=torch.int64)
-            self._open(len(tokens))
+            self._sequences = len(ids)
+            self._lengths = self._base = torch.zeros(len(ids), dtype=torch.int64)
+            self._open(len(ids))
         wanted = 0 if every_logit else (counts - 1)[:, None]
-        logits, _, _ = self._forward(tokens, self._positions(tokens.shape[1]), wanted)
+        logits, _, _ = self._forward(ids, self._positions(ids.shape[1]), wanted)
         self._lengths = self._lengths + counts
+        if int(self._lengths.min()) < int(self._lengths.max()):
+            self._branch(1)
         return logits if every_logit else logits[:, -1]
 
     def read_on(self, tokens: Array, lengths: Array) -> None:
@@ -92,7 +81,7 @@ class TorchSession(BaseSession):
         if self.rows != 1 or self._shared or not 0 < length <= int(self._lengths[0]):
             raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self._lengths.tolist()}")
         child = self._child(sparsity or self._sparsity)
-        child._cache = self._cache.copy(length, capacity)
+        child._cache = self._cache.of_each(lambda layer: layer.copy(length, capacity))
         child._lengths = torch.tensor([length])
         child._open(1)
         return child
@@ -189,9 +178,10 @@ class TorchSession(BaseSession):
         if not self._shared and self._forks == 1:
             base = self._lengths // self._sparsity.page_size * self._sparsity.page_size
             self._shared = int(base.max())
-            self._cache = self._cache.fork(forks, self._lengths, self._shared, capacity)
+            lengths, shared = self._lengths, self._shared
+            self._cache = self._cache.of_each(lambda layer: layer.fork(forks, lengths, shared, capacity))
         else:
-            self._cache = self._cache.widen(forks, capacity)
+            self._cache = self._cache.of_each(lambda layer: layer.widen(forks, capacity))
         index = torch.arange(self.rows).repeat_interleave(forks)
         self._forks *= forks
         self._base, self._lengths = base[index], self._lengths[index]
