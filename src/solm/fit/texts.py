@@ -7,9 +7,12 @@ from typing import Self
 
 import torch
 
+from solm.core.budget import Budget
 from solm.core.errors import DataError
 from solm.evaluation.texts import TokenStream, fingerprint
+from solm.runtime.batch import Row, decode
 from solm.runtime.language_model import LanguageModel
+from solm.runtime.sampling import Plain, Sampler
 
 HELD_OUT = 0.25
 """Part of every source, at its end, that only the comparison reads."""
@@ -129,13 +132,11 @@ def continued(
 
     progress: called with the number of steps done.
     """
-    generator = torch.Generator().manual_seed(seed)
-    session = lm.session(capacity=length)
-    logits = session.prefill(starts)
-    rows = [starts]
-    for step in range(length - starts.shape[1]):
-        token = torch.multinomial(logits.float().softmax(-1).cpu(), 1, generator=generator)
-        rows.append(token)
-        logits = session.step(token[:, 0]).logits[:, 0]
-        progress(step + 1)
-    return list(torch.cat(rows, 1).tolist())
+    dense, longest = lm.policy("dense"), length - starts.shape[1]
+    rows = [
+        Row(ids, dense, Budget().shares, longest, Sampler((seed << 16) + number, plain=Plain()))
+        for number, ids in enumerate(starts.numpy())
+    ]
+    for done, _ in enumerate(decode(lm, rows, len(rows)), 1):
+        progress(done // len(rows))
+    return [[*ids.tolist(), *row.ids] for ids, row in zip(starts, rows, strict=True)]

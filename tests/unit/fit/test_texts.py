@@ -5,7 +5,7 @@ import torch
 
 from solm.core.errors import DataError
 from solm.evaluation.texts import TokenStream
-from solm.fit.texts import Texts, WholeTexts, sample
+from solm.fit.texts import Texts, WholeTexts, continued, sample
 
 
 def stream(tokens: int, name: str = "a") -> TokenStream:
@@ -53,3 +53,13 @@ def test_windows_of_whole_texts_are_their_beginnings():
     assert [part.tokens.tolist() for part in stream.parted(0.1, 3)] == [list(range(8)), [8, 9, 10, 11]], "whole texts"
     with pytest.raises(DataError, match="own holds texts of 4 tokens; 5 are needed"):
         stream.random(1, 5, torch.Generator())
+
+
+def test_the_models_own_texts_begin_as_given_and_follow_their_seed(tiny_lm):
+    starts, done = torch.randint(3, 259, (3, 20), generator=torch.Generator().manual_seed(1)), []
+    rows = continued(tiny_lm, starts, 30, 1, done.append)
+    assert [row[:20] for row in rows] == starts.tolist()
+    assert {len(row) for row in rows} == {30}
+    assert done[-1] == 10
+    assert continued(tiny_lm, starts, 30, 1, done.append) == rows
+    assert continued(tiny_lm, starts, 30, 2, done.append) != rows
