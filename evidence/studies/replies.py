@@ -142,8 +142,8 @@ def _complete(stream: TextStream, complete: Callable[[str], bool]) -> Callable[[
 
 def follow(prompts: Prompts, arm: Arm, budgets: Sequence[Budget], longest: int) -> list[Made]:
     """How `arm` predicts the dense model's replies, the first token of which every arm has from the dense prompt:
-    `agreed`, the share of their tokens before the first that it would not have said; `identical`; and `kl`, nats from
-    the dense model's distribution to the arm's, the mean over steps."""
+    `agreed`, the share of their tokens before the first where its likeliest token is another than the dense model's;
+    `identical`; and `kl`, nats from the dense model's distribution to the arm's, the mean over steps."""
     made = []
     for number, budget in enumerate(budgets):
         tokens, logits = prompts.dense(number, longest)
@@ -154,7 +154,8 @@ def follow(prompts: Prompts, arm: Arm, budgets: Sequence[Budget], longest: int) 
             session = prompts.read(number, longest, arm.sparsity)
             session.control(arm.policy, budget.tensor(1), longest)
             scored: Any = session.score(tokens, reference=logits, keep_logits=True)
-            agreed += int((scored.logits[0].argmax(-1).cpu() == tokens[0, 1:]).long().cumprod(0).sum())
+            same = scored.logits[0].argmax(-1) == logits[0].argmax(-1)
+            agreed += int(same.long().cumprod(0).sum())
             kl = float(scored.divergences.double().mean())
             realised, counted = scored.realised[0].cpu().numpy(), scored.controllable[0].cpu().numpy()
         metrics = {"agreed": agreed / length, "identical": float(agreed == length), "kl": kl}
