@@ -20,7 +20,7 @@ import solm
 from evidence.bench.common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
 from evidence.bench.timed_engines import shown, steps
 from solm.backends.session import Session
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import paired_difference
 from solm.evaluation.texts import token_stream
 
 SETTINGS = {
@@ -82,7 +82,7 @@ def measured(lm: solm.LanguageModel, texts: torch.Tensor, context: int, options:
             for name, keep in SETTINGS.items()
         }  # fmt: skip
         for name, each in scored.items():
-            loss = paired_difference(each, scored["dense"])._asdict()
+            loss = paired_difference(each, scored["dense"]).model_dump()
             points.append(
                 {"context": context, "rows": rows, "setting": name, **found[name], "texts": len(each), "loss": loss}
             )

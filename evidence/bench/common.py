@@ -1,14 +1,9 @@
 """What the benchmarks share: options, the model and text, steps of a session, medians of interleaved rounds."""
 
 import argparse
-import json
-import platform
-import resource
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -16,10 +11,9 @@ import torch
 
 import solm
 from evidence.record import record
-from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy, Session
 from solm.core.files import write_text
-from solm.evaluation.texts import TokenStream, documents, stream_of, token_stream
+from solm.evaluation.texts import token_stream
 
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
 STEPS = 24
@@ -79,29 +73,6 @@ def draw_text(lm: solm.LanguageModel, count: int, length: int) -> torch.Tensor:
     return spaced if len(spaced) == count else stream.random(count, length, generator)
 
 
-def held_out(data: Path, lm: solm.LanguageModel) -> list[TokenStream]:
-    """Wikipedia, books and the web: the files in the folder `data` that the published tables were measured on."""
-    assert lm.tokenizer is not None
-    web = []
-    for line in (data / "eval/hellaswag_val.jsonl").read_text().splitlines():
-        item = json.loads(line)
-        web.append(f"{item['query']} {item['choices'][item['gold']]}\n")
-    # Short texts: twenty to a document, so that a context of 512 tokens is not all boundaries.
-    pages = ["\n".join(web[start : start + 20]) for start in range(0, len(web), 20)]
-    return [
-        stream_of(documents(str(data / "eval/wikitext.valid.tokens.txt")), lm.tokenizer, "wikitext.valid"),
-        stream_of(documents(str(data / "eval/books_long.jsonl")), lm.tokenizer, "books_long"),
-        stream_of(pages, lm.tokenizer, "hellaswag_val"),
-    ]
-
-
-def tuning_text(data: Path, lm: solm.LanguageModel) -> TokenStream:
-    """Text to choose the arm tuned on: some of the training text in the folder `data`."""
-    assert lm.tokenizer is not None
-    texts = documents(str(data / "train/web"))[:500] + documents(str(data / "train/wiki"))[:500]
-    return stream_of(texts, lm.tokenizer, "train/web, train/wiki")
-
-
 def constant_step(
     session: Session, keep: tuple[float, float, float], exact_largest: int = 1
 ) -> Callable[[torch.Tensor], object]:
@@ -116,12 +87,6 @@ def policy_step(
     """A greedy step of all rows that a policy decides, within target [N, 3] over `horizon` steps."""
     session.control(policy, target, horizon)
     return lambda tokens: session.step(tokens, exact_largest=1)
-
-
-def scored_under(session: Session, policy: AnyPolicy, tokens: torch.Tensor, target: torch.Tensor) -> Scored:
-    """Tokens [N, T+1] decided by `policy` within target [N, 3] over their T steps, and scored."""
-    session.control(policy, target, tokens.shape[1] - 1)
-    return session.score(tokens)
 
 
 def clock(run: Callable[[], object]) -> float:
@@ -154,31 +119,3 @@ def in_turns(turns: dict[_Name, Callable[[], float]], rounds: int) -> dict[_Name
 def spread(values: list[float]) -> dict[str, float]:
     """Median, lowest and highest of rounds."""
     return {"median": statistics.median(values), "low": min(values), "high": max(values)}
-
-
-@contextmanager
-def seconds_inside(**modules: torch.nn.Module) -> Iterator[dict[str, float]]:
-    """Seconds spent in the forward passes of modules, by name."""
-    spent: dict[str, float] = defaultdict(float)
-    begun: dict[str, float] = {}
-    handles = []
-    for name, module in modules.items():
-
-        def start(*_: Any, name: str = name) -> None:
-            begun[name] = time.perf_counter()
-
-        def stop(*_: Any, name: str = name) -> None:
-            spent[name] += time.perf_counter() - begun[name]
-
-        handles += [module.register_forward_pre_hook(start), module.register_forward_hook(stop)]
-    try:
-        yield spent
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def peak_memory_gib() -> float:
-    """Largest resident size of this process so far."""
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30

@@ -41,7 +41,7 @@ class Server:
 
 def ours(*options: str, model: str = MODEL) -> list[str]:
     """The command of `solm serve`."""
-    what = ["--policy", MODEL] if model == MODEL else ["--model", model]
+    what = ["--policy", "auto"] if model == MODEL else ["--model", model]
     return [sys.executable, "-m", "solm.cli", "serve", *what, "--name", "served", *options]
 
 

@@ -21,7 +21,7 @@ from solm.core.actions import AXES
 from solm.core.arrays import as_tensor
 from solm.core.budget import Ledger
 from solm.evaluation.arms import Arm
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import paired_difference
 from solm.runtime.batch import Row, decode
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.sampling import Sampler
@@ -81,7 +81,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None) -> Record
         for name in baselines:
             for what in ("score", "kl"):
                 gain = paired_difference(rows["policy"][what], rows[name][what])
-                point[f"policy_minus_{name}_{what}"] = gain._asdict()
+                point[f"policy_minus_{name}_{what}"] = gain.model_dump()
         points.append(point)
     return record("free-running", settings, {"currency": "keep" if lm.timings is None else "time", "points": points})
 

@@ -24,7 +24,7 @@ from solm.core.budget import Budget
 from solm.core.errors import SolmError
 from solm.core.files import Parts
 from solm.evaluation.arms import Arm
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import paired_difference
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import encode
 
@@ -157,7 +157,8 @@ def points(rows: Rows) -> list[dict[str, Any]]:
         if ours is not None and len(made) > 1:
             key, theirs = ("policy_minus_dense", dense) if arm == "policy" else ("policy_minus", made)
             point[key] = {
-                metric: paired_difference(_values(ours, metric), _values(theirs, metric))._asdict() for metric in values
+                metric: paired_difference(_values(ours, metric), _values(theirs, metric)).model_dump()
+                for metric in values
             }
         found.append(point)
     return sorted(found, key=lambda point: -point["budget"])

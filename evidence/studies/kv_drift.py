@@ -16,7 +16,7 @@ from evidence.record import Record, record
 from evidence.studies.common import TextOptions, kept, main, progress
 from solm.core.actions import AXES, DENSE, Action
 from solm.core.errors import SolmError
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import paired_difference
 from solm.runtime.language_model import LanguageModel
 
 _BATCH = 8
@@ -78,7 +78,7 @@ def _batch(
 
 
 def _interval(rows: np.ndarray) -> dict[str, float]:
-    return paired_difference(rows.mean(1), np.zeros(len(rows)))._asdict()
+    return paired_difference(rows.mean(1), np.zeros(len(rows))).model_dump()
 
 
 def lines(found: Record) -> list[str]:

@@ -24,7 +24,7 @@ from solm.core.actions import FULL_BITS
 from solm.core.cost import kv_budget, relative_bytes
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import paired_difference
 from solm.runtime.language_model import LanguageModel
 
 _BLOCK = 32
@@ -163,15 +163,15 @@ def summary(found: list[Found], block: int | None) -> dict[str, dict[str, Any]]:
         nats = units(arm)
         told[arm] = {
             **{what: float(np.mean([part[arm][what] for part in found])) for what in ("share", "bytes")},
-            "nats": float(nats.mean()), "minus_dense": paired_difference(nats, units(DENSE))._asdict(),
+            "nats": float(nats.mean()), "minus_dense": paired_difference(nats, units(DENSE)).model_dump(),
         }  # fmt: skip
         if block is None:
             told[arm]["accuracy"] = float(np.mean([part[arm]["greedy"] for part in found]))
         if arm.startswith("policy"):
-            told[arm]["minus_constant"] = paired_difference(nats, units(f"constant as {arm}"))._asdict()
+            told[arm]["minus_constant"] = paired_difference(nats, units(f"constant as {arm}")).model_dump()
         if arm.startswith("uniform"):
             gain = paired_difference(units(arm.replace("uniform", "constant")), nats)
-            told[arm]["constant_minus_uniform"] = gain._asdict()
+            told[arm]["constant_minus_uniform"] = gain.model_dump()
     return told
 
 

@@ -25,10 +25,10 @@ from solm.evaluation.result import (
     Example,
     ExampleToken,
     Point,
+    paired_difference,
     shares_of,
     text_facts,
 )
-from solm.evaluation.statistics import paired_difference
 from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Dense, Random
 from solm.runtime.language_model import LanguageModel
@@ -312,7 +312,7 @@ def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.nd
     def difference(column: int) -> Difference | None:
         if policy is None or np.isnan(means[column]):
             return None
-        return Difference(**paired_difference(policy[:, column], rows[:, column])._asdict())
+        return paired_difference(policy[:, column], rows[:, column])
 
     return Point(
         arm=arm,

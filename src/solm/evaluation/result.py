@@ -12,6 +12,8 @@ from solm.runtime.language_model import LanguageModel
 
 SCHEMA_VERSION: Literal[3] = 3
 """Of result files."""
+_PICKS = 1 << 22
+"""Texts of all resamples that are drawn together."""
 _ALIKE = 0.8
 """Characters per token, as a share of the lowest that a policy was measured on, below which text is another language.
 
@@ -20,13 +22,32 @@ the lowest, German 0.61, Russian 0.33."""
 
 
 class Difference(BaseModel):
-    """Policy minus this arm, with a paired 95 % interval."""
+    """A mean difference, such as policy minus an arm in nats per token, with its paired 95 % interval."""
 
     model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     value: float
     low: float
     high: float
+
+
+def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_000, seed: int = 0) -> Difference:
+    """Mean of ours - theirs with its 95 % percentile interval from resampling texts.
+
+    ours, theirs: [texts] mean nats per token of the same, equally long texts. One text has no spread to
+    resample; its interval is the whole line.
+    """
+    difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
+    if len(difference) < 2:
+        return Difference(value=float(difference.mean()), low=-np.inf, high=np.inf)
+    random, size = np.random.default_rng(seed), len(difference)
+    some = max(1, _PICKS // size)  # resamples at a time, of which thousands of texts would not fit into memory
+    means = [
+        difference[random.integers(size, size=(min(some, resamples - done), size))].mean(1)
+        for done in range(0, resamples, some)
+    ]
+    low, high = np.percentile(np.concatenate(means), [2.5, 97.5])
+    return Difference(value=float(difference.mean()), low=float(low), high=float(high))
 
 
 class Point(BaseModel):

@@ -6,7 +6,7 @@ import torch
 
 from solm.core.actions import DENSE
 from solm.core.budget import Budget
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import paired_difference
 from solm.evaluation.texts import token_stream
 from solm.paper.policy import PaperPolicy
 from solm.paper.rollout import play, read_context, step_generator
@@ -54,7 +54,7 @@ def compare(
                 "policy": float(ours.mean()),
                 "static": float(theirs.mean()),
                 "dense": float(dense.mean()),
-                "difference": paired_difference(ours.numpy(), theirs.numpy())._asdict(),
+                "difference": paired_difference(ours.numpy(), theirs.numpy()).model_dump(),
             }
         )
     return points

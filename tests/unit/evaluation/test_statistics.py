@@ -9,7 +9,7 @@ from helpers.models import tiny_model
 from helpers.policies import SPACE, SPARSITY
 from solm.core.sparsity import Allocation
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
-from solm.evaluation.statistics import paired_difference
+from solm.evaluation.result import Difference, paired_difference
 from solm.evaluation.texts import token_stream
 
 
@@ -17,17 +17,18 @@ def test_interval_of_a_known_case():
     rng = np.random.default_rng(0)
     theirs = rng.normal(3, 1, 400)
     ours = theirs - 0.1 + rng.normal(0, 0.2, 400)
-    value, low, high = paired_difference(ours, theirs)
-    assert low < value < high < 0
-    assert high - low == pytest.approx(2 * 1.96 * 0.2 / 20, rel=0.15)
-    assert paired_difference(ours, ours) == (0, 0, 0)
-    assert paired_difference(ours[:1], theirs[:1])[1:] == (-np.inf, np.inf)
+    found = paired_difference(ours, theirs)
+    assert found.low < found.value < found.high < 0
+    assert found.high - found.low == pytest.approx(2 * 1.96 * 0.2 / 20, rel=0.15)
+    assert paired_difference(ours, ours) == Difference(value=0, low=0, high=0)
+    alone = paired_difference(ours[:1], theirs[:1])
+    assert (alone.low, alone.high) == (-np.inf, np.inf)
 
 
 def test_resamples_are_the_same_however_many_are_drawn_together(monkeypatch):
     ours, theirs = np.random.default_rng(0).normal(size=(2, 37))
     whole = paired_difference(ours, theirs, resamples=1000)
-    monkeypatch.setattr("solm.evaluation.statistics._PICKS", 37 * 3)
+    monkeypatch.setattr("solm.evaluation.result._PICKS", 37 * 3)
     assert paired_difference(ours, theirs, resamples=1000) == whole
 
 
@@ -36,8 +37,8 @@ def test_interval_covers_at_its_nominal_rate():
     covered = 0
     for _ in range(200):
         sample = rng.normal(0.3, 1, 50)
-        _, low, high = paired_difference(sample, np.zeros(50), resamples=500)
-        covered += low <= 0.3 <= high
+        found = paired_difference(sample, np.zeros(50), resamples=500)
+        covered += found.low <= 0.3 <= found.high
     assert 180 <= covered <= 198
 
 
