@@ -142,7 +142,7 @@ def test_a_random_schedule_is_drawn_without_torch(places):
 
 
 def test_what_needs_transformers_imports_it(places):
-    given = ["generate", "--model", places["model"], "--max-new-tokens", "4", "--repetition-penalty", "1.3", PROMPT]
+    given = ["generate", "--model", places["model"], "--max-new-tokens", "4", "--set", "repetition_penalty=1.3", PROMPT]
     assert run([*given, "--backend", "torch"])[1] == ["torch", "transformers"]
     assert run([*given, "--backend", "cpu"])[1] == []
 

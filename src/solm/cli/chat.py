@@ -7,19 +7,8 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from solm.cli.generate import check_dense, paint
-from solm.cli.options import (
-    DECIDERS,
-    BudgetOption,
-    DeciderOption,
-    LongestOption,
-    ModelOptions,
-    SamplingOptions,
-    SystemOption,
-    TimingsOption,
-    check_system,
-    mention_policy,
-)
+from solm.cli.generate import paint
+from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
 from solm.cli.output import complain, describe_speed, read_weights, reason, say, show_cost
 from solm.core.errors import ContextLengthError, DataError, SolmError, argument
 
@@ -35,15 +24,7 @@ _HELP = """\
 /quit             quit, as Ctrl-D does; Ctrl-C stops a reply"""
 
 
-def chat(
-    model: ModelOptions,
-    sampling: SamplingOptions,
-    policy: DeciderOption = None,
-    budget: BudgetOption = None,
-    timings: TimingsOption = None,
-    system: SystemOption = None,
-    max_new_tokens: LongestOption = 256,
-) -> None:
+def chat(model: ModelOptions, options: ReplyOptions) -> None:
     """Talk with a model, and change the budget between replies. Type /help for the commands.
 
     \b
@@ -54,22 +35,16 @@ def chat(
     from solm.cli.talk import Talk
     from solm.core.errors import check_unicode
 
-    options = sampling.given()
+    generation = options.generation()
+    prepared = options.prepare(model)
     with argument("budget"):
-        check_dense(policy, budget)
-    prepared = model.prepare(None if policy in DECIDERS else policy, timings)
-    with argument("max_new_tokens"):
-        prepared.check_room(max_new_tokens)
-    check_system(prepared, system)
-    with argument("budget"):
-        prepared.budgets().budget(budget, max_new_tokens // 2)
-    if policy is None:
+        prepared.budgets().budget(options.budget, options.max_new_tokens // 2)
+    if options.policy is None:
         mention_policy(prepared)
     lm = read_weights(prepared)
-    talk = Talk(lm, policy if policy in DECIDERS else None, {"max_new_tokens": max_new_tokens, **options})
-    talk.start(system)
-    with argument("budget"):
-        talk.set_budget(budget)
+    talk = Talk(lm, options.decider, generation)
+    talk.start(options.system)
+    talk.set_budget(options.budget)
     say(f"{lm.name} on {lm.backend.name}, {talk.setting}. /help lists the commands.")
     for line in _lines(sys.stdin.isatty()):
         try:

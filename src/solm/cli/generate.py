@@ -2,26 +2,15 @@
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from solm.cli import checks
-from solm.cli.options import (
-    DECIDERS,
-    BudgetOption,
-    DeciderOption,
-    JsonOption,
-    LongestOption,
-    ModelOptions,
-    SamplingOptions,
-    SystemOption,
-    TimingsOption,
-    check_system,
-    mention_policy,
-)
-from solm.core.errors import BudgetError, DataError, argument
+from solm.cli.options import JsonOption, ModelOptions, ReplyOptions, mention_policy
+from solm.core.errors import DataError, argument
 
 if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
@@ -31,15 +20,17 @@ _NOTICEABLE = 0.02
 """Share of the tokens read above what was requested."""
 
 
+@dataclass(frozen=True)
+class ShortReplyOptions(ReplyOptions):
+    """The same, for replies of half the length where nothing else is said."""
+
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 128
+
+
 def generate(
     prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
     model: ModelOptions,
-    sampling: SamplingOptions,
-    policy: DeciderOption = None,
-    budget: BudgetOption = None,
-    timings: TimingsOption = None,
-    system: SystemOption = None,
-    max_new_tokens: LongestOption = 128,
+    options: ShortReplyOptions,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the reply here, as JSON.")] = None,
     json: JsonOption = False,
 ) -> None:
@@ -64,24 +55,18 @@ def generate(
     if not text.strip():
         raise DataError("PROMPT: the prompt is empty")
     check_unicode(text, "PROMPT: the prompt")
-    options = sampling.given()
+    generation, budget = options.generation(), options.budget
     checks.out_file(out)
-    prepared = model.prepare(None if policy in DECIDERS else policy, timings)
-    with argument("max_new_tokens"):
-        prepared.check_room(max_new_tokens)
-    check_system(prepared, system)
+    prepared = options.prepare(model)
     with argument("prompt"):
-        ids = encode(prepared.tokenizer, text, system)
-        check_length(ids.shape[1], max_new_tokens, prepared.context)
-    seen = ids.shape[1] + max_new_tokens // 2
+        ids = encode(prepared.tokenizer, text, options.system)
+        check_length(ids.shape[1], options.max_new_tokens, prepared.context)
     with argument("budget"):
-        check_dense(policy, budget)
-        prepared.budgets().budget(budget, seen)
-    if policy is None and budget is not None:
+        prepared.budgets().budget(budget, ids.shape[1] + options.max_new_tokens // 2)
+    if options.policy is None and budget is not None:
         mention_policy(prepared)
     lm = read_weights(prepared)
-    decider = policy if policy in DECIDERS else "policy" if lm.trained else "dense" if budget is None else "static"
-    stream = lm.stream(ids, budget=budget, policy=decider, max_new_tokens=max_new_tokens, **options)
+    stream = lm.stream(ids, budget=budget, policy=options.decider, **generation)
     moments: list[float] = []
     coloured, special = sys.stdout.isatty() and not json, set(lm.tokenizer.all_special_ids)
     try:
@@ -107,14 +92,6 @@ def generate(
     say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
     if saved is not None:
         say(f"saved:     {saved}")
-
-
-def check_dense(policy: str | None, budget: str | None) -> None:
-    """Raises `BudgetError` for a budget of the policy ``dense``, which spends everything."""
-    from solm.core.budget import Budget, BudgetRequest
-
-    if policy == "dense" and BudgetRequest.parse(budget).value not in (1.0, Budget()):
-        raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
 
 
 def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:

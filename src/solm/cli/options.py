@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type
 import typer
 from typer.models import ArgumentInfo
 
-from solm.core.errors import SolmError
+from solm.core.errors import BudgetError, SolmError, argument
 from solm.core.provenance import MOST_SEED
 
 if TYPE_CHECKING:
@@ -33,24 +33,6 @@ PolicyOption = Annotated[
         "--policy", "-p", help="Folder, hub id or builtin:... of a trained policy; auto: solm's own for the model."
     ),
 ]
-DeciderOption = Annotated[
-    str | None,
-    typer.Option(
-        "--policy",
-        "-p",
-        help="What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the "
-        "model, or dense, static, random.",
-    ),
-]
-BudgetOption = Annotated[
-    str | None,
-    typer.Option(
-        "--budget",
-        "-b",
-        help="0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, "
-        "loss=0.05 (nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.",
-    ),
-]
 TimingsOption = Annotated[
     Path | None, typer.Option("--timings", help="Step times, from solm bench --out; by default the policy's, if any.")
 ]
@@ -60,8 +42,6 @@ DataOption = Annotated[
         "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
     ),
 ]
-SystemOption = Annotated[str | None, typer.Option(help="System message, for models with a chat template.")]
-LongestOption = Annotated[int, typer.Option(help="Longest reply.", min=1)]
 PrecisionOption = Annotated[
     str | None,
     typer.Option(
@@ -78,7 +58,6 @@ KvCacheOption = Annotated[
         "int8 for builtin:smollm2-135m, where no loss could be measured.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.")]
 RunSeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=MOST_SEED)]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
@@ -128,23 +107,31 @@ def mention_policy(prepared: "Prepared") -> None:
         say(f"solm: budgets treat all layers alike; --policy {AUTO} ({name}) was made for a model of this shape")
 
 
-def check_system(prepared: "Prepared", system: str | None) -> None:
-    """Refuse a system message that is not valid Unicode, or for a model without a chat template."""
-    from solm.core.errors import check_unicode
-
-    if system is None:
-        return
-    check_unicode(system, "--system: the message")
-    if not prepared.tokenizer.chat_template:
-        raise SolmError(
-            "--system: this model has no chat template, so a system message has no place; put it into the prompt"
-        )
-
-
 @dataclasses.dataclass(frozen=True)
-class SamplingOptions:
-    """How tokens are chosen: a group of options of the same names."""
+class ReplyOptions:
+    """What replies are generated with: a group of options of the same names."""
 
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            "-p",
+            help="What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the "
+            "model, or dense, static, random.",
+        ),
+    ] = None
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            "-b",
+            help="0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, "
+            "loss=0.05 (nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.",
+        ),
+    ] = None
+    timings: TimingsOption = None
+    system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None
+    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256
     temperature: Annotated[
         float | None,
         typer.Option(help="Sample at this temperature; greedy at 0, and where no option of sampling is given.", min=0),
@@ -163,10 +150,15 @@ class SamplingOptions:
             "presence_penalty=0.5; may be repeated.",
         ),
     ] = None
-    seed: SeedOption = 0
+    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0
 
-    def given(self) -> dict[str, Any]:
-        """Those that were given and the seed, as `LanguageModel.generate` calls them."""
+    @property
+    def decider(self) -> str | None:
+        """The policy, where it is one that needs no training."""
+        return self.policy if self.policy in DECIDERS else None
+
+    def generation(self) -> dict[str, Any]:
+        """Length, seed and the sampling options that were given, as `LanguageModel.generate` calls them."""
         from solm.runtime.sampling import SUPPORTED
 
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
@@ -176,7 +168,28 @@ class SamplingOptions:
                 raise SolmError(f"--set: unknown generation option {name!r}; choose among {', '.join(SUPPORTED)}")
             if value != value or value in (float("inf"), float("-inf")):
                 raise SolmError(f"--{name.replace('_', '-')}: {value} is not a number that can be used")
-        return options | {"seed": self.seed}
+        return options | {"seed": self.seed, "max_new_tokens": self.max_new_tokens}
+
+    def prepare(self, model: ModelOptions) -> "Prepared":
+        """The model with the policy. Raises `SolmError`, which names the option, where it has no room for a reply or no
+        place for the system message, or for a budget of the policy ``dense``, which spends everything."""
+        from solm.core.budget import Budget, BudgetRequest
+        from solm.core.errors import check_unicode
+
+        with argument("budget"):
+            if self.policy == "dense" and BudgetRequest.parse(self.budget).value not in (1.0, Budget()):
+                raise BudgetError(f"{self.budget} needs another --policy than dense, which spends everything")
+        prepared = model.prepare(None if self.decider else self.policy, self.timings)
+        with argument("max_new_tokens"):
+            prepared.check_room(self.max_new_tokens)
+        with argument("system"):
+            if self.system is not None:
+                check_unicode(self.system, "the message")
+            if self.system is not None and not prepared.tokenizer.chat_template:
+                raise SolmError(
+                    "this model has no chat template, so a system message has no place; put it into the prompt"
+                )
+        return prepared
 
 
 def assignments(given: Sequence[str] | None) -> dict[str, Any]:
