@@ -144,11 +144,6 @@ class ActionSpace(Frozen):
         """`numbers` as a tensor."""
         return as_tensor(self.numbers)
 
-    @cached_property
-    def level_table(self) -> "torch.Tensor":
-        """`levels` as a tensor."""
-        return as_tensor(self.levels)
-
     def controlled(self, actions: np.ndarray, controllable: np.ndarray) -> np.ndarray:
         """The actions [...] int64 with the dense level on every axis that is not controllable [..., 3] bool."""
         if controllable.all():

@@ -469,11 +469,6 @@ class Spent:
             self.milliseconds += float(self.budgets.measured.milliseconds(shares, kv_length).sum())
             self.dense_milliseconds += float(self.budgets.measured.milliseconds(np.ones_like(shares), kv_length).sum())
 
-    def include(self, other: "Spent") -> None:
-        """Add the steps that `other` counts."""
-        for name in ("shares", "counted", "steps", "keys", "bytes", "milliseconds", "dense_milliseconds"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
     @property
     def average(self) -> np.ndarray:
         """Mean share per axis [axes]; 1 where no step could be controlled."""

@@ -7,7 +7,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.cost import StepTimings
-from solm.core.errors import BudgetError, counted
+from solm.core.errors import counted
 
 CURVE = "curve.json"
 _TOLERANCE = 5e-3
@@ -138,11 +138,9 @@ class BudgetCurve(BaseModel):
         """The lowest share of the dense step's milliseconds that loses at most `nats` per token after `context` tokens,
         by the points of the nearest context measured.
 
-        Between points the loss is interpolated; it is taken to fall as the budget rises and to be 0 at 1. Raises
-        `BudgetError` for a loss of at most 0, and never goes below the lowest budget measured.
+        nats: above 0. Between points the loss is interpolated; it is taken to fall as the budget rises and to be 0 at
+        1. Never below the lowest budget measured.
         """
-        if not nats > 0:
-            raise BudgetError(f"budget loss={nats:g} is out of range: a loss must be above 0 nats per token")
         budgets, losses = self._falling(self.nearest(context))
         first = int((losses <= nats).argmax())  # the loss at 1 is 0
         if first == 0:

@@ -4,7 +4,6 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -52,8 +51,8 @@ def resumable(result: Path | None) -> Iterator[Path | None]:
     """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None,
     and for a device or a pipe, beside which nothing is kept.
 
-    Write the result inside the block: where the block ends without an error, what was kept goes, with the folder
-    `beside` it. Raises as `locked` does; a `KeyboardInterrupt` says so where something is kept.
+    Write the result inside the block: where the block ends without an error, what was kept goes. Raises as `locked`
+    does; a `KeyboardInterrupt` says so where something is kept.
     """
     if result is None or is_stream(result):
         yield None
@@ -64,16 +63,10 @@ def resumable(result: Path | None) -> Iterator[Path | None]:
         try:
             yield partial
         except KeyboardInterrupt:
-            if partial.exists() or beside(partial).exists():
+            if partial.exists():
                 raise KeyboardInterrupt(KEPT) from None
             raise
         partial.unlink(missing_ok=True)
-        shutil.rmtree(beside(partial), ignore_errors=True)
-
-
-def beside(partial: Path) -> Path:
-    """The folder for what is too large for the file `partial` itself."""
-    return partial.with_name(partial.name + ".d")
 
 
 def is_stream(path: Path) -> bool:

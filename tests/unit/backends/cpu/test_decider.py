@@ -123,7 +123,7 @@ def test_attention_is_dense_and_not_counted_until_it_can_be_controlled(engine):
     stepped = torch.stack([one_by_one.step(following[:, step]).actions[:, 0] for step in range(30)], 1)
     assert torch.equal(expected, found)
     assert torch.equal(expected, stepped)
-    levels = policy.space.level_table[found]
+    levels = torch.from_numpy(policy.space.levels)[found]
     assert (levels[:, :16, 0] == len(policy.space.attention) - 1).all()
     for axis, start in enumerate((16, 0, 0)):
         assert len(levels[:, start : start + 14, axis].unique()) > 1
