@@ -121,7 +121,7 @@ class BudgetRequest:
         """As it is typed."""
         if not isinstance(self.value, Budget):
             return f"{self.value:g}" if self.kind == "compute" else f"{self.kind}={self.value:g}"
-        return f"attention={self.value.attention:g},mlp={self.value.mlp:g},bits={self.value.bits:g}"
+        return ",".join(f"{axis}={getattr(self.value, axis):g}" for axis in AXES)
 
     @classmethod
     def parse(cls, asked: BudgetLike) -> "BudgetRequest":

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from solm.core.actions import AXES
 from solm.core.arrays import as_numpy
 from solm.policies.value_weights import ValueConfig, ValueWeights
 
@@ -27,17 +28,17 @@ class ValueNetwork(nn.Module):
     def __init__(self, config: ValueConfig, dropout: float = 0.0):
         super().__init__()
         self.config = config
-        self.read = nn.Linear(config.base_hidden + 3, config.width)
+        self.read = nn.Linear(config.base_hidden + len(AXES), config.width)
         self.dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(config.width, 3)
+        self.head = nn.Linear(config.width, len(AXES))
         self.level_costs = nn.ParameterList(torch.linspace(0.5, 0.1, size - 1) for size in config.grid.shape)
         self.training_sensitivities: torch.Tensor
-        kept = torch.ones(config.kept_sensitivities, 3, dtype=torch.float16)
+        kept = torch.ones(config.kept_sensitivities, len(AXES), dtype=torch.float16)
         self.register_buffer("training_sensitivities", kept)
         self.scale: torch.Tensor
-        self.register_buffer("scale", torch.ones(3))
+        self.register_buffer("scale", torch.ones(len(AXES)))
         self.trust: torch.Tensor
-        self.register_buffer("trust", torch.ones(3))
+        self.register_buffer("trust", torch.ones(len(AXES)))
         nn.init.zeros_(self.head.weight)
         nn.init.constant_(self.head.bias, _SOFTPLUS_ONE)
 

@@ -108,9 +108,10 @@ class ValueWeights:
 
 def _shapes(config: ValueConfig) -> dict[str, tuple[int, ...]]:
     """The shapes of a network's arrays by their names."""
-    width = config.width
+    width, axes = config.width, len(AXES)
     costs = {f"level_costs.{axis}": (size - 1,) for axis, size in enumerate(config.grid.shape)}
     return costs | {
-        "read.weight": (width, config.base_hidden + 3), "read.bias": (width,), "head.weight": (3, width),
-        "head.bias": (3,), "training_sensitivities": (config.kept_sensitivities, 3), "scale": (3,), "trust": (3,),
+        "read.weight": (width, config.base_hidden + axes), "read.bias": (width,), "head.weight": (axes, width),
+        "head.bias": (axes,), "training_sensitivities": (config.kept_sensitivities, axes), "scale": (axes,),
+        "trust": (axes,),
     }  # fmt: skip

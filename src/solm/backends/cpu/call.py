@@ -10,12 +10,14 @@ from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import border
 from solm.backends.cpu.border import PAGE
 from solm.backends.cpu.engine import Engine
-from solm.core.actions import FULL_BITS
+from solm.core.actions import AXES, FULL_BITS
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
 from solm.policies.priced import FALLING_PRICES
 from solm.policies.value_policy import ValuePolicy
+
+_AXES = len(AXES)
 
 
 class Cache:
@@ -75,7 +77,7 @@ class Decider:
         self._tables = {name: [np.array(part, np.float64) for part in table] for name, table in tables.items()}
         self._prices = np.array(prices, np.float64)
         self._struct = border.Decider(
-            layer=layer, width=len(read), hidden=read.shape[1] - 3, clamp=clamp, points=len(prices),
+            layer=layer, width=len(read), hidden=read.shape[1] - _AXES, clamp=clamp, points=len(prices),
             sizes=tuple(len(part) for part in levels), prices=self._prices.ctypes.data,
             **{name: values.ctypes.data for name, values in self._floats.items()},
             **{name: tuple(part.ctypes.data for part in table) for name, table in self._tables.items()},
@@ -151,14 +153,14 @@ class Computed:
     def realised(self) -> np.ndarray:
         """Realised shares [N, Q, 3] float64, of the layers up to the last one that was computed."""
         rows, count, _ = self.shape
-        return self._block[: 3 * rows * count].reshape(rows, count, 3)
+        return self._block[: _AXES * rows * count].reshape(rows, count, _AXES)
 
     @property
     def actions(self) -> np.ndarray:
         """The actions that the engine decided [N, Q] int64; -1 for rows that did not decide."""
         rows, count, _ = self.shape
         steps = rows * count
-        return self._block[3 * steps : 4 * steps].view(np.int64).reshape(rows, count)
+        return self._block[_AXES * steps : (_AXES + 1) * steps].view(np.int64).reshape(rows, count)
 
     @property
     def stream(self) -> np.ndarray:
@@ -174,7 +176,7 @@ class StepBuffers:
     def __init__(self, engine: Engine, rules: Any, caches: tuple[Cache, ...], count: int):
         rows, steps = len(caches), len(caches) * count
         self.caches, self.shape = caches, (rows, count, engine.sizes.hidden)
-        self.lengths, self.keep = np.empty(rows, dtype=np.int64), np.empty((rows, count, 3))
+        self.lengths, self.keep = np.empty(rows, dtype=np.int64), np.empty((rows, count, _AXES))
         self.exact_rows = np.empty(rows, dtype=bool)
         self.message = border.message()
         self.rules = rules
@@ -182,7 +184,7 @@ class StepBuffers:
         self._handles = (ctypes.c_void_p * rows)(*(cache.handle for cache in caches))
         self.words = 4 * steps + (steps * engine.sizes.hidden + 1) // 2  # of a result's block, 8 bytes each
         self.stream_at = 4 * steps * 8
-        self.actions_at = 3 * steps * 8
+        self.actions_at = _AXES * steps * 8
         self.keep_at, self.exact_rows_at = self.keep.ctypes.data, self.exact_rows.ctypes.data
         self.call = border.Call(
             rules=ctypes.addressof(rules),
@@ -272,9 +274,11 @@ class EngineCall:
         if keep is None:
             call.keep = None
         else:
-            if keep.shape != (rows, count, 3) and (count > 1 or keep.shape != (rows, 3)):
-                raise DataError(f"keep must be {[rows, count, 3]} for tokens {[rows, count]}, got {list(keep.shape)}")
-            buffers.keep[:] = as_numpy(keep).reshape(rows, count, 3)
+            if keep.shape != (rows, count, _AXES) and (count > 1 or keep.shape != (rows, _AXES)):
+                raise DataError(
+                    f"keep must be {[rows, count, _AXES]} for tokens {[rows, count]}, got {list(keep.shape)}"
+                )
+            buffers.keep[:] = as_numpy(keep).reshape(rows, count, _AXES)
             call.keep = buffers.keep_at
         first, before = how.get("first", 0), how.get("before")
         if (before is None) != (first == 0) or (before is not None and before.shape != buffers.shape):
