@@ -268,12 +268,12 @@ def relative_bytes(
 def _mlp_weights(keep: np.ndarray, shapes: ModelShapes, sparsity: SparsityConfig) -> np.ndarray:
     """Share of the MLP's weights read at a realised share of channels keep [...].
 
-    Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Under an allocation,
-    of which only the mean is known here, and with attention's projections it is taken to be the share itself, which is
-    exact where the parts of `SparsityConfig` count weights.
+    Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Only the mean over
+    layers is known here: those of an allocation are taken to be alike. With attention's projections it is taken to be
+    the share itself, which is exact where the parts of `SparsityConfig` count weights.
     """
     up, down, part = shapes.up_weights, shapes.down_weights, sparsity.input_part
-    if sparsity.projection_part or sparsity.allocation is not None:
+    if sparsity.projection_part:
         return keep
     if sparsity.hidden_power == 2:
         # Of keep = part * inputs + (1 - part) * inputs².
