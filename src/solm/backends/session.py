@@ -1,9 +1,8 @@
 """The session protocol: how everything above the backends runs a model. What it gets back is in `backends.results`.
 
-A session holds N rows. A row is one sequence with all of its state: keys and values, the policy that decides for it and
-its budget and what it has spent. Rows are read densely (`prefill`), put
-under a policy (`control`) and then advanced by `step`, `extend` or `score`. These follow a known schedule where one is
-given, else the rows' policies.
+A session holds N rows. A row is one sequence with all of its state: keys and values, the policy that decides for it,
+its budget and what it has spent. Rows are read densely (`prefill`), put under a policy (`control`) and then advanced by
+`step`, `extend` or `score`. These follow a known schedule where one is given, else the rows' policies.
 
 Sessions are given arrays or tensors. The cpu backend answers in the kind of the token ids, so that decoding needs no
 torch; the torch backend answers in tensors.

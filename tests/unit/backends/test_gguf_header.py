@@ -9,8 +9,7 @@ from gguf import GGUFWriter
 
 from solm.backends.gguf_header import ArrayInfo, read_header
 from solm.backends.torch.load import skeleton
-from solm.core.errors import DamagedFileError, SolmError
-from solm.runtime.prepare import model_facts
+from solm.core.errors import DamagedFileError
 
 
 @pytest.fixture
@@ -110,11 +109,6 @@ def test_every_truncation_is_refused(small):
             read_header(small)
 
 
-def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(SolmError, match=r"cannot read .*none\.gguf: No such file"):
-        read_header(tmp_path / "none.gguf")
-
-
 def test_tensors_that_overlap_are_refused(small):
     """A file that says so is manipulated: it would compute something else, or hold far less than it declares."""
     second = b"output_norm.weight" + struct.pack("<IQI", 1, 64, 0)
@@ -123,13 +117,3 @@ def test_tensors_that_overlap_are_refused(small):
     small.write_bytes(content[:place] + struct.pack("<Q", 0) + content[place + 8 :])
     with pytest.raises(DamagedFileError, match=r"(token_embd|output_norm)\.weight: it overlaps"):
         read_header(small)
-
-
-def test_sizes_that_make_no_sense_are_one_line(small):
-    content = small.read_bytes()
-    place = content.index(b"llama.attention.head_count") + len(b"llama.attention.head_count") + 4
-    small.write_bytes(content[:place] + struct.pack("<I", 0) + content[place + 4 :])
-    for read in (skeleton, model_facts):
-        with pytest.raises(SolmError, match=r"cannot load model .*small\.gguf'") as found:
-            read(str(small))
-        assert "\n" not in str(found.value)

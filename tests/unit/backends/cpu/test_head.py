@@ -11,7 +11,6 @@ import torch
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
-from solm.backends.cpu.border import STRIP
 from solm.backends.cpu.files.layout import HeadForm
 from solm.backends.cpu.files.repack import head_at, repack_head
 from solm.backends.cpu.files.sources import Tensor
@@ -58,15 +57,6 @@ def test_the_largest_approximate_logits_are_exact(opened, largest):
     elif largest == 1:
         assert off.mean() > 0
         torch.testing.assert_close(exact.logsumexp(-1), found.logsumexp(-1), atol=0.1, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [1, 16])
-def test_the_largest_are_exact_where_they_are_as_many_as_one_threads_strips(rows):
-    vocabulary = 7 * STRIP
-    head, _ = random_head((8, 32, 128), vocabulary, HIDDEN)
-    engine = HeadEngine(head.struct, vocabulary, HIDDEN, states(48), library(), threads=1)
-    largest = engine.logits(0, rows).topk(7)
-    assert torch.equal(engine.logits(0, rows, 7).gather(1, largest.indices), largest.values)
 
 
 @pytest.mark.parametrize("rows", [1, 3, 16, 19])

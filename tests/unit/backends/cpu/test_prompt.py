@@ -1,7 +1,6 @@
 """Many steps that the engine takes at once, prompts, known schedules and batches, against single steps; more for every
 build in helpers.engine_edges."""
 
-import ctypes
 import shutil
 
 import numpy as np
@@ -11,7 +10,6 @@ import torch
 from helpers.engine import engine_of
 from helpers.engine_edges import ACTIONS, SPARSITY, Rows, decider, of_many_lengths, tokens, under
 from helpers.models import tiny_model
-from solm.backends.cpu.call import StepBuffers
 from solm.backends.cpu.engine import Engine
 from solm.core.sparsity import SparsityConfig
 
@@ -192,17 +190,3 @@ def test_rows_decide_in_a_batch_as_they_do_alone(precision):
         assert (some.states["counted"] > 0).all()
         if precision == "float32":
             assert together.states[row : row + 1].tobytes() == some.states.tobytes()
-
-
-def test_a_stream_that_nobody_wants():
-    engine = opened("llama", "int8")
-    ids = tokens(1, 64)
-    expected = Rows(engine).run(ids, logit_steps=1).logits
-    rows = Rows(engine)
-    buffers = StepBuffers(engine, rows.call.rules, rows.caches, 64)
-    logits, actions, realised = torch.zeros_like(expected), np.zeros(64, np.int64), np.zeros((64, 3))
-    call, buffers.lengths[:] = buffers.call, 0
-    call.tokens, call.states, call.last, call.logit_steps = ids.data_ptr(), rows.states.ctypes.data, 2, 1
-    call.actions, call.realised, call.logits = actions.ctypes.data, realised.ctypes.data, logits.data_ptr()
-    assert engine.library.solm_run(engine.handle, ctypes.byref(call)) == 0
-    assert torch.equal(logits, expected)

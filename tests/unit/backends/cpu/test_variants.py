@@ -145,15 +145,6 @@ def test_a_cache_folder_of_no_use_is_told_before_anything_is_compiled(tmp_path, 
         build.built(["-DNEW"])
 
 
-def test_a_compiler_may_have_words_before_and_after_its_name(tmp_path, monkeypatch):
-    compiler = build.find_compiler()
-    assert compiler is not None
-    monkeypatch.setattr(build, "CSRC", tmp_path)
-    (tmp_path / "part.cpp").write_text("int part() { return OF; }\n")
-    build.compile_engine(f"env {compiler} -DOF=1", ["-shared"], tmp_path / "engine.so")
-    assert build.damage(tmp_path / "engine.so") is None
-
-
 def barred(monkeypatch):
     """A cache folder on a file system where nothing may be executed."""
     real = build.os.statvfs(build.PREBUILT)

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from gguf.constants import GGMLQuantizationType as TensorType
 
-from helpers.gguf_files import WIDE, write_gguf
+from helpers.gguf_files import write_gguf
 from helpers.models import tiny_model
-from solm.backends.cpu.files.sources import GgufFile, LoadedModel, SafetensorsFolder
+from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 
 TINY = {
@@ -240,23 +240,3 @@ def test_folders_that_hold_no_model_are_named(folder):
     (folder / "config.json").unlink()
     with pytest.raises(SolmError, match=r"cannot read .*config.json: No such file"):
         SafetensorsFolder(folder)
-
-
-def test_loaded_models_that_cannot_be_read_are_named():
-    model = tiny_model("llama")
-    model.model.layers[0].mlp.up_proj.weight.data = model.model.layers[0].mlp.up_proj.weight.data[:5]
-    with pytest.raises(DamagedFileError, match=r"up_proj.weight: its shape is \[5, 64\], not \[96, 64\]"):
-        LoadedModel(model)
-    with pytest.raises(UnsupportedModelError, match="is on meta; weights must be on the CPU"):
-        LoadedModel(tiny_model("llama").to("meta"))
-    assert LoadedModel(tiny_model("llama")).identity is None
-
-
-def test_released_tensors_can_be_read_again(tmp_path):
-    write_gguf(tmp_path / "a.gguf", "llama", lambda name: TensorType.Q4_K, **WIDE)
-    tiny_model("llama").bfloat16().save_pretrained(tmp_path / "tiny")
-    for source in (GgufFile(tmp_path / "a.gguf"), SafetensorsFolder(tmp_path / "tiny")):
-        before = {name: source.tensor(name, 0).data.copy() for name in ("q", "down")}
-        for name, content in before.items():
-            source.release(source.tensor(name, 0))
-            np.testing.assert_array_equal(source.tensor(name, 0).data, content)
