@@ -108,6 +108,7 @@ class BaseSession(ABC):
     ) -> None:
         """As `Session.control`."""
         self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
+        self._budgets["decider"] = self._decider_of(policy)
         self._follow([policy] * self.rows)
 
     def _open(self, rows: int) -> None:
@@ -128,14 +129,15 @@ class BaseSession(ABC):
     def _follow(self, policies: Sequence[AnyPolicy | None]) -> None:
         """Let rows follow policies [N]; None: none."""
         groups = groups_of(policies)
-        own = frozenset(number for number, group in enumerate(groups) if self._decides_for(group.policy))
+        own = frozenset(number for number, group in enumerate(groups) if self._decider_of(group.policy))
         inside = {number for number, group in enumerate(groups) if isinstance(group.policy, PricedPolicy)}
         # If Python decides inside the pass for some rows, it does so for all.
         self._policies, self._groups, self._own_groups = policies, groups, own if inside <= own else frozenset()
 
-    def _decides_for(self, policy: AnyPolicy) -> bool:
-        """Whether the backend itself decides for rows under `policy`."""
-        return False
+    def _decider_of(self, policy: AnyPolicy) -> int:
+        """The address of `policy` in the terms of the backend's engine, which then decides for its rows; 0 where Python
+        does."""
+        return 0
 
     def aim(self, target: Array) -> None:
         """As `Session.aim`."""

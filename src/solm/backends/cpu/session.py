@@ -13,7 +13,6 @@ from solm.backends.machine import one_torch_thread
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
-from solm.core.budget import Ledger
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import FROM_THE_START, SparsityConfig
 from solm.policies.value_policy import ValuePolicy
@@ -119,22 +118,9 @@ class CpuSession(BaseSession):
         most = min(_CHUNK, LOGITS_AT_ONCE // self.engine.sizes.vocabulary)
         return min(super()._scored_at_once(known), most // max(1, self.rows))
 
-    def _decides_for(self, policy: AnyPolicy) -> bool:
-        return type(policy) is ValuePolicy  # a subclass may decide otherwise
-
-    def control(
-        self,
-        policy: AnyPolicy,
-        target: Array,
-        horizon: int | np.ndarray,
-        *,
-        ledger: Ledger | None = None,
-        early: Array | None = None,
-    ) -> None:
-        """As `Session.control`."""
-        super().control(policy, target, horizon, ledger=ledger, early=early)
-        if type(policy) is ValuePolicy:
-            self._budgets["decider"] = decider_of(self.engine, policy).address
+    def _decider_of(self, policy: AnyPolicy) -> int:
+        # A subclass may decide otherwise.
+        return decider_of(self.engine, policy).address if type(policy) is ValuePolicy else 0
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
         """As `Session.fork`."""
