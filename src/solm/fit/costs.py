@@ -4,15 +4,15 @@ from collections.abc import Callable
 
 import torch
 
-from solm.backends.logits import LOGITS_AT_ONCE
-from solm.core.actions import AXES
+from solm.backends.logits import LOGITS_AT_ONCE, divergences
+from solm.backends.session import Session
+from solm.core.actions import AXES, DENSE
 from solm.core.files import Parts, read_json, resumable, write_json
 from solm.fit.folder import COSTS, LONG_COSTS
 from solm.fit.job import Job
 from solm.fit.plan import GRID
 from solm.fit.texts import draw_windows
 from solm.policies.priced import SAME_COSTS
-from solm.runtime.level_costs import expected_costs
 
 _MOST_TEXTS = 8
 """That share a pass."""
@@ -58,7 +58,7 @@ def _average(
     def measure(some: torch.Tensor) -> list[list[float]]:
         session = lm.session(capacity=context)
         session.prefill(some[:, :context])
-        return [axis.sum((0, 1)).tolist() for axis in expected_costs(session, some[:, context:], GRID)]
+        return level_costs(session, some[:, context:])
 
     sums = []
     progress(0, texts)
@@ -66,6 +66,26 @@ def _average(
         sums.append(parts.get(f"{context} {number}", lambda some=some: measure(some)))  # type: ignore[misc]
         progress(min((number + 1) * batch, texts), texts)
     return [[sum(levels) / (texts * length) for levels in zip(*axis, strict=True)] for axis in zip(*sums, strict=True)]
+
+
+def level_costs(session: Session, tokens: torch.Tensor) -> list[list[float]]:
+    """Per axis of `GRID` the costs of its levels, nats summed over tokens: the divergence from the dense run's
+    predictions to those of a run whose steps all take that level, and the dense one on the other axes.
+
+    session: N rows that have read what comes before tokens [N, T+1].
+    """
+    steps = tokens.shape[1] - 1
+
+    def logits(action: tuple[float, ...]) -> torch.Tensor:
+        keep = torch.tensor(action, dtype=torch.float64).expand(len(tokens), steps, len(AXES))
+        fork = session.fork(1, capacity=steps + session.sparsity.page_size)
+        return fork.extend(tokens[:, :-1], keep).logits.flatten(0, 1)  # type: ignore[no-any-return]
+
+    dense, costs = logits(DENSE), []
+    for axis, name in enumerate(AXES):
+        actions = [(*DENSE[:axis], float(level), *DENSE[axis + 1 :]) for level in getattr(GRID, name)[:-1]]
+        costs.append([float(divergences(logits(action)[:, None], dense).double().sum()) for action in actions] + [0.0])
+    return costs
 
 
 def cost_factors(near: list[list[float]], far: list[list[float]]) -> tuple[float, float, float]:
