@@ -106,17 +106,13 @@ def _evaluation(name: str, result: EvaluationResult) -> list[str]:
         parts += [
             "<h3>Texts under the policy</h3><p class=soft>Background: bytes read by the step that processes the token, "
             "from green (the least) to red (the most) within a text. Hover for the action.</p>",
-            texts(result),
+            *map(_text, result.examples),
         ]
     return parts
 
 
-def texts(result: EvaluationResult) -> str:
-    """The example texts, cheapest step green and dearest red."""
-    return "\n".join(_text(example) for example in result.examples)
-
-
 def _text(example: Example) -> str:
+    """An example, its cheapest step green and its dearest red."""
     costs = [token.cost for token in example.tokens]
     mean = sum(costs) / len(costs)
     shown = (

@@ -143,17 +143,12 @@ def text_facts(
     without a tokenizer."""
     if lm.tokenizer is None:
         return []
-    found, first = [], 0
-    for stream, count in zip(streams, shares_of(len(windows), len(streams)), strict=True):
-        part, first = slice(first, first + count), first + count
-        if count:
-            said = sum(len(lm.tokenizer.decode(row.tolist())) for row in windows[part])
-            found.append(
-                TextFacts(
-                    name=stream.name, nats=float(nats[part].mean()),
-                    characters_per_token=max(said, 1) / windows[part].numel(),
-                )
-            )  # fmt: skip
+    found, counts = [], shares_of(len(windows), len(streams))
+    for stream, some, lost in zip(streams, windows.split(counts), torch.from_numpy(nats).split(counts), strict=True):
+        if len(some):
+            said = sum(len(lm.tokenizer.decode(row.tolist())) for row in some)
+            characters = max(said, 1) / some.numel()
+            found.append(TextFacts(name=stream.name, nats=float(lost.mean()), characters_per_token=characters))
     return found
 
 

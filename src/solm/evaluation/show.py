@@ -115,12 +115,9 @@ def verdict(result: EvaluationResult) -> list[str]:
         if loses:
             parts.append(f"the policy loses to {', '.join(loses)}")
         nearer, farther = _decided({point.arm: point.divergence_difference for point in against})
-        for words, arms in (
-            ("beats", [arm for arm in nearer if arm not in beats]),
-            ("loses to", [arm for arm in farther if arm not in loses]),
-        ):
-            if arms:
-                parts.append(f"by divergence it {words} {', '.join(arms)}")
+        for words, arms, known in (("beats", nearer, beats), ("loses to", farther, loses)):
+            if others := [arm for arm in arms if arm not in known]:
+                parts.append(f"by divergence it {words} {', '.join(others)}")
         lines.append(f"{result.currency} {budget_digits(budget)}: {'; '.join(parts)}")
     return lines
 
@@ -151,7 +148,7 @@ def plot(result: EvaluationResult, kind: Literal["png", "svg"] = "png") -> bytes
         x = np.array([result.spent(p) for p in points]) + 0.002 * (shift - len(arms) / 2)
         axes.errorbar(
             x, middle, yerr=np.clip([middle - low, high - middle], 0, None), label=arm, marker="o", capsize=3, lw=1.5,
-            color=COLOURS.get(arm, "#adb5bd"), ls=":" if arm.endswith("-estimated") else "-",
+            color=COLOURS.get(arm, "#adb5bd"),
         )  # fmt: skip
     dense = next(point for point in result.points if point.arm == "dense")
     axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")

@@ -164,9 +164,7 @@ class TokenStream:
 def token_stream(sources: list[str] | str, tokenizer: PreTrainedTokenizerBase) -> TokenStream:
     """The tokens of all documents of `sources`, an end-of-text token between documents."""
     sources = [sources] if isinstance(sources, str) else sources
-    texts = [text for source in sources for text in documents(source)]
-    name = ", ".join(sources)
-    return stream_of(texts, tokenizer, name)
+    return stream_of([text for source in sources for text in documents(source)], tokenizer, ", ".join(sources))
 
 
 def stream_of(texts: list[str], tokenizer: PreTrainedTokenizerBase, name: str) -> TokenStream:
