@@ -114,11 +114,6 @@ class ControlledModel:
         return self._model
 
     @property
-    def loaded(self) -> Any:
-        """The transformers model; None where none is in memory."""
-        return self._model
-
-    @property
     def generation_options(self) -> dict[str, Any]:
         """The model's own generation options by transformers' names, as far as they are set."""
         if self._model is None:
@@ -241,7 +236,7 @@ class ControlledModel:
 
     def budgets(self, policy: AnyPolicy | None = None) -> Budgets:
         """The budgets that can be met under `policy`, by default the loaded one."""
-        decides = policy or (None if self.trained is None else self.trained.policy())
+        decides = policy or (None if self.trained is None else self.policy())
         space = self.space if self.trained is not None or policy is None else policy.space
         overhead = 0 if decides is None else self.overhead(decides)
         key = space, overhead, decides is not None and decides.reads_model
