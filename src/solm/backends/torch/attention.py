@@ -62,7 +62,7 @@ def attend(
         return _fused(folded, prefix, own, masks).transpose(1, 2).reshape(rows, heads, length, -1)
     for part, mask in zip(parts, masks, strict=True):
         if mask is not None:
-            _hide(part, mask)
+            part += _bias(mask, part.dtype)
     weights = torch.softmax(torch.cat(parts, -1) if len(parts) > 1 else parts[0], -1)
 
     split = 0 if prefix is None else prefix.keys.shape[3]
@@ -129,10 +129,6 @@ def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """What pushes scores outside the mask `visible` to the lowest value. Adding it, broadcast over a group's heads, is
     20 times faster on the CPU than `masked_fill_` with an irregular mask."""
     return visible.to(dtype).sub_(1).mul_(torch.finfo(dtype).max)
-
-
-def _hide(scores: torch.Tensor, visible: torch.Tensor) -> None:
-    scores += _bias(visible, scores.dtype)
 
 
 PREFIX = "solm_"

@@ -4,6 +4,8 @@ import contextlib
 import hashlib
 import io
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,19 @@ def check_device_map(device_map: str | dict[str, Any]) -> None:
             raise SolmError(f"device_map: {error}") from error
 
 
+@contextmanager
+def _loading(name: str) -> Iterator[None]:
+    """Inside, transformers says nothing, and whatever it raises becomes one `SolmError`: of sizes that make no sense it
+    raises anything."""
+    try:
+        with quiet():
+            yield
+    except SolmError:
+        raise
+    except Exception as error:
+        raise not_loadable(name, error) from error
+
+
 def load_base(
     name: str,
     dtype: str | torch.dtype = "auto",
@@ -90,8 +105,8 @@ def load_base(
         SolmError: nothing of that name here or on the hub (the message says what was tried), no tokenizer, a device
             that is not there, or no peer process.
     """
-    if shard:
-        check_processes()
+    if shard and not distributed.is_initialized():
+        raise SolmError("a model can only be split across several processes; start them with torchrun")
     if device_map is not None:
         if device is not None or shard:
             raise SolmError(f"device_map and {'shard' if shard else 'device'} say the same thing; give one of them")
@@ -100,17 +115,11 @@ def load_base(
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     target = check_device(device)
     tokenizer = tokenizer or model_tokenizer(name, trust_remote_code, revision)
-    try:
-        source = locate(name)
-        with quiet():
-            model = AutoModelForCausalLM.from_pretrained(
-                source, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision,
-                device_map=device_map,
-            )  # fmt: skip
-    except SolmError:
-        raise
-    except Exception as error:  # of sizes that make no sense transformers raises anything
-        raise not_loadable(name, error) from error
+    with _loading(name):
+        model = AutoModelForCausalLM.from_pretrained(
+            locate(name), dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision,
+            device_map=device_map,
+        )  # fmt: skip
     model.requires_grad_(False)
     if target.type == "cpu":
         keep_freed_memory()
@@ -124,11 +133,8 @@ def load_base(
 def skeleton(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
     """The model's structure on the meta device, from its configuration alone. Raises as `base_config` does."""
     config = base_config(name, trust_remote_code, revision)
-    try:
-        with quiet(), torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except Exception as error:
-        raise not_loadable(name, error) from error
+    with _loading(name), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
 
 
 def base_config(name: str, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
@@ -137,17 +143,12 @@ def base_config(name: str, trust_remote_code: bool = False, revision: str | None
     Raises `SolmError` where there is no such model, `DamagedFileError` for a damaged GGUF file.
     """
     gguf = gguf_of(name)
-    try:
-        with quiet():
-            if gguf is not None:
-                return _header_config(read_header(gguf))
-            return AutoConfig.from_pretrained(
-                locate(name), trust_remote_code=trust_remote_code, revision=revision or "main"
-            )
-    except SolmError:
-        raise
-    except Exception as error:
-        raise not_loadable(name, error) from error
+    with _loading(name):
+        if gguf is not None:
+            return _header_config(read_header(gguf))
+        return AutoConfig.from_pretrained(
+            locate(name), trust_remote_code=trust_remote_code, revision=revision or "main"
+        )
 
 
 def _header_config(header: GgufHeader) -> PretrainedConfig:
@@ -216,12 +217,6 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         vars(model)["hf_quantizer"] = None
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def check_processes() -> None:
-    """Raises `SolmError` outside a process group."""
-    if not distributed.is_initialized():
-        raise SolmError("a model can only be split across several processes; start them with torchrun")
 
 
 def shard_layers(model: PreTrainedModel, device: torch.device) -> None:
