@@ -37,18 +37,6 @@ def test_the_server_chooses_what_generate_chooses(service, client, asked):
     assert alone.text != complete(client, temperature=asked["temperature"]).choices[0].text
 
 
-def test_penalties_and_cut_offs_do_what_they_say(client):
-    """Of a row among others, whose replies stay as they are."""
-    plain = complete(client, temperature=0, n=2)
-    never_twice = complete(client, temperature=0, presence_penalty=2, frequency_penalty=2, logit_bias={"70": 2})
-    assert never_twice.choices[0].text != plain.choices[0].text
-    assert complete(client, temperature=2, top_k=1).choices[0].text == plain.choices[0].text
-    assert complete(client, temperature=2, min_p=1).choices[0].text == plain.choices[0].text
-    of_all = complete(client, temperature=2, top_k=-1, min_p=0).choices[0].text
-    assert of_all == complete(client, temperature=2).choices[0].text
-    assert plain.choices[0].text == plain.choices[1].text
-
-
 @pytest.mark.parametrize("more", [{}, {"temperature": 0.1}, {"temperature": 0, "repetition_penalty": 1.001}], ids=str)
 def test_a_reply_goes_on_after_its_end_where_that_is_ignored(client, more):
     """Token 2 ends a reply of this model, and is made the likeliest here."""

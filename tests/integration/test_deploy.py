@@ -55,18 +55,6 @@ def test_labels_and_values_in_expressions_exist(byte_tokenizer):
         assert {pair for pair in exact if pair[0] != "job"} <= values
 
 
-def test_the_dashboard_is_laid_out_without_overlaps_and_uses_the_provisioned_source():
-    places = set()
-    for panel in DASHBOARD["panels"]:
-        at = panel["gridPos"]
-        cells = {(x, y) for x in range(at["x"], at["x"] + at["w"]) for y in range(at["y"], at["y"] + at["h"])}
-        assert not cells & places, panel["title"]
-        assert max(x for x, _ in cells) < 24
-        places |= cells
-    (source,) = yaml.safe_load(text("grafana/datasource.yml"))["datasources"]
-    assert {panel["datasource"]["uid"] for panel in DASHBOARD["panels"]} == {source["uid"]}
-
-
 def test_compose_mounts_files_that_exist_and_writes_only_where_it_says():
     compose = yaml.safe_load(text("compose.yml"))
     for name, service in compose["services"].items():

@@ -9,7 +9,6 @@ import torch
 import solm
 from helpers.models import tiny_model
 from helpers.serving import (
-    CHAT,
     ask,
     gauges,
     running,
@@ -145,32 +144,3 @@ def test_a_higher_priority_goes_first(byte_tokenizer, monkeypatch):
             thread.join()
     assert order == ["normal", "high", "normal", "low", "low"]
     assert gauges(service) == (0, 0, 0)
-
-
-@pytest.mark.slow
-def test_ten_thousand_rows_that_wait_and_are_dropped_leave_nothing(byte_tokenizer, monkeypatch):
-    import httpx
-
-    service = tiny_service(byte_tokenizer, max_rows=2, max_waiting=20_000)
-    with running(service) as address:
-        slow_steps(monkeypatch, 0.05)
-        body = {"model": "tiny", "prompt": ["a"] * 64, "n": 8, "max_tokens": 200, "stream": True}
-
-        def queue(priority):
-            with httpx.stream(
-                "POST", f"{address}/v1/completions", json=body | {"efficiency": {"priority": priority}}, timeout=60
-            ):
-                reached.wait()
-
-        reached = threading.Event()
-        threads = [threading.Thread(target=queue, args=(name,)) for name in ("low", "normal", "high", "low") * 5]
-        for thread in threads:
-            thread.start()
-        until(lambda: service.scheduler.busy > 10_000, 120)
-        reached.set()
-        for thread in threads:
-            thread.join()
-        until(lambda: gauges(service) == (0, 0, 0), 120)
-        monkeypatch.undo()
-        (client,) = clients(address, "none")
-        assert ask(client, messages=CHAT, max_tokens=2).usage.completion_tokens > 0

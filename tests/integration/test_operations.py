@@ -151,15 +151,6 @@ def test_a_request_that_was_hung_up_on_is_logged_as_cancelled(byte_tokenizer, li
     assert "realised" not in line
 
 
-@pytest.mark.parametrize("stream", [True, False])
-def test_a_request_out_of_time_is_logged_so(byte_tokenizer, lines, stream):
-    with running(tiny_service(byte_tokenizer, max_seconds=0.05)) as address:
-        body = {"model": "tiny", "prompt": "hello", "stream": stream, **LONGER}
-        httpx.post(f"{address}/v1/completions", json=body)
-        until(lambda: lines())
-    assert lines()[0]["finish"] == ["timeout"]
-
-
 def test_requests_that_are_cancelled_as_the_server_stops_leave_no_traceback(capsys):
     handler = line_handler()
     for error in (asyncio.CancelledError("timeout graceful shutdown exceeded"), ValueError("something else")):
