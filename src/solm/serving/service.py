@@ -80,10 +80,9 @@ class Exchange:
         ends = [choice.ended if arrived else None for choice in choices]
         complete = [ended for ended in ends if ended is not None]
         if complete:
-            weights = [max(1, ended.tokens) for ended in complete]
-            facts["cached_tokens"] = sum(ended.cached_tokens for ended in ends[::each] if ended is not None)
-            facts["allowed"] = _rounded(mean_terms([ended.allowed for ended in complete], weights))
-            facts["realised"] = _rounded(mean_terms([ended.compute.realised for ended in complete], weights))
+            usage = self.answers.usage(choices)
+            facts["cached_tokens"] = usage["prompt_tokens_details"]["cached_tokens"]
+            facts |= {name: _rounded(usage["compute"][name]) for name in ("allowed", "realised")}
             if "ms" in facts["realised"]:
                 facts["saved_ms"] = round(sum(map(_saved, complete)), 1)
         return facts | {"finish": [failed if ended is None else ended.reason for ended in ends]}
