@@ -11,7 +11,6 @@ from solm.backends.logits import LOGITS_AT_ONCE, divergences
 from solm.backends.session import Session
 from solm.core.cost import equal_mlp, site_parts
 from solm.core.files import Parts, resumable, write_json
-from solm.core.provenance import command_line, environment
 from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.fit.curves import (
     CHECKED,
@@ -74,12 +73,8 @@ def find_allocation(
         for unit, curve in zip(costs["attention"], greedy_curves(own, HEAD_PROBES), strict=True):
             attention[unit] = curve
     allocation = Allocation(attention=tuple(attention), **curves)
-    return {
-        "kind": "allocation", "command": command_line(), "environment": environment(),
-        "texts": half, "context": context, "tokens": windows.shape[1] - context, "costs": costs,
-        "checked": _check(lm, windows[half:], context, allocation, [axis for axis in CHECKED if axis in axes]),
-        "allocation": allocation.model_dump(),
-    }  # fmt: skip
+    checked = _check(lm, windows[half:], context, allocation, [axis for axis in CHECKED if axis in axes])
+    return {"texts": half, "costs": costs, "checked": checked, "allocation": allocation.model_dump()}
 
 
 class _Texts:

@@ -200,16 +200,11 @@ def measured_parts(timings: StepTimings, sparsity: SparsityConfig, shapes: Model
     inputs, hidden, projected = np.maximum(np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0], 0)
     of_inputs = inputs / (inputs + hidden) if inputs + hidden > 0 else by_weights
     of_projections = projected / (inputs + hidden + projected) if timings.projected and inputs + hidden > 0 else most
-    return {
+    parts = {
         "input_part": round(float(np.clip(of_inputs, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3),
         "projection_part": round(float(np.clip(of_projections, most / 4, most)), 3),
-        **_upper_bits_part(timings, float(inputs + hidden)),
     }
-
-
-def _upper_bits_part(timings: StepTimings, of_mlp: float) -> dict[str, float]:
-    """`SparsityConfig.upper_bits_part`, where it was measured. of_mlp: milliseconds of all of the MLP's channels."""
-    if not timings.halved_ms or of_mlp <= 0:
-        return {}
-    saved = float(np.mean(np.subtract(timings.dense_ms, timings.halved_ms)))
-    return {"upper_bits_part": round(float(np.clip(1 - saved / of_mlp, *_UPPER_RANGE)), 3)}
+    if timings.halved_ms and inputs + hidden > 0:
+        saved_bits = float(np.mean(np.subtract(timings.dense_ms, timings.halved_ms)))
+        parts["upper_bits_part"] = round(float(np.clip(1 - saved_bits / float(inputs + hidden), *_UPPER_RANGE)), 3)
+    return parts

@@ -1,5 +1,6 @@
 """What the phases of a fit share: the model, its texts, the folder, and how far everything is."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from solm.core.cost import MeasuredCost, StepTimings, read_timings
+from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
@@ -57,18 +59,25 @@ class Job:
     def planned(
         self, speed: Speed, timings: StepTimings | None = None, strict: bool = False, minutes: float | None = None
     ) -> Sizes:
-        """The sizes that fit into the minutes at `speed`, by default the fit's; timings tell what pages are worth."""
+        """The sizes that fit into the minutes at `speed`, by default the fit's; timings tell what pages are worth.
+        strict: raise `SolmError` where not even the least of every phase fits."""
         worth = 0.0
         if timings is not None:
             known = MeasuredCost(timings, self.lm.sparsity, self.lm.shapes)
             longest = timings.contexts[-1]
             worth = known.rates(longest)[0] / known.dense(longest)
         longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))
-        return plan(
-            minutes or self.minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest,
-            windows=self.texts.windows, sites=site_axes(self.lm.sparsity), attention=worth,
-            strict=strict,
+        minutes = minutes or self.minutes
+        sizes, least, needs = plan(
+            minutes, speed, self.lm.shapes, context=self.texts.context, longest=longest, windows=self.texts.windows,
+            sites=site_axes(self.lm.sparsity), attention=worth,
         )  # fmt: skip
+        if strict and least > minutes:
+            raise SolmError(
+                f"--minutes: {minutes:g} is too short for the {needs} of this model on this machine; give at least "
+                f"{math.ceil(10 * least) / 10:g}"
+            )
+        return sizes
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
         """What a phase calls with its parts done and in all. Raises `Interrupted` where the run is to stop."""

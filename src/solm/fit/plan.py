@@ -1,6 +1,5 @@
 """How the minutes of a fit are spent: each phase has its share of what is left, and its size follows from the speed."""
 
-import math
 import statistics
 import time
 from collections.abc import Callable
@@ -11,7 +10,6 @@ from pydantic import BaseModel, ConfigDict
 
 from solm.core.actions import ActionSpace
 from solm.core.cost import LEVELS, ModelShapes
-from solm.core.errors import SolmError
 from solm.evaluation.step_timing import ALONE, STEPS
 from solm.fit.curves import BIT_PROBES, CHECKED, PROBED, PROBES
 from solm.fit.texts import SCORED
@@ -141,13 +139,13 @@ def plan(
     windows: Callable[[int], int],
     sites: tuple[str, ...] = tuple(PROBES),
     attention: float = 0.0,
-    strict: bool = False,
-) -> Sizes:
-    """The sizes that fit into `minutes`, or the least that a phase can do with.
+) -> tuple[Sizes, float, str]:
+    """The sizes that fit into `minutes`, or the least that a phase can do with; the minutes in which the least of every
+    phase fits, and the phase that needs these.
 
     context: tokens read densely. longest: tokens that model and text have room for. windows: how many texts of so many
     tokens the held-out text has room for. sites: of a layer, which the allocation tells apart. attention: the most that
-    all pages are worth, as a share of a step. strict: raise `SolmError` where not even the least of every phase fits.
+    all pages are worth, as a share of a step.
     """
     seconds = {name: 60 * minutes * share for name, share in PHASES.items()}
     read = context / speed.prefill
@@ -179,13 +177,8 @@ def plan(
     needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
     needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
     short, phase = max((times, name) for name, times in needed.items())
-    if strict and short > 1:
-        raise SolmError(
-            f"--minutes: {minutes:g} is too short for the {phase} of this model on this machine; give at least "
-            f"{math.ceil(10 * minutes * short) / 10:g}"
-        )
     rounds, measured, half, batches, costs, _ = (max(count, _LEAST[name]) for name, count in found.items())
-    return Sizes(
+    sizes = Sizes(
         context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
         threshold_texts=int(min(measured, 16)), allocation_axes=axes,
         allocation_texts=2 * int(min(half, 64)), allocation_length=_ALLOCATION_LENGTH,
@@ -193,6 +186,7 @@ def plan(
         sample_batches=int(min(batches, 400)), sample_length=_SAMPLE_LENGTH, cost_texts=int(min(costs, 128)),
         cost_length=_LEVEL_LENGTH, long_contexts=long_contexts, long_texts=long_texts, comparisons=comparisons,
     )  # fmt: skip
+    return sizes, minutes * short, phase
 
 
 def _allocation_texts(seconds: float, speed: Speed, shapes: ModelShapes, axes: tuple[str, ...], read: float) -> float:

@@ -56,7 +56,8 @@ def decision_layer(lm: LanguageModel) -> int:
 
 def collect(job: Job) -> None:
     """One file of samples per text, and how many there are."""
-    sizes, progress, folder = job.sizes("samples"), job.progress("samples"), _folder(job)
+    sizes, progress = job.sizes("samples"), job.progress("samples")
+    folder = job.folder.path / SAMPLES / job.folder.key[:16]
     for other in folder.parent.glob("*"):
         if other != folder:
             shutil.rmtree(other)  # made from another allocation
@@ -94,10 +95,6 @@ def _read(path: Path) -> "Samples":
         raise DamagedFileError(f"{path} does not hold samples: {error}") from error
 
 
-def _folder(job: Job) -> Path:
-    return job.folder.path / SAMPLES / job.folder.key[:16]
-
-
 @dataclass(frozen=True)
 class Samples:
     """R random schedules for each of W texts, T steps each.
@@ -106,7 +103,6 @@ class Samples:
     uint8, levels of the grid for the layers before it and from it on. cost: [W, R, T] float32 nats, the log-probability
     of the next token in the dense run less that under the schedule. divergence: [W, R, T] float32 nats, its expectation
     over the next tokens that the dense run predicts (KL). dense: [W, T] float32, log-probability in the dense run.
-    tokens: [W, T] int32, the token that the step processes.
     """
 
     hidden: torch.Tensor
@@ -115,7 +111,6 @@ class Samples:
     cost: torch.Tensor
     divergence: torch.Tensor
     dense: torch.Tensor
-    tokens: torch.Tensor
 
     @classmethod
     def join(cls, parts: "Iterable[Samples]", texts: int) -> "Samples":
@@ -187,8 +182,7 @@ def collect_samples(
         del found, split  # the logits, before those of the next stretch
     scores = torch.cat(log_probs, 1).unflatten(0, (texts, rows + 1))
     return Samples(
-        torch.cat(streams, 2), before, after, scores[:, :1] - scores[:, 1:], torch.cat(distances, 2), scores[:, 0],
-        tokens[:, :-1].to(torch.int32),
+        torch.cat(streams, 2), before, after, scores[:, :1] - scores[:, 1:], torch.cat(distances, 2), scores[:, 0]
     )  # fmt: skip
 
 

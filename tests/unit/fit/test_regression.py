@@ -22,8 +22,7 @@ def planted(noise: float) -> Samples:
     came = cost - noise * torch.randn(cost.shape, generator=generator)
     divergence = cost * 2 * torch.rand(cost.shape, generator=generator)
     return Samples(
-        hidden.bfloat16(), before, after, came, divergence, torch.zeros(120, 64),
-        torch.zeros(120, 64, dtype=torch.int32),
+        hidden.bfloat16(), before, after, came, divergence, torch.zeros(120, 64)
     )  # fmt: skip
 
 

@@ -45,7 +45,6 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens(monkeypatch
         ]
         expected = (logits[0].exp() * (logits[0] - logits[1].unflatten(0, (2, 3)).transpose(0, 1))).sum(-1)
         torch.testing.assert_close(got.divergence, expected.transpose(0, 1).float(), rtol=1e-3, atol=1e-5)
-        assert torch.equal(got.tokens, ids[:, CONTEXT:-1].to(torch.int32))
         assert got.hidden.shape == (2, 3, STEPS, 64)
         monkeypatch.setattr("solm.fit.samples.LOGITS_AT_ONCE", 2 * 4 * 5 * lm.shapes.vocabulary)
         stretches = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)  # of five steps
