@@ -38,9 +38,9 @@ def timed(monkeypatch):
 
     def planned(*asked, **place):
         """With a second comparison and a longer context, which so few seconds have no time for."""
-        sizes = plan(*asked, **place)
+        sizes, *needed = plan(*asked, **place)
         more = {"comparisons": (*sizes.comparisons, Compared(64, 6, 32, 4)), "long_contexts": (320,), "long_texts": 2}
-        return sizes.model_copy(update=more)
+        return (sizes.model_copy(update=more), *needed)
 
     monkeypatch.setattr(job, "plan", planned)
 
