@@ -287,7 +287,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
     [
         (["--data", "nowhere.txt"], "nowhere.txt"),
         (["--minutes", "0"], "--minutes: 0 is out of range"),
-        (["--minutes", "nan"], "--minutes: nan is not a number"),
+        (["--minutes", "nan"], "--minutes: nan is out of range"),
         (["--minutes", "0.0001"], "--minutes: 0.0001 is too short"),
         (["--backend", "torch"], "--backend: 'torch' is not auto or cpu"),
         (["--precision", "int3"], "--precision: unknown value 'int3'"),
