@@ -171,7 +171,7 @@ CONFIG_CHANGES = [
     (_set("space.mlp", [0.4, 1.0]), "mlp level 0.4 is below what this policy was trained on, 0.6 to 1"),
     (_set("network.width", 24), r"head.weight of the policy has shape \[3, 16\]; it must be \[3, 24\]"),
     (lambda config: config["sparsity"]["allocation"].update(
-        attention=config["sparsity"]["allocation"]["attention"][:1], mlp=config["sparsity"]["allocation"]["mlp"][:1]),
+        {name: config["sparsity"]["allocation"][name][:1] for name in ("attention", "mlp", "hidden")}),
      "allocation is of a model of 1 layers, this one has 2"),
 ]  # fmt: skip
 
