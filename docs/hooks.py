@@ -63,7 +63,20 @@ def section(name: str, command: Any) -> str:
     if parameters:
         lines += ["", "| Option | Meaning | Default |", "| --- | --- | --- |"]
         lines += [row(parameter) for parameter in parameters]
+    if name == "solm serve":
+        lines += ["", *settings()]
     return "\n".join(lines)
+
+
+def settings() -> list[str]:
+    """A table of what `solm serve --set` takes."""
+    from solm.serving.settings import ServeSettings
+
+    rows = []
+    for name, field in ServeSettings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        rows.append(f"| `{name}` | {' '.join((field.description or '').split())} | `{default}` |")
+    return ["| Setting of `--set` | Meaning | Default |", "| --- | --- | --- |", *rows]
 
 
 def help_text(text: str) -> str:

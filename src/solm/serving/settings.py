@@ -18,7 +18,7 @@ _ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]+)?")
 class ServeSettings(BaseModel):
     """What a server accepts and how it batches."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     max_rows: int = Field(16, ge=1, le=256)
     """Rows that decode together."""
