@@ -30,7 +30,7 @@ docs: $(INSTALLED_DEV)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/site
 
 bench: $(INSTALLED_DEV)
-	$(BIN)/python -m evidence.bench.engine
+	$(BIN)/python evidence/bench/engine.py
 
 # With the engine compiled for every instruction set of MACHINE, x86_64 or aarch64 (docs/install.md).
 MACHINE ?= x86_64

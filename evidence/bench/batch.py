@@ -1,6 +1,6 @@
 """What budgets save and lose where rows are decoded together: milliseconds of a step and nats per token, by rows.
 
-    python -m evidence.bench.batch --model FILE.gguf --data TEXT --contexts 150,4096 --rows 1,4,16 --out batch.json
+    python evidence/bench/batch.py --model FILE.gguf --data TEXT --contexts 150,4096 --rows 1,4,16 --out batch.json
 
 Rows are of different texts, read densely up to the context. Steps: a figure is the median over rounds of a round's
 median step, all settings in turn, as greedy generation runs them; `ratio` is the median over rounds of dense steps'

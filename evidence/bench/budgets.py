@@ -1,6 +1,6 @@
 """Do budgets in time hold on the clock? Milliseconds of steps under a policy's budgets, beside dense ones.
 
-    python -m evidence.bench.budgets --model FILE.gguf --policy POLICY --data TEXT --budgets 0.8,0.7 --out budgets.json
+    python evidence/bench/budgets.py --model FILE.gguf --policy POLICY --data TEXT --budgets 0.8,0.7 --out budgets.json
 
 Held-out text is decoded token by token, as greedy generation runs steps, and arms take turns on the same tokens.
 `asked`: the share of the dense step's time; `realised`: what the steps spent by the policy's step times; `ratio`: the

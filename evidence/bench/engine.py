@@ -1,7 +1,7 @@
 """The cpu backend on a model's file: prompts, decode steps, memory and start, beside peers on the same file.
 
-    python -m evidence.bench.engine --model FILE.gguf --contexts 64,1024,4096 --rows 1,16 --peers --json
-    python -m evidence.bench.engine --precision bfloat16,int8,auto --policy builtin:smollm2-135m-cpu --json
+    python evidence/bench/engine.py --model FILE.gguf --contexts 64,1024,4096 --rows 1,16 --peers --json
+    python evidence/bench/engine.py --precision bfloat16,int8,auto --policy builtin:smollm2-135m-cpu --json
 
 Engines take turns on this machine, with the same threads for everyone. Prompts: tokens per second of reading one text
 after another, every engine the same text before the next. Steps: a figure is the median over rounds of a round's median

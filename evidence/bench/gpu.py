@@ -1,6 +1,6 @@
 """Decode on a GPU, dense and sparse, milliseconds: attention over pages, products of kept channels, whole steps.
 
-    python -m evidence.bench.gpu --contexts 4096,32768 --rows 1,8 --json
+    python evidence/bench/gpu.py --contexts 4096,32768 --rows 1,8 --json
 
 Attention and products have the shapes of a Llama of 8B, in bfloat16, with random numbers: their time depends only on
 how much is read. Medians of `triton.testing.do_bench`, which empties the L2 cache between runs. Steps are those of

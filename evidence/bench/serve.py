@@ -5,9 +5,9 @@ clients is measured on all servers within minutes. Requests stream greedy chat r
 shares, but for the beginning of --shared tokens. Other servers and the torch backend compute in --dtype, by default
 bfloat16 where the processor has it and float32 elsewhere. With --other the cpu backend keeps the numbers of the file.
 
-    python -m evidence.bench.serve                       # transformers serve; torch, cpu in bfloat16 and in int8
-    python -m evidence.bench.serve --model FILE.gguf --other "NAME=COMMAND {port}"  # beside other servers
-    python -m evidence.bench.serve --model FILE.gguf --serve "--policy auto" --budget loss=0.05  # and under a budget
+    python evidence/bench/serve.py                       # transformers serve; torch, cpu in bfloat16 and in int8
+    python evidence/bench/serve.py --model FILE.gguf --other "NAME=COMMAND {port}"  # beside other servers
+    python evidence/bench/serve.py --model FILE.gguf --serve "--policy auto" --budget loss=0.05  # and under a budget
 
 Peak memory is the sum of the largest resident sizes of a server's processes, mapped pages counted.
 """

@@ -6,7 +6,7 @@ then counts, what is not is cut off. A reply is good where its first token came 
 per token met the objective, which is `--slack` times the 95th percentile at capacity. One server without the governor
 gets all rates, then one with it, each the same arrivals.
 
-    python -m evidence.bench.shedding --model FILE.gguf --policy builtin:qwen2.5-coder-0.5b-instruct --out FILE
+    python evidence/bench/shedding.py --model FILE.gguf --policy builtin:qwen2.5-coder-0.5b-instruct --out FILE
 
 With `--out` the file is written after every phase, so that what was measured is kept whatever happens later.
 """

@@ -1,6 +1,6 @@
 """Every instruction set that the engine has and this processor runs, beside llama.cpp compiled for the same one.
 
-    python -m evidence.bench.variants --model FILE.gguf --llama avx2=FOLDER --llama sse4=FOLDER --out variants.json
+    python evidence/bench/variants.py --model FILE.gguf --llama avx2=FOLDER --llama sse4=FOLDER --out variants.json
 
 Engines take turns on this machine: they read one text after another, and decode in interleaved rounds, as in engine.py.
 `--llama NAME=FOLDER` names a folder with libllama.so and its libraries, of the version that llama-cpp-python was made

@@ -5,7 +5,7 @@ baselines get, text by text, the shares that the policy realised, which take equ
 the generated text: log-probability under the dense model, and KL of the arm's distribution from the dense model's. All
 arms and the dense model run on one backend with the same weights.
 
-    python -m evidence.studies.free_running --model qwen.gguf --data wiki.txt --budgets 0.9,0.8 --out free-running.json
+    python evidence/studies/free_running.py --model qwen.gguf --data wiki.txt --budgets 0.9,0.8 --out free-running.json
 """
 
 from pathlib import Path

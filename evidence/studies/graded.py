@@ -5,7 +5,7 @@ greedy and are graded by the number that they arrive at, or by running their cod
 compared with the dense model's own reply: how much of its first 64 tokens an arm says, too, and KL along the way. The
 baselines get, problem by problem, the shares that the policy realised, which take equal milliseconds by its step times.
 
-    python -m evidence.studies.graded --model qwen.gguf --gsm8k gsm8k.jsonl --chat builtin --limit 40 --out graded.json
+    python evidence/studies/graded.py --model qwen.gguf --gsm8k gsm8k.jsonl --chat builtin --limit 40 --out graded.json
 """
 
 from pathlib import Path

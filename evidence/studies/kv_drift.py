@@ -3,7 +3,7 @@
 Runs `burst` steps of an action, all of it and each of its axes alone, then dense ones. The keys and values that the
 burst wrote stay in the cache; attention alone leaves those of the first layer as they were.
 
-    python -m evidence.studies.kv_drift --data pydoc:heldout --action k010-s040-q5 --burst 16 --out drift.json
+    python evidence/studies/kv_drift.py --data pydoc:heldout --action k010-s040-q5 --burst 16 --out drift.json
 """
 
 from pathlib import Path

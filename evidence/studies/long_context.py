@@ -6,7 +6,7 @@ questions about one place of a long context, from files of JSON lines with `inpu
 uniform, and the policy beside a constant share equal to what it realised on those very tokens. What steps read is
 counted in bytes, weights included.
 
-    python -m evidence.studies.long_context --data books.jsonl --policy auto --needles niah.jsonl --out long.json
+    python evidence/studies/long_context.py --data books.jsonl --policy auto --needles niah.jsonl --out long.json
 """
 
 import json
