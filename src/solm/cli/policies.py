@@ -81,7 +81,7 @@ def _show(name: str | None, revision: str | None, json: bool) -> None:
     with argument("name"):
         trained = TrainedPolicy.from_pretrained(name, revision=revision)
     described, curve = _described(name, trained.config), trained.curve
-    measured = {} if curve is None else curve.told()
+    measured = {} if curve is None else curve.as_dict()
     tables = [] if curve is None else [curve_table(curve)]
     print_result(described | measured, json, *(f"{key:30} {value}" for key, value in _flat(described)), *tables)
 

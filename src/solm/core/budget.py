@@ -39,7 +39,7 @@ _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
     "ms": (0.0, "milliseconds must be above 0 and finite"),
     "loss": (0.0, "a loss must be above 0 nats per token and finite"),
 }
-"""By form of a budget that needs measurements, its least value, and what is said of others."""
+"""By form of a budget that needs measurements, its least value, and what errors say of others."""
 
 
 class Budget(BaseModel):
@@ -124,53 +124,53 @@ class BudgetRequest:
         return ",".join(f"{axis}={getattr(self.value, axis):g}" for axis in AXES)
 
     @classmethod
-    def parse(cls, asked: BudgetLike) -> "BudgetRequest":
+    def parse(cls, given: BudgetLike) -> "BudgetRequest":
         """The request in ``0.7``, ``speed=1.5``, ``ms=4.5``, ``loss=0.05``, ``keep=0.6`` or
         ``attention=0.5,mlp=0.7,bits=8``; None is the dense one.
 
         Raises `BudgetError` for anything else and for values out of range. What a model can meet is not checked.
         """
-        if isinstance(asked, BudgetRequest):
-            return asked
-        if asked is None or isinstance(asked, Budget):
-            return cls("shares", asked or Budget())
-        if isinstance(asked, Mapping):
-            asked = ",".join(f"{axis}={share}" for axis, share in asked.items())
-        if isinstance(asked, bool) or not isinstance(asked, Real | str):
-            raise BudgetError(f"a budget is a number, a text or a Budget, got {asked!r}")
+        if isinstance(given, BudgetRequest):
+            return given
+        if given is None or isinstance(given, Budget):
+            return cls("shares", given or Budget())
+        if isinstance(given, Mapping):
+            given = ",".join(f"{axis}={share}" for axis, share in given.items())
+        if isinstance(given, bool) or not isinstance(given, Real | str):
+            raise BudgetError(f"a budget is a number, a text or a Budget, got {given!r}")
         try:
-            return cls("compute", _share(float(asked), asked))
+            return cls("compute", _share(float(given), given))
         except ValueError:
             pass
         values: dict[str, float] = {}
-        for part in str(asked).split(","):
+        for part in str(given).split(","):
             name, equals, number = (piece.strip() for piece in part.partition("="))
             if not equals or name not in (*AXES, "keep", *_LEAST):
                 raise BudgetError(
-                    f"budget {asked!r} is not a number, speed=1.5, ms=4.5, loss=0.05, keep=0.6 or a list such as "
+                    f"budget {given!r} is not a number, speed=1.5, ms=4.5, loss=0.05, keep=0.6 or a list such as "
                     f"attention=0.5,mlp=0.7,bits=8 ({part!r})"
                 )
             if name in values:
-                raise BudgetError(f"budget {asked!r} gives {name} twice")
+                raise BudgetError(f"budget {given!r} gives {name} twice")
             try:
                 values[name] = float(number)
             except ValueError:
                 raise BudgetError(f"budget {part!r}: {number!r} is not a number") from None
         if len(values) > 1 and not values.keys() <= set(AXES):
-            raise BudgetError(f"budget {asked!r} says several things; give keep, speed, ms and loss alone")
+            raise BudgetError(f"budget {given!r} says several things; give keep, speed, ms and loss alone")
         if "keep" in values:
-            return cls("keep", _share(values["keep"], asked))
+            return cls("keep", _share(values["keep"], given))
         for kind, (least, words) in _LEAST.items():
             if kind in values:
                 if not least <= values[kind] < math.inf or not values[kind]:
-                    raise BudgetError(f"budget {asked} is out of range: {words}")
+                    raise BudgetError(f"budget {given} is out of range: {words}")
                 return cls(kind, values[kind])
         return cls("shares", Budget(**values))
 
 
-def _share(value: float, asked: object) -> float:
+def _share(value: float, given: object) -> float:
     if not 0 < value <= 1:
-        raise BudgetError(f"budget {asked} is out of range: a share must be above 0 and at most 1")
+        raise BudgetError(f"budget {given} is out of range: a share must be above 0 and at most 1")
     return value
 
 
@@ -264,20 +264,20 @@ class Budgets:
     timings: StepTimings | None = None
     priced: bool = False
 
-    def resolve(self, asked: BudgetLike, context: int) -> ResolvedBudget:
+    def resolve(self, requested: BudgetLike, context: int) -> ResolvedBudget:
         """A request for steps that see `context` keys on average. Raises `BudgetError` where it cannot be read or
         met."""
-        request = BudgetRequest.parse(asked)
+        request = BudgetRequest.parse(requested)
         budget = self.budget(request, context)
         return ResolvedBudget(request, budget, self.terms(budget, context, request), budget)
 
-    def budget(self, asked: BudgetLike, context: int, clamp: bool = False) -> Budget:
+    def budget(self, requested: BudgetLike, context: int, clamp: bool = False) -> Budget:
         """The averages per axis that a request comes to, for steps that see `context` keys.
 
         Raises `BudgetError` where it cannot be met. clamp: the least there is instead where it is below that, axis by
         axis where it is given per axis.
         """
-        request = BudgetRequest.parse(asked)
+        request = BudgetRequest.parse(requested)
         if isinstance(request.value, Budget):
             return self._checked(request.value, clamp)
         if request.kind == "keep":
@@ -286,8 +286,8 @@ class Budgets:
             return self._of_bytes(request.value, context, clamp)
         return self._of_time(request, context, clamp)
 
-    def terms(self, budget: Budget, context: int, asked: BudgetLike = None) -> Terms:
-        """A budget in all units that are measured, for steps that see `context` tokens. asked: what was requested,
+    def terms(self, budget: Budget, context: int, requested: BudgetLike = None) -> Terms:
+        """A budget in all units that are measured, for steps that see `context` tokens. requested: what it came from,
         which says whether the policy split it."""
         shares = np.array(budget.shares)
         read = float(self.bytes(shares, self._controllable(context)))
@@ -295,7 +295,7 @@ class Budgets:
         if self.measured is not None:
             seen = self._controllable(context)
             terms |= _timed(self.measured.share(budget.shares, seen), self.measured.dense(seen))
-            if self.priced and BudgetRequest.parse(asked).kind not in ("keep", "shares"):
+            if self.priced and BudgetRequest.parse(requested).kind not in ("keep", "shares"):
                 terms |= self.loss(terms["time"], context)
         return terms
 
@@ -327,7 +327,7 @@ class Budgets:
 
     def time_share(self, request: BudgetRequest, context: int) -> float:
         """The share of the dense step's milliseconds that a budget as a share, speed, milliseconds or loss comes down
-        to, at most 1; it may be below what can be met. Raises `BudgetError` where nothing tells it."""
+        to, at most 1; it may be below what can be met. Raises `BudgetError` where nothing was measured."""
         measured, seen, value = self._timed_cost(), self._controllable(context), request.value
         assert not isinstance(value, Budget)
         share = value
@@ -414,8 +414,8 @@ class Budgets:
         """What net keep `net` realises after `context` tokens. Bits that save no bytes are left alone."""
         levels = self._levels(self._controllable(context))
         axes = zip(self.of_net(net).shares, self.space.shares, levels, strict=True)
-        found = Budget.of([float(np.interp(share, nominal, realised)) for share, nominal, realised in axes])
-        return found if self.sparsity.bits_site == "weights" else found.model_copy(update={"bits": float(FULL_BITS)})
+        budget = Budget.of([float(np.interp(share, nominal, realised)) for share, nominal, realised in axes])
+        return budget if self.sparsity.bits_site == "weights" else budget.model_copy(update={"bits": float(FULL_BITS)})
 
     def _levels(self, context: int) -> tuple[np.ndarray, ...]:
         """Per axis the shares [levels] that a step which sees `context` keys realises."""

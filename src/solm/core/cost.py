@@ -285,7 +285,7 @@ def _mlp_weights(keep: np.ndarray, shapes: ModelShapes, sparsity: SparsityConfig
 class StepTimings(BaseModel):
     """Milliseconds of a step at batch 1, [contexts][levels] per axis; the last level is dense.
 
-    Savings of the two axes are taken to add up; `joint_ms`, both at their lowest levels, tells how far that is so.
+    Savings of the two axes are taken to add up; `joint_ms`, both at their lowest levels, shows how far that is so.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -380,9 +380,9 @@ class StepTimings(BaseModel):
                 for context, mine in zip(self.contexts, getattr(self, name), strict=False)
             )
 
-        tables = ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
-        found = {name: lower(name, lambda mine, theirs: tuple(map(min, mine, theirs))) for name in tables}
-        return self.model_copy(update={**found, **{name: lower(name, min) for name in ("joint_ms", "halved_ms")}})
+        names = ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
+        tables = {name: lower(name, lambda mine, theirs: tuple(map(min, mine, theirs))) for name in names}
+        return self.model_copy(update={**tables, **{name: lower(name, min) for name in ("joint_ms", "halved_ms")}})
 
     def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
         """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""

@@ -65,7 +65,7 @@ class TextFacts(BaseModel):
 
 
 class BudgetCurve(BaseModel):
-    """The points of a policy, and the step timings that budgets in time are told by. texts, tokens: of the points that
+    """The points of a policy, and the step timings of budgets in time. texts, tokens: of the points that
     do not say otherwise.
 
     data: names of the held-out texts. sources: what the dense model makes of each; none in older files.
@@ -96,20 +96,19 @@ class BudgetCurve(BaseModel):
     def about(self) -> str:
         """What was measured where, in a sentence or two."""
         counts = {point.context: point.texts or self.texts for point in self.points}
-        told = ", ".join(f"{counted(texts, 'text')} after {context:,} tokens" for context, texts in counts.items())
+        measured = ", ".join(f"{counted(texts, 'text')} after {context:,} tokens" for context, texts in counts.items())
         return (
             f"Measured on {self.timings.measured_on}, on {self.tokens // self.texts} tokens per text that no training "
-            f"saw: {told}. A budget is a share of the dense step's milliseconds."
+            f"saw: {measured}. A budget is a share of the dense step's milliseconds."
         )
 
-    def told(self) -> dict[str, Any]:
+    def as_dict(self) -> dict[str, Any]:
         """The same for machines: ``budgets``, the points with what their loss is worth in perplexity, as a factor over
         the dense model's, and ``measured``, on which machine and text."""
-        known = self.timings
         return {
             "budgets": [point.model_dump(mode="json") | {"perplexity": point.perplexity} for point in self.points],
             "measured": {
-                "backend": known.backend, "threads": known.threads, "processor": known.processor,
+                "backend": self.timings.backend, "threads": self.timings.threads, "processor": self.timings.processor,
                 "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
                 "sources": [source.model_dump(mode="json") for source in self.sources],
             },

@@ -48,7 +48,7 @@ def locked(folder: Path, what: str, name: str = ".lock") -> Iterator[None]:
 
 @contextmanager
 def resumable(result: Path | None) -> Iterator[Path | None]:
-    """The file beside `result` that keeps what an unfinished command has found, held for one process; None for None,
+    """The file beside `result` that keeps finished parts of a command, held for one process; None for None,
     and for a device or a pipe, beside which nothing is kept.
 
     Write the result inside the block: where the block ends without an error, what was kept goes. Raises as `locked`
@@ -215,7 +215,7 @@ class Parts:
         return name in self._found
 
     def get(self, name: str, make: Callable[[], Any]) -> Any:
-        """What is known under `name`; where nothing is, what `make` returns, which is kept."""
+        """What is kept under `name`; where nothing is, what `make` returns, which is kept then."""
         if name not in self._found:
             self._found[name] = make()
             if self.path is not None:

@@ -76,7 +76,7 @@ class RequestBudgets:
                     terms = budgets.terms(budgets.lowest(context), context)
                     described["fastest"][context] = {name: terms[name] for name in ("time", "speed", "ms")}
         curve = None if lm.trained is None else lm.trained.curve
-        return described | ({} if curve is None else curve.told())
+        return described | ({} if curve is None else curve.as_dict())
 
     def resolve(self, efficiency: Efficiency | None, context: int, key: ApiKey = _NO_KEY) -> RequestBudget:
         """The budget of a request under an API key whose steps see `context` tokens on average.

@@ -45,7 +45,7 @@ def test_a_share_loses_what_lies_between_the_points():
 
 
 def test_machines_get_the_points_and_where_they_come_from():
-    told = KNOWN.told()
+    told = KNOWN.as_dict()
     assert [(point["context"], point["budget"]) for point in told["budgets"]] == [
         (512, 0.6), (512, 0.8), (512, 0.9), (2048, 0.5)
     ]  # fmt: skip
