@@ -88,11 +88,8 @@ def level_costs(session: Session, tokens: torch.Tensor) -> list[list[float]]:
     return costs
 
 
-def cost_factors(near: list[list[float]], far: list[list[float]]) -> tuple[float, float, float]:
+def cost_factors(near: list[list[float]], far: list[list[float]]) -> tuple[float, ...]:
     """Per axis the level costs `far`, summed over the levels, divided by `near`: between 0.01 and 100, and 1 where
     `near` is 0. Each per axis [levels] nats, after another context."""
     totals = [(sum(far[axis]), sum(near[axis])) for axis in range(len(AXES))]
-    attention, mlp, bits = (
-        min(max(more / less, _LEAST_FACTOR), 1 / _LEAST_FACTOR) if less > 0 else 1.0 for more, less in totals
-    )
-    return attention, mlp, bits
+    return tuple(min(max(more / less, _LEAST_FACTOR), 1 / _LEAST_FACTOR) if less > 0 else 1.0 for more, less in totals)

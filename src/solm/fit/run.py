@@ -10,44 +10,31 @@ from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import environment
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.texts import TokenStream
+from solm.fit import folder as files
 from solm.fit.allocation import allocate
 from solm.fit.comparison import compare, evaluations, write_policy, write_report
 from solm.fit.costs import cost_levels, cost_long_contexts
-from solm.fit.folder import (
-    ALLOCATION,
-    COLLECTED,
-    COSTS,
-    EVALUATION,
-    FITTED,
-    LONG_COSTS,
-    OWN_TEXTS,
-    POLICY,
-    REPORT,
-    THRESHOLDS,
-    TIMINGS,
-    About,
-    Files,
-    FitFolder,
-)
+from solm.fit.folder import About, Files, FitFolder
 from solm.fit.job import Job, Report
-from solm.fit.plan import PHASES, Sizes, default_minutes
+from solm.fit.plan import PHASES, default_minutes
 from solm.fit.regression import fit_network
 from solm.fit.samples import collect, continue_texts
 from solm.fit.texts import Texts
 from solm.fit.timings import find_thresholds, time_steps
 from solm.runtime.language_model import LanguageModel
 
+_ALLOCATED = [files.TIMINGS, files.THRESHOLDS, files.ALLOCATION]
 ORDER: tuple[tuple[str, str, list[str], Callable[[Job], Files]], ...] = (
-    ("timings", TIMINGS, [], time_steps),
-    ("thresholds", THRESHOLDS, [], find_thresholds),
-    ("allocation", ALLOCATION, [TIMINGS, THRESHOLDS], allocate),
-    ("own texts", OWN_TEXTS, [], continue_texts),
-    ("samples", COLLECTED, [TIMINGS, THRESHOLDS, ALLOCATION, OWN_TEXTS], collect),
-    ("level costs", COSTS, [TIMINGS, THRESHOLDS, ALLOCATION], cost_levels),
-    ("long contexts", LONG_COSTS, [TIMINGS, THRESHOLDS, ALLOCATION, COSTS], cost_long_contexts),
-    ("network", FITTED, [TIMINGS, THRESHOLDS, ALLOCATION, COLLECTED, COSTS, LONG_COSTS], fit_network),
-    ("comparison", EVALUATION, [TIMINGS, FITTED], compare),
-    ("policy", POLICY, [TIMINGS, FITTED, EVALUATION], write_policy),
+    ("timings", files.TIMINGS, [], time_steps),
+    ("thresholds", files.THRESHOLDS, [], find_thresholds),
+    ("allocation", files.ALLOCATION, [files.TIMINGS, files.THRESHOLDS], allocate),
+    ("own texts", files.OWN_TEXTS, [], continue_texts),
+    ("samples", files.COLLECTED, [*_ALLOCATED, files.OWN_TEXTS], collect),
+    ("level costs", files.COSTS, _ALLOCATED, cost_levels),
+    ("long contexts", files.LONG_COSTS, [*_ALLOCATED, files.COSTS], cost_long_contexts),
+    ("network", files.FITTED, [*_ALLOCATED, files.COLLECTED, files.COSTS, files.LONG_COSTS], fit_network),
+    ("comparison", files.EVALUATION, [files.TIMINGS, files.FITTED], compare),
+    ("policy", files.POLICY, [files.TIMINGS, files.FITTED, files.EVALUATION], write_policy),
 )
 """Every phase with the file that it writes, those that it reads, and what does it and gives further files that it
 wrote, which are read with the first."""
@@ -106,7 +93,7 @@ def fit(
                 raise Interrupted(stop[0])
         results = evaluations(job)
         if importlib.util.find_spec("matplotlib") is not None:
-            folder.phase("report", REPORT, [EVALUATION], lambda: write_report(job))
+            folder.phase("report", files.REPORT, [files.EVALUATION], lambda: write_report(job))
         spent = sum(folder.seconds.values()) / 60
         remark(
             f"took {counted(round(spent, 1), 'minute')} in all; the most memory, with the model: {folder.peak_gib} GiB"
@@ -120,6 +107,12 @@ def plan_lines(job: Job, strict: bool) -> list[str]:
     sizes = job.planned(speed, strict=strict)
     compared = ", ".join(f"{_texts(c.texts)} of {c.length} tokens after {c.context}" for c in sizes.comparisons)
     clock = {name: f"{job.minutes * share:.1f} min" for name, share in PHASES.items()}
+    after = f"{sizes.cost_length} tokens after {' and '.join(map(str, sizes.long_contexts))}"
+    long = (
+        [f"  long contexts{clock['long contexts']:>9}  {_texts(sizes.long_texts)} of {after}"]
+        if sizes.long_contexts
+        else []
+    )
     return [
         f"plan for {counted(job.minutes, 'minute')}, reading {speed.prefill:.0f} and scoring {speed.score:.0f} "
         "tokens/s:",
@@ -130,17 +123,10 @@ def plan_lines(job: Job, strict: bool) -> list[str]:
         f"  own texts    {clock['own texts']:>9}  {_texts(sizes.own_texts)} that the model continues, for the samples",
         f"  samples      {clock['samples']:>9}  {_texts(sizes.sample_batches)} of {sizes.sample_length} tokens",
         f"  level costs  {clock['level costs']:>9}  {_texts(sizes.cost_texts)} of {sizes.cost_length} tokens",
-        *_long_line(sizes, clock["long contexts"]),
+        *long,
         f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",
     ]
 
 
 def _texts(count: int) -> str:
     return counted(count, "text")
-
-
-def _long_line(sizes: Sizes, clock: str) -> list[str]:
-    if not sizes.long_contexts:
-        return []
-    contexts = " and ".join(f"{context:,}" for context in sizes.long_contexts)
-    return [f"  long contexts{clock:>9}  {_texts(sizes.long_texts)} of {sizes.cost_length} tokens after {contexts}"]

@@ -3,14 +3,12 @@
 import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from solm.backends.logits import LOGITS_AT_ONCE, divergences, log_probabilities
 from solm.backends.results import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
-from solm.core.errors import DamagedFileError
 from solm.core.files import Parts, read_json, read_tensors, resumable, write_json, write_tensors
 from solm.fit.folder import COLLECTED, OWN_TEXTS, SAMPLES
 from solm.fit.job import Job
@@ -85,14 +83,7 @@ def read_samples(job: Job) -> "Samples":
     """What `collect` left; raises `DamagedFileError`."""
     about = read_json(job.folder.path / COLLECTED)
     paths = sorted((job.folder.path / SAMPLES / about["folder"]).glob("*.safetensors"))
-    return Samples.join(map(_read, paths), about["texts"])
-
-
-def _read(path: Path) -> "Samples":
-    try:
-        return Samples(**read_tensors(path))
-    except TypeError as error:
-        raise DamagedFileError(f"{path} does not hold samples: {error}") from error
+    return Samples.join((Samples(**read_tensors(path)) for path in paths), about["texts"])
 
 
 @dataclass(frozen=True)
