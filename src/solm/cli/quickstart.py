@@ -64,7 +64,11 @@ def quickstart(
             _show_speeds(speeds)
         with progress_bar() as progress:
             if not pretrained:
-                result = job.fitted(out, minutes, progress.show, say, clock)
+                try:
+                    result = job.fitted(out, minutes, progress.show, say, clock)
+                except SolmError as error:  # such as on a machine so busy that steps of all levels take the same time
+                    pretrained = True
+                    say(f"the fit failed: {error}\nThe report is about the policy that comes with solm")
             reply = job.report(out, speeds, result, progress.show, clock)
     except (Interrupted, KeyboardInterrupt) as interrupted:
         say(f"interrupted; finished parts are kept. Continue with: {shlex.join(['solm', *sys.argv[1:]])}")
