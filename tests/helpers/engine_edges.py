@@ -6,7 +6,6 @@ build: that is how they run under sanitizers, whose runtime must be loaded befor
 
 import sys
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from helpers.engine import engine_of
 from helpers.gguf_files import ALL_TYPES, repacked, tensor_of, values_of
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
-from helpers.models import tiny_model
+from helpers.models import tiny_model, tokens
 from helpers.weights import GRID_SIZES, K_SIZES, QuantisedModel
 from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu.call import Cache, Computed, Decider, EngineCall
@@ -77,10 +76,6 @@ def of_many_lengths(engine: Engine, count: int, sparsity: SparsityConfig) -> lis
     for row, one in enumerate(alone):
         one.run(tokens(1, 20 + 13 * row, seed=row))
     return alone
-
-
-def tokens(rows: int, count: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(3, 259, (rows, count), generator=torch.Generator().manual_seed(seed))
 
 
 def decider(layer: int, hidden: int = 64, **changes) -> Decider:
@@ -334,32 +329,6 @@ def whatever_it_is_given_it_computes_or_refuses(built) -> None:
             assert rows.states.tobytes() == before
             outcomes.add("refused")
     assert outcomes == {"computed", "refused"}
-
-
-def python_threads_share_an_engine() -> None:
-    """Two threads step two forks of one parent and two parents, beside one that forks and drops: as one thread does."""
-    model = tiny_model("llama", torch.float32)
-    engine = engine_of(model, SPARSITY, "float32", threads=2)
-    parents = [Rows(engine, 2) for _ in range(2)]
-    for seed, parent in enumerate(parents):
-        parent.run(tokens(2, 60, seed=seed))
-
-    def steps(rows: Rows, seed: int) -> torch.Tensor:
-        return torch.stack([rows.run(tokens(2, 1, seed=seed + q), (0.4, 0.6, 8)).logits for q in range(60)])
-
-    def churn(seed: int) -> torch.Tensor:
-        for _ in range(60):
-            parents[seed].fork(2).run(tokens(4, 1))
-        return torch.zeros(1)
-
-    def opened() -> list[Rows]:
-        return [parents[0].fork(), parents[0].fork(), parents[1].fork()]
-
-    expected = [steps(rows, seed) for seed, rows in enumerate(opened())]
-    with ThreadPoolExecutor(4) as pool:
-        jobs = [pool.submit(steps, rows, seed) for seed, rows in enumerate(opened())] + [pool.submit(churn, 1)]
-        found = [job.result() for job in jobs]
-    assert all(torch.equal(*pair) for pair in zip(expected, found, strict=False))
 
 
 def tensors_are_repacked_within_their_memory(built) -> None:

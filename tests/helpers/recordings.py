@@ -21,10 +21,11 @@ MODEL, QUESTION = "builtin:smollm2-135m", "Why is the sky blue, and why is it re
 PRECISIONS = ("float32", "bfloat16", "int8", "packed", "nested", "int8 kv")
 
 
-def recorded(precision):
-    """An engine, and the recorder of what it computes: prompts, single steps and batches, dense and not."""
+def recorded(precision, built=None):
+    """An engine, and the recorder of what it computes: prompts, single steps and batches, dense and not. built: the
+    library, None: this machine's own."""
     model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
-    recorder = Recorder(library())
+    recorder = Recorder(built or library())
     name, _, kv = precision.partition(" ")
     engine = engine_of(model, SPARSITY, name, 1, "int8" if kv else "auto", library=recorder)
     rows, alone = Rows(engine, 2), Rows(engine)

@@ -1,10 +1,6 @@
 """Clients that others wrote, against a server of the tiny model: `pip install -e '.[clients]'`. The official client is
 that of the default tests. Every one gets what the server says to a plain request."""
 
-import os
-import subprocess
-import sys
-
 import httpx
 import pytest
 from pydantic import BaseModel
@@ -53,17 +49,6 @@ def test_langchain(address, said, responses):
     assert len(model.batch([LONG, "other"])) == 2
 
 
-def test_langchains_completions(address, said):
-    langchain = pytest.importorskip("langchain_openai")
-    model = langchain.OpenAI(
-        model="tiny", base_url=f"{address}/v1", api_key="none", temperature=0, max_tokens=16, presence_penalty=0.5,
-        frequency_penalty=0.5,
-    )  # fmt: skip
-    expected = said("completions", prompt=LONG, max_tokens=16, presence_penalty=0.5, frequency_penalty=0.5)
-    assert model.invoke(LONG) == expected
-    assert "".join(model.stream(LONG)) == expected
-
-
 class Verdict(BaseModel):
     """Finite but for white space between its parts, so that even a random model comes to its end."""
 
@@ -109,35 +94,3 @@ def test_litellm(address, said, monkeypatch):
     assert plain.choices[0].text == said("completions", prompt=LONG, max_tokens=16)
     response = litellm.responses(**common, input=LONG, max_output_tokens=16)
     assert response.output[0].content[0].text == chat(said)
-
-
-def test_the_llm_command(address, said, tmp_path):
-    pytest.importorskip("llm")
-    for name, chats in (("tiny-chat", "true"), ("tiny-plain", "false")):
-        (tmp_path / "extra-openai-models.yaml").open("a").write(
-            f"- model_id: {name}\n  model_name: tiny\n  api_base: {address}/v1\n  completion: {chats == 'false'}\n"
-        )
-    expected = {"tiny-chat": chat(said), "tiny-plain": said("completions", prompt=LONG, max_tokens=16)}
-    for name, text in expected.items():
-        for more in ([], ["--no-stream"]):
-            done = subprocess.run(
-                [sys.executable, "-m", "llm", "-m", name, "-o", "max_tokens", "16", "-o", "temperature", "0",
-                 "-o", "presence_penalty", "0", "--no-log", *more, LONG],
-                capture_output=True, text=True, timeout=300,
-                env={**os.environ, "LLM_USER_PATH": str(tmp_path), "OPENAI_API_KEY": "none",
-                     "LLM_LOAD_PLUGINS": ""},
-            )  # fmt: skip
-            assert done.returncode == 0, done.stderr
-            assert done.stdout.rstrip("\n") == text.rstrip("\n")
-
-
-def test_lm_evals_chat(address, said):
-    """`local-chat-completions`; the default tests have `local-completions`."""
-    models = pytest.importorskip("lm_eval.models.openai_completions")
-    from lm_eval.api.instance import Instance
-
-    model = models.LocalChatCompletion(base_url=f"{address}/v1/chat/completions", model="tiny")
-    asked = model.apply_chat_template([{"role": "user", "content": LONG}])
-    wanted = {"until": ["\x00never"], "max_gen_toks": 16, "do_sample": False}
-    (text,) = model.generate_until([Instance("generate_until", {}, (asked, wanted), 0)])
-    assert text == chat(said, seed=1234)

@@ -7,7 +7,6 @@ import torch
 
 from helpers.engine import ACTIONS, pair
 from helpers.models import keep_of, tiny_model, tokens
-from solm.backends.logits import divergences_of_forks
 from solm.backends.torch.backend import TorchBackend
 
 
@@ -15,17 +14,6 @@ def kl(logits, reference):
     """By the definition, in float64."""
     ours, theirs = (torch.log_softmax(x.double(), -1) for x in (logits, reference))
     return (theirs.exp() * (theirs - ours)).sum(-1)
-
-
-def test_every_fork_is_compared_with_its_own_parent():
-    draw = torch.Generator().manual_seed(0)
-    reference = 3 * torch.randn(2, 21, 50, generator=draw)
-    logits = reference.repeat_interleave(3, 0) + torch.randn(6, 21, 50, generator=draw)
-    logits[4] = reference[1]
-    found = divergences_of_forks(logits, reference)
-    torch.testing.assert_close(found, kl(logits, reference.repeat_interleave(3, 0)).float(), atol=1e-5, rtol=0)
-    assert found.shape == (6, 21)
-    assert found[4].abs().max() < 1e-6 < found[3].min()
 
 
 @pytest.mark.parametrize("backend", [0, 1], ids=["torch", "cpu"])

@@ -101,14 +101,6 @@ def test_damage_is_one_line_that_names_file_and_field(small, damage, words):
         assert "\n" not in str(found.value)
 
 
-def test_every_truncation_is_refused(small):
-    content = small.read_bytes()
-    for size in [*range(0, 600, 7), *range(600, len(content), 20_011)]:
-        small.write_bytes(content[:size])
-        with pytest.raises(DamagedFileError):
-            read_header(small)
-
-
 def test_tensors_that_overlap_are_refused(small):
     """A file that says so is manipulated: it would compute something else, or hold far less than it declares."""
     second = b"output_norm.weight" + struct.pack("<IQI", 1, 64, 0)

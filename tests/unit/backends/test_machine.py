@@ -1,6 +1,5 @@
 """What is found out about the machine without torch: threads, memory, accelerators; what is set is set back."""
 
-import os
 import platform
 import subprocess
 import sys
@@ -15,31 +14,6 @@ from solm.backends.machine import (
     free_memory,
     threads_of,
 )
-
-
-def test_without_torch_there_are_as_many_threads_as_with_it():
-    code = "import sys; {}; from solm.backends.machine import default_threads; print(default_threads())"
-    for more in ({}, {"OMP_NUM_THREADS": "1"}):
-        environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"} | more
-        told = {
-            first: subprocess.run(
-                [sys.executable, "-c", code.format(first)], env=environment, capture_output=True, text=True, check=True
-            ).stdout
-            for first in ("pass", "import torch")
-        }
-        assert told["pass"] == told["import torch"]
-
-
-@pytest.mark.parametrize(("said", "threads"), [("3", 3), ("2,1", 2)])
-def test_the_environment_says_how_many(monkeypatch, said, threads):
-    monkeypatch.delitem(sys.modules, "torch")
-    monkeypatch.setenv("OMP_NUM_THREADS", said)
-    assert default_threads() == threads
-    with threads_of(5):
-        assert default_threads() == 5
-    assert default_threads() == threads
-    monkeypatch.setenv("OMP_NUM_THREADS", "many")
-    assert 1 <= default_threads() <= os.cpu_count()
 
 
 def test_threads_of_a_block_are_torchs_too_until_its_end():

@@ -16,7 +16,7 @@ from solm.backends.gguf_header import read_header
 from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
 from solm.backends.tokenizer import Tokenizer, _Facts, model_tokenizer, token_bytes, transformers_tokenizer
-from solm.core.errors import DamagedFileError, SolmError
+from solm.core.errors import SolmError
 from solm.evaluation.texts import stream_of
 
 TEXTS = [
@@ -96,16 +96,6 @@ def test_a_byte_level_vocabulary_is_read_as_transformers_reads_it(tmp_path, pre,
     assert ours.eos_token_id == theirs.eos_token_id
     assert ours.bos_token_id == theirs.bos_token_id  # which only transformers' tokenizers know
     assert ours(["the", "then"], padding=False).input_ids == theirs(["the", "then"]).input_ids
-
-
-@pytest.mark.parametrize("field", ["token_list", "token_merges"])
-def test_a_vocabulary_that_is_not_of_texts_is_damaged(tmp_path, monkeypatch, field):
-    path = tmp_path / "some.gguf"
-    name = f"tokenizer.ggml.{field.removeprefix('token_').replace('list', 'tokens')}"
-    monkeypatch.setattr(GGUFWriter, f"add_{field}", lambda writer, _: writer.add_array(name, [1, 2, 3]))
-    vocabulary_file(path, tokenizer_pre="qwen2")
-    with pytest.raises(DamagedFileError, match=f"some.gguf is damaged: {name}: must be texts"):
-        byte_level_tokenizer(read_header(path))
 
 
 def test_markers_may_have_letters_that_stand_for_no_byte(tmp_path, monkeypatch):

@@ -2,8 +2,6 @@
 
 import ctypes
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,13 @@ from helpers.engine_edges import SPARSITY, Rows, decider, tokens, under
 from helpers.models import tiny_model
 from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import border
-from solm.backends.cpu.call import Cache, sparsity_rules
+from solm.backends.cpu.call import Cache
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.library import library
 from solm.backends.session import MOST_EXACT
 from solm.core import actions
 from solm.core.errors import DataError, SolmError
-from solm.core.sparsity import KNOTS, PERCENTAGES, SITES, Allocation, ChannelThresholds, SparsityConfig
+from solm.core.sparsity import KNOTS, PERCENTAGES, SITES, Allocation, SparsityConfig
 from solm.policies.priced import UNBIASED_STEPS
 from solm.policies.schedules import SHORTEST_HORIZON
 
@@ -76,14 +74,6 @@ def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change
         rows.call.run(rows.caches, **given)
     assert rows.states.tobytes() == known
     assert torch.equal(rows.run(STEP).logits, expected)
-
-
-def test_a_row_that_would_outgrow_its_cache_is_refused(engine):
-    rows = Rows(engine, capacity=48)
-    rows.run(tokens(1, 40))
-    with pytest.raises(DataError, match=r"a cache of 48 tokens .* take 9 more from \[0, 39\], got 40"):
-        rows.run(tokens(1, 9))
-    assert rows.run(tokens(1, 8)).logits.isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -147,33 +137,6 @@ def test_caches_belong_to_one_engine(engine, rows):
         Cache(engine, 64, stranger)
 
 
-@pytest.mark.parametrize(
-    ("capacity", "length", "message"),
-    [
-        (64, 65, r"can take over \[0, 64\] tokens, got 65"), (1000, 641, r"\[0, 640\] tokens, got 641"),
-        (64, -1, "got -1"), (2**31, 0, "capacity must be a multiple of 16"),
-    ],
-)  # fmt: skip
-def test_a_cache_takes_over_no_more_than_there_is(engine, rows, capacity, length, message):
-    with pytest.raises(DataError, match=message):
-        Cache(engine, capacity, rows.caches[0], length)
-
-
-def test_thresholds_must_have_the_sites_at_which_steps_drop_channels():
-    """Also where a sparsity was made without the checks of `SparsityConfig`: the engine reads four sites of a layer."""
-    two = ChannelThresholds.of(np.linspace(1, 0, 101) * np.ones((3, 2, 1)))
-    unchecked = SparsityConfig(thresholds=two).model_copy(update={"projection_part": 0.1})
-    with pytest.raises(SolmError, match=r"thresholds of 3 layers and 2 sites do not fit .* at 4 sites"):
-        sparsity_rules(unchecked)
-    even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
-    other = Allocation(attention=(even,) * 2, mlp=(even,) * 2, hidden=(even,) * 2)
-    unchecked = SparsityConfig(thresholds=two).model_copy(update={"allocation": other})
-    with pytest.raises(SolmError, match="thresholds of 3 layers and 2 sites do not fit an allocation of 2 layers"):
-        sparsity_rules(unchecked)
-    with pytest.raises(SolmError, match="needs mlp_site 'input\\+hidden', got 'input'"):
-        SparsityConfig(mlp_site="input").changed(projection_part=0.1)
-
-
 def test_sparsity_must_fit_the_model(engine):
     even = tuple((np.arange(KNOTS) / (KNOTS - 1)).tolist())
     of_bits = Allocation(**dict.fromkeys(("attention", "mlp", "hidden", "input_bits", "hidden_bits"), (even,) * 2))
@@ -196,21 +159,6 @@ def test_sparsity_must_fit_the_model(engine):
             Rows(engine, sparsity=sparsity).run(tokens(1, 1))
 
 
-def test_the_rules_of_a_call_are_those_of_its_sparsity(engine):
-    """One engine under two sparsities, one of them with an allocation whose table nothing else keeps."""
-    bend = np.arange(KNOTS) / (KNOTS - 1)
-    curves = [tuple((bend + part * bend * (1 - bend)).round(12).tolist()) for part in (0.9, -0.9)]
-    dealt = SPARSITY.under(Allocation(attention=tuple(curves), mlp=tuple(curves), hidden=tuple(curves)))
-    assert sparsity_rules(dealt).layers == 2
-    found = []
-    for sparsity in (SPARSITY, dealt, SPARSITY):
-        rows = Rows(engine, 2, sparsity)
-        rows.run(tokens(2, 200))
-        found.append(rows.run(tokens(2, 9, seed=3), (0.5, 0.6, 16)).logits)
-    assert torch.equal(found[0], found[2])
-    assert not torch.equal(found[0], found[1])
-
-
 def test_layers_in_two_calls_equal_one_call(rows):
     """And are counted once, with what both realised."""
     whole, parts = rows.fork(), rows.fork()
@@ -229,36 +177,6 @@ def test_layers_in_two_calls_equal_one_call(rows):
         == [[73 - SPARSITY.always_read, 73, 73]] * 2
     )
     assert np.allclose(parts.states["spent"], whole.states["spent"], rtol=0, atol=1e-12)
-
-
-def test_known_steps_are_counted_as_python_would(engine):
-    """To the last bit: spent + realised, step by step, on every axis once it can be controlled."""
-    rows, spent = Rows(engine, 2), np.zeros((2, 3))
-    for step in range(60):
-        action = (0.3, 0.6, 5) if step % 3 else (0.7, 0.9, 8)
-        found = rows.run(tokens(2, 1, seed=step), action)
-        on = SPARSITY.controllable(np.array(step + 1))
-        spent = spent + found.realised[:, 0] * on
-        assert (found.realised[..., ~on] == 1).all()
-        assert (found.realised[..., 1:] < 1).all()
-    assert np.array_equal(rows.states["spent"], spent)
-    assert rows.states["taken"].tolist() == [60, 60]
-    assert rows.states["counted"].tolist() == [[60 - SPARSITY.always_read, 60, 60]] * 2
-
-
-def test_results_outlive_the_next_step(rows):
-    first = rows.run(STEP, (0.3, 0.6, 8))
-    kept = [first.logits.clone(), first.stream.copy(), first.realised.copy(), first.actions.copy()]
-    rows.run(tokens(2, 1, seed=9))
-    for now, then in zip((first.logits, first.stream, first.realised, first.actions), kept, strict=True):
-        assert np.array_equal(np.asarray(now), np.asarray(then))
-
-
-def test_threads_of_python_may_share_an_engine():
-    """In a process of its own, which is given up where it hangs."""
-    run = "from helpers.engine_edges import python_threads_share_an_engine as run; run()"
-    done = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, timeout=300, cwd=TESTS)
-    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.fixture(scope="module")

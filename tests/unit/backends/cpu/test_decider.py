@@ -1,7 +1,6 @@
 """Decisions in the engine equal those of the policy in Python: same actions, same sums."""
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,7 +9,6 @@ from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
 from solm.backends.cpu.backend import measure_thresholds
-from solm.backends.cpu.call import decider_of
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
@@ -34,13 +32,6 @@ def engine():
     control = TorchBackend(tiny_model("llama", torch.float32, num_hidden_layers=4))
     yield control, engine_of(control.model, SparsityConfig(window=16), "float32")
     control.detach()
-
-
-def test_threads_that_use_a_policy_first_share_what_the_engine_reads(engine):
-    policy = policy_of(SPACES["one axis"], 1)
-    with ThreadPoolExecutor(8) as pool:
-        made = list(pool.map(lambda _: decider_of(engine[1], policy), range(8)))
-    assert all(one is made[0] for one in made)
 
 
 def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:
@@ -78,11 +69,17 @@ def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY)
 
 
 @pytest.mark.parametrize(
-    "dealt", ["evenly", "by an allocation", "hidden channels apart", "weights' bits", "thresholds"]
+    ("dealt", "name", "layer", "clamp"),
+    [
+        ("evenly", "joint", 1, True),
+        ("evenly", "one axis", 0, False),
+        ("evenly", "two axes", 3, True),
+        ("by an allocation", "joint", 0, False),
+        ("hidden channels apart", "joint", 3, True),
+        ("weights' bits", "joint", 1, False),
+        ("thresholds", "joint", 1, True),
+    ],
 )
-@pytest.mark.parametrize("clamp", [True, False])
-@pytest.mark.parametrize("layer", [0, 1, 3])
-@pytest.mark.parametrize("name", SPACES)
 def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
     sparsity = {
         "evenly": SPARSITY, "by an allocation": sparsity_of(0.9, -0.6, -0.7, 0.4),

@@ -3,7 +3,6 @@
 import ctypes
 import shutil
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,10 +13,9 @@ from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from solm.backends.cpu.files.layout import HeadForm
 from solm.backends.cpu.files.repack import head_at, repack_head
 from solm.backends.cpu.files.sources import Tensor
-from solm.backends.cpu.library import VARIANTS, library, usable_features
+from solm.backends.cpu.library import library
 from solm.core.errors import DamagedFileError
 
-AMX, AVX512 = (next(one for one in VARIANTS if one.name == name) for name in ("amx", "avx512"))
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 VOCABULARY, HIDDEN = 1003, 96  # a last strip that is not full
 
@@ -57,22 +55,6 @@ def test_the_largest_approximate_logits_are_exact(opened, largest):
     elif largest == 1:
         assert off.mean() > 0
         torch.testing.assert_close(exact.logsumexp(-1), found.logsumexp(-1), atol=0.1, rtol=0)
-
-
-@pytest.mark.parametrize("rows", [1, 3, 16, 19])
-def test_rows_beside_exact_ones_keep_their_largest(opened, rows):
-    """To the last bit, and exact rows are what they are where all are. Others are exact, too, where that changes no
-    bit of their largest, else as they are without exact ones."""
-    engine, head, _ = opened
-    all_exact, all_approximate = engine.logits(5, rows), engine.logits(5, rows, 3)
-    largest = all_exact.topk(3) if head.group else torch.cat([engine.logits(5 + row) for row in range(rows)]).topk(3)
-    draw = np.random.default_rng(rows)
-    for exact_rows in (np.arange(rows) == 0, np.arange(rows) > 0, draw.random(rows) < 0.5, np.ones(rows, bool)):
-        found = engine.logits(5, rows, 3, exact_rows)
-        assert torch.equal(found[exact_rows], all_exact[exact_rows])
-        others, as_exact = torch.from_numpy(~exact_rows), head.group or rows < 8
-        assert torch.equal(found[others], (all_exact if as_exact and exact_rows.any() else all_approximate)[others])
-        assert torch.equal(found.gather(1, largest.indices)[others], largest.values[others])
 
 
 @pytest.mark.parametrize("rows", [1, 16])
@@ -151,58 +133,3 @@ def test_a_head_with_values_that_are_not_finite_is_refused(kind):
     tensor = Tensor("head", kind, (70, 512), rows.reshape(-1))
     with pytest.raises(DamagedFileError, match="the file is damaged: head: row 66 has values that are not finite"):
         repack_head(library(), tensor, form, at, 2)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"type": 99}, "tensor type 99 is not supported"),
-        ({"hidden": 96, "group": 16}, "a head of 8 bits in groups of 16 does not hold tensor type 8"),
-        ({"bits": 7}, "the head's bits must be 4, 5, 6 or 8, got 7"),
-        ({"hidden": 100}, "hidden must be a multiple of 32"),
-        ({"hidden": 128}, "a row of 128 weights of type 8 takes 136 bytes, got 102"),
-        ({"vocabulary": 0}, "vocabulary must be in"),
-        ({"threads": 0}, "threads must be in"),
-    ],
-)
-def test_a_head_that_does_not_fit_its_tensor_is_refused(change, message):
-    values = {"type": 8, "vocabulary": 64, "hidden": 96, "bits": 8, "group": 32, "centre": 128, "threads": 1} | change
-    kind, threads = values.pop("type"), values.pop("threads")
-    memory = torch.empty(1 << 16, dtype=torch.uint8)
-    tensor = Tensor("head", kind, (64, 96), np.zeros(64 * 102, np.uint8))
-    with pytest.raises(DamagedFileError, match=message):
-        repack_head(library(), tensor, HeadForm(**values), memory.data_ptr(), threads)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"data": None}, "the head has no weights"),
-        ({"bits": 0}, "the head needs integers where layers have them"),
-        ({"bits": 3}, "the head's bits must be"),
-        ({"low": None}, "the head needs lower bits above 4 bits"),
-        ({"group": 24}, "needs groups of 16 or 32 that divide them, got 24"),
-        ({"grid": None}, "a head with groups needs a grid"),
-        ({"group": 0}, "a head without groups needs scales"),
-        ({"centre": 256}, r"the head's centre must be in \[-1, 255\], got 256"),
-    ],
-)
-def test_an_engine_refuses_a_head_that_makes_no_sense(change, message):
-    head = random_head((8, 32, 128), 64, 96)[0].struct
-    for name, value in change.items():
-        setattr(head, name, value)
-    with pytest.raises(AssertionError, match=message):
-        HeadEngine(head, 64, 96, states(1), library())
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(bool(AVX512.missing(usable_features())), reason="no AVX-512 here")
-def test_heads_of_many_rows_are_multiplied_with_amx_tiles():
-    """AMX in C++, which ends the process where a thread has not configured its tiles."""
-    flags = " ".join([*AMX.flags, "-include", str(Path(__file__).parents[3] / "helpers" / "guest" / "amx_tiles.h")])
-    head, _ = random_head((6, 32, 32), VOCABULARY, HIDDEN)
-    found = [
-        HeadEngine(head.struct, VOCABULARY, HIDDEN, states(48), one).logits(0, 16, 1)
-        for one in (library(flags), library())
-    ]
-    assert torch.equal(*found)

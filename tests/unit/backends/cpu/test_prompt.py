@@ -51,7 +51,7 @@ def off(found: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("precision", ["float32", "int8", "packed kv"])
 @pytest.mark.parametrize("family", ["llama", "phi3"])
-@pytest.mark.parametrize("count", [32, 33, 47, 48, 49, 255, 256, 257, 520])
+@pytest.mark.parametrize("count", [32, 49, 257])
 def test_any_length_after_any_length(precision, count, family):
     """From the middle of a page and from its first token, and where pages are shared with a parent."""
     engine = opened(family, precision)
@@ -68,27 +68,8 @@ def test_any_length_after_any_length(precision, count, family):
         assert rows.states.tobytes() == stepped.states.tobytes()
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("family", ["llama", "gemma3_text"])
-def test_a_tokens_results_do_not_depend_on_what_is_read_with_it(precision, family):
-    """To the last bit: several rows, cuts, threads."""
-    engine = opened(family, precision, threads=1)
-    ids = tokens(3, 300)
-    whole = Rows(engine, 3)
-    found = whole.run(ids, logit_steps=2)
-    for cut in ([32, 268], [100, 40, 160], [256, 44]):
-        rows = Rows(engine, 3)
-        parts = [rows.run(part, logit_steps=2) for part in ids.split(cut, 1)]
-        assert np.array_equal(np.concatenate([part.stream for part in parts], 1), found.stream)
-        assert torch.equal(parts[-1].logits, found.logits)
-    for row in range(3):
-        assert np.array_equal(Rows(engine).run(ids[row : row + 1]).stream[0], found.stream[row])
-    other = opened(family, precision, threads=2)
-    assert np.array_equal(Rows(other, 3).run(ids).stream, found.stream)
-
-
-@pytest.mark.parametrize("precision", ["float32", "int8", "packed kv"])
-@pytest.mark.parametrize("count", [1, 5, 60])
+@pytest.mark.parametrize("precision", ["float32", "packed kv"])
+@pytest.mark.parametrize("count", [1, 60])
 def test_pages_outside_a_window_are_never_read(precision, count):
     """In two layers that see 40 tokens, at 150 of them: whatever the first 64 were."""
     engine = opened("phi3", precision)
@@ -137,21 +118,6 @@ def test_known_schedules_equal_steps(precision):
     assert np.array_equal(np.concatenate(parts, 1), found.stream)
     before = split.run(ids, keep, last=1)
     assert np.array_equal(split.run(ids, keep, first=1, before=before).stream, found.stream)
-
-
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_batches_of_many_rows_equal_single_rows(precision):
-    """Rows of other lengths and actions, one token each."""
-    engine, sparsity = opened_nested(precision)
-    count, keep = 19, drawn((19, 3), seed=4)
-    alone = of_many_lengths(engine, count, sparsity)
-    together = Rows.beside(alone)
-    for q in range(3):
-        following = tokens(count, 1, seed=q)
-        found = together.run(following, keep[:, q : q + 1])
-        steps = [one.run(following[row : row + 1], keep[row : row + 1, q : q + 1]) for row, one in enumerate(alone)]
-        assert close(found.stream, np.concatenate([step.stream for step in steps]), 10 * MOST[precision]), q
-        assert np.array_equal(found.realised, np.concatenate([step.realised for step in steps]))
 
 
 @pytest.mark.parametrize("precision", ["packed", "nested"])

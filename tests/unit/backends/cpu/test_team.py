@@ -75,27 +75,6 @@ def test_engines_with_as_many_threads_share_them(monkeypatch):
     assert often(engines[-1])
 
 
-def test_neighbours_do_not_change_results(monkeypatch):
-    """To the last bit: prompts and steps of engines with more threads than cores, two at a time."""
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    model = tiny_model("llama", torch.float32)
-    prompt, steps = tokens(2, 70), [tokens(2, 1, seed) for seed in range(30)]
-
-    def logits(engine):
-        rows = Rows(engine, 2)
-        found = [rows.run(prompt).logits]
-        for step in steps:
-            found.append(rows.run(step, (0.5, 0.6, 16)).logits)
-        return torch.cat(found, 1)
-
-    engines = [engine_of(model, SPARSITY, "int8", threads=threads) for threads in (8, 2)]
-    alone = [logits(engine) for engine in engines]
-    with busy_cores(), ThreadPoolExecutor(2) as pool:
-        for _ in range(5):
-            for found, expected in zip(pool.map(logits, engines), alone, strict=True):
-                assert torch.equal(found, expected)
-
-
 FORKED = """
 import os
 import torch

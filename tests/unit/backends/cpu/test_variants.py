@@ -56,14 +56,6 @@ def test_what_cannot_be_forced_is_told_in_one_line(name, message):
     assert variant_named("sse4", "x86_64", features).name == "sse4"
 
 
-def test_features_are_those_that_the_kernel_tells(tmp_path):
-    (tmp_path / "x86").write_text("processor\t: 0\nflags\t\t: fpu avx2 fma\n\nprocessor\t: 1\nflags\t\t: fpu\n")
-    (tmp_path / "arm").write_text("processor\t: 0\nFeatures\t: fp asimd asimddp\n")
-    assert build.cpu_features(tmp_path / "x86") == {"fpu", "avx2", "fma"}
-    assert build.cpu_features(tmp_path / "arm") == {"fp", "asimd", "asimddp"}
-    assert build.cpu_features(tmp_path / "none") == set()
-
-
 @pytest.fixture
 def beside(tmp_path, monkeypatch):
     """A folder of libraries beside the package, on a processor with AVX2 and no AVX-512; they are no real ones."""
@@ -113,11 +105,6 @@ def test_libraries_that_do_not_fit_are_refused_with_the_way_out(beside, content,
     assert "\n" not in str(error.value)
 
 
-def test_libraries_of_other_sources_are_not_taken(beside, monkeypatch):
-    monkeypatch.setattr(build, "sources_digest", lambda: "0" * 64)
-    assert library.choose_engine("", "").variant == "native"
-
-
 def test_a_library_that_is_cut_short_is_known_before_it_is_loaded(tmp_path):
     engine = library.choose_engine("", "")
     content = (engine.path or build.built(engine.flags)).read_bytes()
@@ -127,22 +114,6 @@ def test_a_library_that_is_cut_short_is_known_before_it_is_loaded(tmp_path):
         assert build.damage(cut) is not None, size
     cut.write_bytes(content)
     assert build.damage(cut) is None
-
-
-def test_a_cache_folder_of_no_use_is_told_before_anything_is_compiled(tmp_path, monkeypatch):
-    monkeypatch.setenv("CXX", "/nowhere/c++")
-    monkeypatch.setenv("SOLM_CACHE", "/proc/solm")
-    with pytest.raises(SolmError, match=r"cannot be compiled to /proc/solm: .*; set SOLM_CACHE to another folder"):
-        build.built(["-DNEW"])
-    monkeypatch.setenv("SOLM_CACHE", str(tmp_path))
-    real = build.os.statvfs(tmp_path)
-    barred = type(real)((*real[:8], real.f_flag | build.os.ST_NOEXEC, *real[9:]))
-    monkeypatch.setattr(build.os, "statvfs", lambda path: barred)
-    with pytest.raises(SolmError, match="where nothing may be executed; set SOLM_CACHE to another folder"):
-        build.built(["-DNEW"])
-    monkeypatch.setattr(build.os, "statvfs", lambda path: real)
-    with pytest.raises(SolmError, match="cannot be compiled with /nowhere/c"):
-        build.built(["-DNEW"])
 
 
 def barred(monkeypatch):

@@ -9,7 +9,6 @@ from helpers.sessions import scored_under
 from solm.backends.logits import log_probabilities
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.families import probe
-from solm.backends.torch.plan import ActivePass, activate
 from solm.core.actions import ActionSpace
 from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -23,18 +22,6 @@ def control():
     control = TorchBackend(tiny_model("llama"))
     yield control
     control.detach()
-
-
-def test_forks_share_the_prefix_and_memory_grows_with_it_once(control):
-    session = control.session(SPARSITY)
-    session.prefill(tokens(2, 400))
-    few, many = session.fork(1), session.fork(16)
-    for layer, parent in zip(many._cache.layers, session._cache.layers, strict=True):
-        assert layer.prefix.keys.data_ptr() == parent.keys.data_ptr()
-        assert layer.prefix.keys.shape[3] == 400
-    alone, forked, whole = (one._cache.layers[0].keys.numel() for one in (few, many, session))
-    assert forked <= 16 * alone
-    assert forked < whole / 2
 
 
 def test_forks_do_not_disturb_one_another_or_their_parent(control):
@@ -85,29 +72,6 @@ def test_a_row_that_decoded_densely_reads_the_same_pages_after_a_longer_one_join
     torch.testing.assert_close(*logits)
 
 
-def test_no_plan_leaks_into_a_later_prefill_even_after_an_error(control):
-    ids = tokens(1, CONTEXT)
-    clean = control.session(SPARSITY)
-    expected = clean.prefill(ids)
-    session = control.session(SPARSITY)
-    session.prefill(ids)
-    with pytest.raises(IndexError):
-        session.score(torch.full((1, STEPS + 1), 10**6), keep_of((0.1, 0.5, 4), 1, STEPS))
-    session = control.session(SPARSITY)
-    session.prefill(ids)
-    session.score(tokens(1, STEPS + 1), keep_of((0.1, 0.5, 4), 1, STEPS))
-    fresh = control.session(SPARSITY)
-    assert torch.equal(fresh.prefill(ids), expected)
-
-
-def test_a_pass_started_by_hand_ends_with_its_block():
-    from solm.backends.torch.plan import active_pass
-
-    with pytest.raises(ValueError, match="inside"), activate(ActivePass(None, None, None)):
-        raise ValueError("inside")
-    assert active_pass() is None
-
-
 def test_attention_is_dense_and_not_counted_until_it_can_be_controlled(control):
     """And the other axes follow the schedule from the first step on."""
     ids = tokens(1, 60)
@@ -144,13 +108,6 @@ def test_limits_are_stated(control):
         forked.prefill(tokens(2, 3))
 
 
-def test_a_second_prefill_continues_the_row(control):
-    ids = tokens(1, 60)
-    split, whole = control.session(SPARSITY), control.session(SPARSITY)
-    split.prefill(ids[:, :30])
-    torch.testing.assert_close(split.prefill(ids[:, 30:]), whole.prefill(ids))
-
-
 def test_attaching_twice_and_unsupported_families_are_refused(control):
     with pytest.raises(UnsupportedModelError, match="attached already"):
         TorchBackend(control.model)
@@ -170,21 +127,6 @@ def real_text(real_model):
 
     _, tokenizer = real_model
     return tokenizer(documents("pydoc:heldout")[0], return_tensors="pt").input_ids[:, :401]
-
-
-def test_real_model_dense_steps_equal_the_stock_model(real_model, real_text):
-    model, _ = real_model
-    with torch.no_grad():
-        stock = torch.log_softmax(model(real_text[:, :240]).logits[0], -1)
-    control = TorchBackend(model)
-    try:
-        session = control.session(SparsityConfig())
-        session.prefill(real_text[:, :200])
-        scored = session.fork(2).score(real_text[:, 200:240].expand(2, -1), keep_of((1, 1, 16), 2, 39))
-        expected = stock[200:239].gather(-1, real_text[0, 201:240, None])[:, 0]
-        torch.testing.assert_close(scored.log_probabilities, expected.expand(2, -1), atol=1e-4, rtol=0)
-    finally:
-        control.detach()
 
 
 def test_real_model_one_pass_equals_steps_for_joint_actions(real_model, real_text):

@@ -4,7 +4,6 @@ import importlib.util
 import os
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -86,21 +85,3 @@ def test_sessions_mix_no_devices(sparsity):
         alone.leave(0)
         alone.score(ids[:1, :9], keep.expand(1, 8, 3))
     assert seen.mixed == []
-
-
-def test_the_benchmark_says_in_one_line_that_it_needs_a_gpu():
-    done = run("-m", "evidence.bench.gpu", CUDA_VISIBLE_DEVICES="")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.splitlines() == ["evidence/bench/gpu.py needs a CUDA device; torch sees none"]
-
-
-def test_the_benchmark_times_the_stock_model_in_the_same_steps(monkeypatch):
-    stock_step = import_module("evidence.bench.gpu").stock_step
-    ids = torch.arange(3, 104)[None]
-    step = stock_step(tiny_model("llama", torch.float32), ids)
-    with solm.attach(tiny_model("llama", torch.float32)) as lm:
-        session = lm.session()
-        session.prefill(ids[:, :-1])
-        for _ in range(3):
-            torch.testing.assert_close(step(), session.step(ids[:, -1]).logits)

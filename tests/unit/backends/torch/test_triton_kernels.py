@@ -5,9 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import solm
 from helpers.models import keep_of, tiny_model, tokens
-from solm.backends.torch import linears
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.backend import TorchBackend
@@ -225,35 +223,3 @@ def test_models_decode_as_in_plain_torch(family, action, lengths, forks, sparsit
     torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-4)
     assert (used["attend_pages"] > 0) == (action != "mlp")
     assert (used["channel_product"] > 0) == (action != "attention")
-
-
-def test_copies_that_do_not_fit_are_not_made(monkeypatch, caplog, plainly):
-    model, sparsity = tiny_model("llama", torch.float32), SparsityConfig(page_size=8, window=16)
-    monkeypatch.setattr(linears, "_free_bytes", lambda device: 1e5)
-    got = decode(model, sparsity, CALLS["mlp"], [90], 1)
-    assert "masked, not skipped" in caplog.text
-    assert torch.equal(got, plainly(decode, model, sparsity, CALLS["mlp"], [90], 1))
-
-
-def test_more_rows_than_are_worth_it_are_masked(monkeypatch, plainly):
-    model, sparsity = tiny_model("llama", torch.float32), SparsityConfig(page_size=8, window=16)
-    monkeypatch.setattr(products, "channel_product", None)
-    lengths = [90] * (kernels.MOST_ROWS + 1)
-    got = decode(model, sparsity, CALLS["mlp"], lengths, 1)
-    assert torch.equal(got, plainly(decode, model, sparsity, CALLS["mlp"], lengths, 1))
-
-
-def test_what_kernels_do_not_cover_stays_plain(plainly):
-    assert solm.SparsityConfig().window > 0
-    for changed in (
-        {"select_per": "query_head"},
-        {"sinks": 0, "window": 0},
-        {"keep_ties": True},
-    ):
-        plan = make_plan(keep_of((0.3, 1, 16), 1, 1), torch.tensor([[300]]), SparsityConfig(**changed), SHAPES)
-        assert not kernels.reads_pages(torch.zeros(1, 4, 1, 64), plan)
-    plan = make_plan(keep_of((0.3, 1, 16), 1, 1), torch.tensor([[300]]), SparsityConfig(), SHAPES)
-    assert kernels.reads_pages(torch.zeros(1, 4, 1, 64), plan)
-    assert not kernels.reads_pages(torch.zeros(1, 4, 2, 64), plan)
-    assert not kernels.reads_pages(torch.zeros(1, 4, 1, 64, dtype=torch.float64), plan)
-    assert not kernels.reads_pages(torch.zeros(1, 4, 1, 256), plan)

@@ -8,7 +8,6 @@ import pytest
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import ALL_TYPES, WIDE, read_packed, repacked, tensor_of, values_of, weights_of, write_gguf
-from solm.backends.cpu.border import INVALID, message
 from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, SITES, Form, Target, layout_of
 from solm.backends.cpu.files.repack import Arena, dequantise, repack
 from solm.backends.cpu.files.sources import QUANTISED, GgufFile, Tensor, half_split
@@ -47,33 +46,6 @@ def test_dequantised_rows_are_what_gguf_reads(kind):
     np.testing.assert_array_equal(dequantise(library(), tensor, rows), dequantise(library(), tensor)[rows])
     ordered = tensor_of(kind, 24, 512, order=half_split(3, 8))
     np.testing.assert_array_equal(dequantise(library(), ordered), dequantise(library(), tensor)[half_split(3, 8)])
-
-
-@pytest.mark.parametrize("form", [Form(Target.OWN, QUANTISED[kind]) for kind in QUANTISED] + [NESTED, INT8], ids=str)
-def test_tensors_share_a_matrix_wherever_they_begin(form):
-    """Also where two share bytes."""
-    kind = next((kind for kind, numbers in QUANTISED.items() if Form(Target.OWN, numbers) == form), TensorType.BF16)
-    parts = [tensor_of(kind, count, 256, seed) for seed, count in enumerate((64, 32, 96, 128))]
-    together = Tensor("all", kind, (320, 256), np.concatenate([part.data for part in parts]))
-    found, wanted = repacked(parts, form), repacked([together], form, threads=1)
-    for name in wanted:
-        np.testing.assert_array_equal(found[name], wanted[name])
-
-
-@pytest.mark.parametrize("target", [Target.OWN, Target.NESTED, Target.INT8, Target.BFLOAT16, Target.FLOAT32])
-def test_rows_are_put_in_order(target):
-    form = (
-        Form(target, QUANTISED[TensorType.Q5_0] if target == Target.OWN else NESTED.numbers)
-        if target in (0, 4)
-        else Form(target)
-    )
-    order = np.random.default_rng(3).permutation(192).astype(np.int32)
-    blocks = tensor_of(TensorType.Q5_0, 192, 256)
-    sorted_ = blocks.data.reshape(192, -1)[order].reshape(-1)
-    found = repacked([Tensor("t", blocks.type, blocks.shape, blocks.data, order)], form)
-    wanted = repacked([Tensor("t", blocks.type, blocks.shape, sorted_)], form)
-    for name in wanted:
-        np.testing.assert_array_equal(found[name], wanted[name])
 
 
 @pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)
@@ -162,25 +134,3 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
         arena = Arena(layout.nbytes)
         with pytest.raises(DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
             repack(source, layout, built, arena.address, 2)
-
-
-def test_the_border_refuses_what_does_not_fit():
-    tensor, told = tensor_of(TensorType.Q4_K, 64, 256), message()
-    memory = np.zeros(1 << 20, np.uint8)
-    data = memory.ctypes.data
-    order = np.full(64, 64, np.int32)
-    good = [12, tensor.data.ctypes.data, len(tensor.data), 64, 256, None, 0, 0, 64, data, data, data, 1, told]
-    assert library().solm_repack(*good) == 0
-    for place, value, words in (
-        (0, 99, "type 99 is not supported"), (0, 0, "must have 65536 bytes"), (1, None, "must have"),
-        (2, 5, "must have 9216 bytes, not 5"), (3, 0, "no shape"), (4, 128, "no shape"),
-        (5, order.ctypes.data, "row 64"),
-        (6, 5, "unknown target"), (7, 1, "not among 64"), (7, -1, "not among 64"), (8, 96, "multiples of 64"),
-        (9, None, "no memory"), (11, None, "no memory"), (12, 0, "threads"),
-    ):  # fmt: skip
-        assert library().solm_repack(*[value if at == place else some for at, some in enumerate(good)]) == INVALID
-        assert words in told.value.decode(), (place, told.value)
-    rows = np.array([64], np.int64)
-    bad = [*good[:5], rows.ctypes.data, 1, data, told]
-    assert library().solm_dequantise(*bad) == INVALID
-    assert told.value == b"row 64 is not among its 64"

@@ -1,8 +1,6 @@
 """Repacked weights that are kept: mapped at the next start, replaced where anything about them has changed."""
 
 import ctypes
-import errno
-import logging
 import multiprocessing
 import os
 import shutil
@@ -12,15 +10,12 @@ import pytest
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
-from helpers.models import tiny_model
 from solm.backends.cpu.files import weight_cache
 from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.repack import Arena, repack
-from solm.backends.cpu.files.sources import GgufFile, LoadedModel
+from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
 from solm.backends.cpu.library import library
-from solm.core import files
-from solm.core.errors import SolmError
 from solm.core.files import cache_folder
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -109,50 +104,6 @@ def test_a_changed_file_code_or_layout_is_noticed(path, folder, tmp_path, monkey
     monkeypatch.setattr("solm.backends.cpu.files.layout.Layout.digest", lambda self: "other")
     assert load(GgufFile(copy))[1]
     assert len(kept(folder)) == 1
-
-
-def test_a_full_disk_costs_time_and_one_line(path, folder, monkeypatch, caplog):
-    def full(self, content):
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    class Full:
-        def __init__(self, handle, mode):
-            self.handle = handle
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *_):
-            os.close(self.handle)
-
-        writelines = full
-
-    expected, _ = load(GgufFile(path))
-    shutil.rmtree(folder)
-    with monkeypatch.context() as patched, caplog.at_level(logging.INFO):
-        patched.setattr(files.os, "fdopen", Full)
-        found, repacked = load(GgufFile(path))
-    assert repacked
-    np.testing.assert_array_equal(found, expected)
-    assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "No space left on device" in caplog.text
-    assert list(folder.iterdir()) == []
-
-
-def test_loaded_models_are_not_kept(folder):
-    assert load(LoadedModel(tiny_model("llama").float()), "int8")[1]
-    assert not folder.exists()
-
-
-def test_a_failure_while_repacking_keeps_nothing(path, folder):
-    source = GgufFile(path)
-
-    def fail(address):
-        raise SolmError("no")
-
-    with pytest.raises(SolmError, match="no"):
-        load_weights(library(), source, "auto", layout_of(source, "auto"), fail, 1)
-    assert not folder.exists()
 
 
 def test_processes_may_start_at_once(path, folder):

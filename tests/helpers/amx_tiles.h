@@ -1,5 +1,5 @@
 // The AMX instructions that the engine has, in plain C++ as Intel's manual describes them: to be compiled in place of the
-// processor's own (g++ -include). Bochs 3.0 has those, but takes signed bytes for unsigned ones.
+// processor's own (g++ -include).
 #pragma once
 
 #include <immintrin.h>
