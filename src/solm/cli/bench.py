@@ -39,7 +39,7 @@ def bench(
     """
     import torch
 
-    from solm.cli.output import print_result, progress_bar, read_weights
+    from solm.cli.output import Progress, print_result, read_weights
     from solm.core.files import write_text
     from solm.evaluation.step_timing import measure
     from solm.evaluation.texts import token_stream
@@ -52,7 +52,7 @@ def bench(
         prepared.check_room(lengths[-1] + _STEPS)
     lm = read_weights(prepared)
     tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, lengths[-1] + 1, torch.Generator().manual_seed(0))
-    with progress_bar() as progress:
+    with Progress() as progress:
         measured = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")

@@ -98,7 +98,7 @@ def evaluate(
       solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal,random
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
     """
-    from solm.cli.output import output, print_result, progress_bar, read_weights, say
+    from solm.cli.output import Progress, output, print_result, read_weights, say
     from solm.core.actions import ActionSpace
     from solm.core.files import resumable
     from solm.evaluation import show
@@ -147,7 +147,7 @@ def evaluate(
     rivals = {name: BASELINES[name](BaselineRequest(lm, met.space, calibration, context, seed)) for name in arms}
     with (
         resumable(next((path for path in out or () if path.suffix == ".json"), None)) as partial,
-        progress_bar() as bar,
+        Progress() as bar,
     ):
         result = run(
             lm, tokens, chosen, grid, partial, lambda done, total: bar.show("evaluating", done, total), rivals,

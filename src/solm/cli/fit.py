@@ -49,7 +49,7 @@ def fit(
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.cli.output import curve_table, print_result, progress_bar, read_weights, say
+    from solm.cli.output import Progress, curve_table, print_result, read_weights, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
     from solm.fit.plan import PHASES
@@ -73,7 +73,7 @@ def fit(
     tokens = checks.streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
     sources.clear()  # from here on their tokens are enough
     numbers = {name: f"{number}/{len(PHASES)} {name}" for number, name in enumerate(PHASES, start=1)}
-    with progress_bar() as progress:
+    with Progress() as progress:
         try:
             result = run(
                 lm, tokens, out, minutes, seed,

@@ -5,10 +5,11 @@ import io
 import json
 import logging
 import os
+import shutil
 import sys
 import threading
 import time
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from solm.runtime.reply import Reply
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOTICEABLE = 2.0
-"""Seconds after which somebody who waits should be told what for."""
-_INTERVAL = 30.0
-"""Seconds between two lines of progress in a log."""
+_INTERVAL, _REDRAWN = 30.0, 0.5
+"""Seconds between two lines of progress, in a log and in a terminal."""
+_ERASE = "\r\x1b[K"
+"""Removes a terminal's line."""
 
 
 def quiet() -> bool:
@@ -33,15 +34,14 @@ def quiet() -> bool:
 
 
 def say(text: str) -> None:
-    """A remark on standard error, unless --quiet was given. One that cannot be written, as to a full disk, is lost."""
+    """A remark on standard error, unless --quiet was given."""
     if not quiet():
         complain(text)
 
 
 def complain(text: str) -> None:
     """The same of a mistake, which --quiet leaves."""
-    with suppress(OSError):
-        print(text, file=sys.stderr)
+    _write((_ERASE if sys.stderr.isatty() else "") + text)
 
 
 def print_result(content: Any, as_json: bool, *parts: Any) -> None:
@@ -110,85 +110,14 @@ def is_of_output(error: OSError) -> bool:
 
 
 class Progress:
-    """How far a command is; this one shows nothing."""
+    """How far a command is and the time left: in a terminal a line that is written over, else a line for every stage
+    and one every `interval` seconds; nothing with --quiet. A thread writes, because one part of the work may take
+    minutes."""
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the display, which may be before the block ends."""
-
-    def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        """`done` of `total` parts of `stage` are finished; total None: not known."""
-
-
-def progress_bar() -> Progress:
-    """Progress with the time left: a bar where standard error is a terminal, else a line at least every 30 seconds."""
-    if quiet():
-        return Progress()
-    return _Bar() if sys.stderr.isatty() else _Lines()
-
-
-def read_weights(prepared: "Prepared") -> "LanguageModel":
-    """The model, ready to run; progress is shown where its weights are repacked for noticeably long."""
-    with ExitStack() as stack:
-        begun: float | None = None
-        bar: Progress | None = None
-
-        def show(done: int, total: int) -> None:
-            nonlocal begun, bar
-            now = time.monotonic()
-            begun = now if begun is None else begun
-            if bar is None and now - begun > _NOTICEABLE and done < total:
-                bar = stack.enter_context(progress_bar())
-            if bar is not None:
-                bar.show("repacking the weights, once", done, total)
-
-        return prepared.load(show)
-
-
-class _Bar(Progress):
-    """A bar with counts, elapsed time and time left; it vanishes when done."""
-
-    def __init__(self) -> None:
-        from rich import progress
-        from rich.console import Console
-
-        self._bar = progress.Progress(
-            progress.TextColumn("{task.description}"),
-            progress.BarColumn(),
-            progress.MofNCompleteColumn(),
-            progress.TimeElapsedColumn(),
-            progress.TextColumn("ETA"),
-            progress.TimeRemainingColumn(),
-            progress.TextColumn("{task.fields[note]}"),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._stage, self._task = "", self._bar.add_task("", total=None, note="")
-
-    def __enter__(self) -> Self:
-        self._bar.start()
-        return self
-
-    def stop(self) -> None:
-        self._bar.stop()
-
-    def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
-        if stage != self._stage:
-            self._bar.reset(self._task, description=stage)  # the time left is that of this stage
-            self._stage = stage
-        self._bar.update(self._task, completed=done, total=total, note=note)
-
-
-class _Lines(Progress):
-    """Lines for a log. A thread writes them, because one part of the work may take minutes."""
-
-    def __init__(self, interval: float = _INTERVAL) -> None:
-        self._interval, self._ended, self._lock = interval, threading.Event(), threading.Lock()
+    def __init__(self, interval: float | None = None) -> None:
+        self._over = sys.stderr.isatty()
+        self._interval = (_REDRAWN if self._over else _INTERVAL) if interval is None else interval
+        self._ended, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._state: tuple[str, int, int | None, str] = ("", 0, None, "")
         self._begun = self._told = 0.0
@@ -198,25 +127,32 @@ class _Lines(Progress):
         self._thread.start()
         return self
 
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
     def stop(self) -> None:
+        """End the display, which may be before the block ends."""
         self._ended.set()
         self._thread.join()
+        if self._over:
+            _write(_ERASE, "")
 
     def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
+        """`done` of `total` parts of `stage` are finished; total None: not known."""
         with self._lock:
             changed = stage != self._state[0]
             self._state = stage, done, total, note
             if changed:
                 self._begun, self._first = time.monotonic(), done
-                self._write()
+                self._tell()
 
     def _run(self) -> None:
         while not self._ended.wait(min(1.0, self._interval)):
             with self._lock:
                 if self._state[0] and time.monotonic() - self._told >= self._interval:
-                    self._write()
+                    self._tell()
 
-    def _write(self) -> None:
+    def _tell(self) -> None:
         stage, done, total, note = self._state
         self._told = now = time.monotonic()
         elapsed, finished = now - self._begun, done - self._first
@@ -225,8 +161,26 @@ class _Lines(Progress):
             line += f", {_clock(elapsed)} elapsed"
         if total is not None and finished > 0 and done < total:
             line += f", about {_clock(elapsed / finished * (total - done))} left"
-        with suppress(OSError):
-            print(line + (f", {note}" if note else ""), file=sys.stderr, flush=True)
+        if note:
+            line += f", {note}"
+        if quiet():
+            return
+        if self._over:
+            _write(_ERASE + line[: shutil.get_terminal_size().columns - 1], "\r")
+        else:
+            _write(line)
+
+
+def _write(text: str, end: str = "\n") -> None:
+    """Write to standard error. What cannot be written, as to a full disk, is lost."""
+    with suppress(OSError):
+        print(text, end=end, file=sys.stderr, flush=True)
+
+
+def read_weights(prepared: "Prepared") -> "LanguageModel":
+    """The model, ready to run; progress is shown where its weights are repacked."""
+    with Progress() as progress:
+        return prepared.load(lambda done, total: progress.show("repacking the weights, once", done, total))
 
 
 def _clock(seconds: float) -> str:

@@ -40,7 +40,7 @@ def quickstart(
     """
     from solm.backends.names import gguf_of
     from solm.cli.generate import paint
-    from solm.cli.output import output, print_result, progress_bar, say
+    from solm.cli.output import Progress, output, print_result, say
     from solm.core.interrupt import Interrupted
 
     if importlib.util.find_spec("matplotlib") is None:
@@ -58,11 +58,11 @@ def quickstart(
         from solm import quickstart as job
 
         clock, result = job.Clock(), None
-        with progress_bar() as progress:
+        with Progress() as progress:
             speeds = job.decode(out, progress.show, clock)
         if not json:
             _show_speeds(speeds)
-        with progress_bar() as progress:
+        with Progress() as progress:
             if not pretrained:
                 try:
                     result = job.fitted(out, minutes, progress.show, say, clock)

@@ -5,15 +5,13 @@ import io
 import logging
 import re
 import sys
-import time
 from types import SimpleNamespace
 
 import pytest
 
 from helpers.serving import until
 from helpers.timings import CPU, SHAPES, made_timings
-from solm.cli import output
-from solm.cli.output import _Lines, progress_bar, read_weights, say, show_cost
+from solm.cli.output import Progress, read_weights, say, show_cost
 
 
 @pytest.fixture
@@ -27,7 +25,7 @@ def quiet():
 
 def test_a_log_gets_stage_counts_time_and_time_left(capsys):
     said = []
-    with _Lines(interval=0.02) as progress:
+    with Progress(interval=0.02) as progress:
         progress.show("reading", 0, 4)
         progress._begun -= 100  # seconds ago
         progress.show("reading", 1, 4, "a note")
@@ -40,14 +38,14 @@ def test_a_log_gets_stage_counts_time_and_time_left(capsys):
 
 
 def test_a_stage_is_told_at_once_and_then_at_intervals(capsys):
-    with _Lines(interval=60) as progress:
+    with Progress(interval=60) as progress:
         for done in range(50):
             progress.show("reading", done, 50)
     assert capsys.readouterr().err == "reading 0/50\n"
 
 
 def test_without_a_terminal_progress_is_lines(capsys):
-    with progress_bar() as progress:
+    with Progress() as progress:
         progress.show("reading", 0, 2)
     assert capsys.readouterr().err == "reading 0/2\n"
 
@@ -62,7 +60,7 @@ def test_progress_that_cannot_be_written_is_lost(monkeypatch):
 
     full, free = Full(), io.StringIO()
     monkeypatch.setattr(sys, "stderr", full)
-    with progress_bar() as progress:
+    with Progress() as progress:
         progress.show("reading", 0, 2)
         monkeypatch.setattr(sys, "stderr", free)
         progress.show("writing", 0, 2)
@@ -71,29 +69,33 @@ def test_progress_that_cannot_be_written_is_lost(monkeypatch):
 
 
 def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):
-    with progress_bar() as progress:
+    with Progress() as progress:
         progress.show("reading", 0, 2)
     say("a remark")
     assert capsys.readouterr().err == ""
 
 
-def test_repacking_is_told_where_it_takes_long(capsys, monkeypatch):
-    def quickly(progress):
-        for done in range(1, 6):
-            progress(done, 5)
+def test_a_terminal_has_one_line_that_is_written_over(monkeypatch):
+    class Terminal(io.StringIO):
+        def isatty(self):
+            return True
 
-    def slowly(progress):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("COLUMNS", "12")
+    with Progress() as progress:
+        progress.show("reading all of it", 0, 2)
+        say("a remark")
+    assert terminal.getvalue() == "\r\x1b[Kreading all\r\r\x1b[Ka remark\n\r\x1b[K"
+
+
+def test_repacking_is_told(capsys):
+    def load(progress):
         progress(1, 5)
-        time.sleep(0.3)
-        progress(2, 5)
         progress(5, 5)
 
-    read_weights(SimpleNamespace(load=quickly))
-    assert capsys.readouterr().err == "", "a small model"
-    monkeypatch.setattr(output, "_NOTICEABLE", 0.2)
-    monkeypatch.setattr(output, "_INTERVAL", 0.0)
-    read_weights(SimpleNamespace(load=slowly))
-    assert "repacking the weights, once 2/5" in capsys.readouterr().err
+    read_weights(SimpleNamespace(load=load))
+    assert capsys.readouterr().err == "repacking the weights, once 1/5\n"
 
 
 @pytest.mark.parametrize("note", [None, "step times were measured elsewhere"])
