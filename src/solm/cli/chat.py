@@ -1,20 +1,26 @@
 """`solm chat`."""
 
 import sys
-import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Generator, Iterator
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from solm.cli.generate import paint
-from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
-from solm.cli.output import complain, describe_speed, read_weights, reason, say, show_cost
+from solm.cli.generate import describe_speed, printed, show_cost
+from solm.cli.options import DECIDERS, ModelOptions, ReplyOptions, mention_policy
+from solm.cli.output import complain, read_weights, reason, say
 from solm.core.errors import ContextLengthError, DataError, SolmError, argument
 
 if TYPE_CHECKING:
-    from solm.cli.talk import Talk
+    import numpy as np
 
+    from solm.backends.session import Session
+    from solm.core.budget import Terms
+    from solm.runtime.language_model import LanguageModel, Stream
+    from solm.runtime.reply import Reply, Token
+
+_MEMORY = 512e6
+"""Bytes of the conversation's keys and values that are kept."""
 _HELP = """\
 /budget 0.7       set the budget of later replies, in any form of --budget: speed=1.3, mlp=0.8; without one: dense
 /policy dense     choose what decides: policy (the trained one), dense, static, random, a folder, hub id or builtin:...
@@ -22,6 +28,116 @@ _HELP = """\
 /reset            start a new conversation
 /help             show these lines
 /quit             quit, as Ctrl-D does; Ctrl-C stops a reply"""
+
+
+class Talk:
+    """A conversation, and what the next reply is generated with. What the last prompt shares with the next one is not
+    read again.
+
+    generation: length, seed and sampling options of `LanguageModel.stream`.
+    """
+
+    def __init__(self, lm: "LanguageModel", policy: str | None, generation: dict[str, Any]):
+        self.lm, self.policy, self.generation = lm, policy, generation
+        self.tokenizer: Any = lm.tokenizer
+        self.budget: str | None = None
+        self._stream: Stream | None = None
+        self.read = 0
+        """Tokens of the last prompt, with the conversation before it."""
+        self.start(None)
+
+    @property
+    def setting(self) -> str:
+        """The policy and the budget of the next reply, and where step times are measured what it comes to."""
+        from solm.core.budget import in_time
+
+        if self.policy == "dense" or self.budget is None:
+            return "dense" if self.policy == "dense" else "dense (no budget)"
+        terms = self._terms(self.lm, self.policy, self.budget)
+        time = f": {in_time(terms)}" if "time" in terms else ""
+        return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}{time}"
+
+    @property
+    def reply(self) -> "Reply | None":
+        """What has been generated of the last reply; None where it could not begin."""
+        return None if self._stream is None else self._stream.reply
+
+    def start(self, system: str | None) -> None:
+        """Begin anew, after a system message or without one."""
+        if system and not self.tokenizer.chat_template:
+            raise SolmError("this model has no chat template, so a system message has no place")
+        self.system = system or None
+        self.messages = [{"role": "system", "content": system}] if system else []
+        self._forget()
+
+    def set_budget(self, budget: str | None) -> None:
+        """Another budget; None: dense. One that is given ends the policy `dense`, which spends everything.
+
+        Raises `BudgetError` for one that cannot be met, and keeps the old one.
+        """
+        policy = None if self.policy == "dense" and budget is not None else self.policy
+        self._terms(self.lm, policy, budget)
+        self.policy, self.budget = policy, budget
+
+    def set_policy(self, name: str) -> None:
+        """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
+        from solm.policies.artifact import TrainedPolicy
+        from solm.runtime.prepare import noted
+
+        if not name:
+            raise SolmError("give what decides, such as: /policy dense")
+        lm = self.lm
+        if name not in (*DECIDERS, "policy"):
+            lm, name = noted(lm.with_policy(TrainedPolicy.from_pretrained(name))), "policy"
+        self._terms(lm, name, self.budget)
+        self.lm, self.policy = lm, name
+        self._forget()  # keys and values belong to the policy's sparsity
+
+    def stream(self, line: str) -> "Generator[Token]":
+        """The reply to `line`, token by token; what was generated of it becomes part of the conversation.
+
+        Raises `ContextLengthError` where the conversation has become too long, which then stays as it was.
+        """
+        from solm.runtime.language_model import check_length
+        from solm.runtime.prompts import encode
+
+        self.messages.append({"role": "user", "content": line})
+        self._stream = None
+        try:
+            plain = "\n".join(message["content"] for message in self.messages) + "\n"
+            ids = encode(self.tokenizer, self.messages if self.tokenizer.chat_template else plain)
+            self.read = ids.shape[1]
+            check_length(self.read, self.generation["max_new_tokens"], self.lm.context)
+            budget = None if self.policy == "dense" else self.budget
+            session = self._session(ids)
+            self._stream = self.lm.stream(ids, budget=budget, policy=self.policy, session=session, **self.generation)
+            yield from self._stream
+        finally:
+            if self.reply is not None and self.reply.trace.ids:
+                self.messages.append({"role": "assistant", "content": self.reply.text})
+            else:
+                self.messages.pop()
+
+    def _terms(self, lm: "LanguageModel", policy: str | None, budget: str | None) -> "Terms":
+        """The budget of the next reply in all units that are measured. Raises `BudgetError` where it cannot be met."""
+        seen = self.read + self.generation["max_new_tokens"] // 2
+        chosen = lm.decider(policy, None if policy == "dense" else budget)
+        return lm.budgets(chosen).resolve(None if policy == "dense" else budget, seen).terms
+
+    def _forget(self) -> None:
+        from solm.runtime.prefixes import PrefixCache
+
+        self._prefixes = PrefixCache(_MEMORY, self.lm.sparsity.page_size)
+
+    def _session(self, ids: "np.ndarray") -> "Session":
+        """A session that has read ids [1, C] but for the last token, as far as possible out of the last prompt's."""
+        capacity = ids.shape[1] + self.generation["max_new_tokens"]
+        session = self._prefixes.find(ids[0], capacity) or self.lm.session(capacity)
+        seen = session.length(0) if session.rows else 0
+        if seen < ids.shape[1] - 1:
+            session.prefill(ids[:, seen:-1])
+        self._prefixes.keep(ids[0, :-1], session)
+        return session
 
 
 def chat(model: ModelOptions, options: ReplyOptions) -> None:
@@ -32,7 +148,6 @@ def chat(model: ModelOptions, options: ReplyOptions) -> None:
       solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
       echo "Why is the sky blue?" | solm chat --policy static
     """
-    from solm.cli.talk import Talk
     from solm.core.errors import check_unicode
 
     generation = options.generation()
@@ -81,7 +196,7 @@ def _lines(terminal: bool) -> Iterator[str]:
             yield line.strip()
 
 
-def _obey(talk: "Talk", line: str) -> None:
+def _obey(talk: Talk, line: str) -> None:
     """Carry out a command."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
@@ -104,22 +219,17 @@ def _obey(talk: "Talk", line: str) -> None:
             say(talk.setting if name in ("/budget", "/policy") else "a new conversation")
 
 
-def _answer(talk: "Talk", line: str) -> None:
+def _answer(talk: Talk, line: str) -> None:
     """Print the reply to `line` and what it cost. Ctrl-C ends the reply; a second one acts as usual."""
     from solm.core.interrupt import SIGTERM_CODE, signals
 
     moments: list[float] = []
-    coloured, special = sys.stdout.isatty(), set(talk.tokenizer.all_special_ids)
     with signals("") as stop:
         try:
             reply = talk.stream(line)
-            for token in reply:
-                moments.append(time.perf_counter())
-                text = "" if token.id in special else token.text
-                print(paint(text, token.cost) if coloured else text, end="", flush=True)
+            for _ in printed(reply, talk.tokenizer, moments):
                 if stop:
                     reply.close()
-                    break
         except SolmError as error:
             anew = "; /reset starts a new conversation" if isinstance(error, ContextLengthError) else ""
             complain(f"{error}{anew}")

@@ -2,6 +2,8 @@
 
 import sys
 import time
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +16,7 @@ from solm.core.errors import DataError, argument
 
 if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
-    from solm.runtime.reply import Reply
+    from solm.runtime.reply import Reply, Token
 
 _NOTICEABLE = 0.02
 """Share of the tokens read above what was requested."""
@@ -42,7 +44,7 @@ def generate(
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
     """
-    from solm.cli.output import describe_speed, print_result, read_weights, reason, say, show_cost
+    from solm.cli.output import print_result, read_weights, reason, say
     from solm.core.errors import check_unicode
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length
@@ -68,12 +70,8 @@ def generate(
     lm = read_weights(prepared)
     stream = lm.stream(ids, budget=budget, policy=options.decider, **generation)
     moments: list[float] = []
-    coloured, special = sys.stdout.isatty() and not json, set(lm.tokenizer.all_special_ids)
     try:
-        for token in stream:
-            moments.append(time.perf_counter())
-            if not json and token.id not in special:  # not the end's
-                print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
+        deque(printed(stream, lm.tokenizer, moments, shown=not json), maxlen=0)
     except KeyboardInterrupt:
         if not json:
             print(flush=True)
@@ -100,7 +98,61 @@ def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[
     return reply.as_dict() | {"budget": budget, "measured_on": measured}
 
 
+def printed(tokens: "Iterable[Token]", tokenizer: Any, moments: list[float], shown: bool = True) -> "Iterator[Token]":
+    """The same tokens, each printed before it is handed on, in colour on a terminal; the end's are not. moments: gets
+    the time of each, in seconds. shown: False prints nothing."""
+    coloured, special = sys.stdout.isatty(), set(tokenizer.all_special_ids)
+    for token in tokens:
+        moments.append(time.perf_counter())
+        if shown and token.id not in special:
+            print(paint(token.text, token.cost) if coloured else token.text, end="", flush=True)
+        yield token
+
+
 def paint(text: str, cost: float) -> str:
     """`text` in a terminal colour from green (cheap) to red (dense)."""
     hot = min(1.0, max(0.0, (cost - 0.6) / 0.4))
     return f"\x1b[38;2;{int(60 + 170 * hot)};{int(190 - 110 * hot)};80m{text}\x1b[0m"
+
+
+def describe_speed(moments: list[float]) -> str:
+    """How fast a reply came after its first token, whose tokens were chosen at `moments`, in seconds."""
+    from solm.runtime.reply import step_milliseconds
+
+    step = step_milliseconds(moments)
+    return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
+
+
+def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: list[float], prompt: int) -> str | None:
+    """Say what was requested and realised in all units that are measured, and where times and losses come from; returns
+    what the budget saved in a reply to `prompt` tokens, None where nothing was to be saved.
+
+    The factor over dense steps is given where the model has timings of this machine and as many threads.
+    """
+    from solm.cli.output import say
+    from solm.core.budget import in_words
+    from solm.runtime.reply import step_milliseconds
+
+    requested, realised, steps = reply.compute.requested, reply.compute.realised, len(reply.tokens) - 1
+    context = prompt + len(reply.tokens) // 2
+    say(f"requested: {'' if budget is None else f'{budget}: '}{in_words(requested)}")
+    say(f"realised:  {in_words(realised)}")
+    if lm.timings is not None:
+        where = f"step times: measured on {lm.timings.measured_on}"
+        if lm.trained is not None and lm.trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
+            where += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
+        say(f"           {where}")
+    if requested["net"] >= 1:
+        return None
+    if not steps:  # the first token comes from reading the prompt
+        return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
+    saved = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
+    step = step_milliseconds(moments)
+    if lm.timings is not None and lm.timings_note is None and step is not None:
+        dense = lm.timings.dense(prompt + steps // 2)
+        saved += f", and are {dense / step:.2f} times as fast as dense ones ({dense:.1f} ms by the timings)"
+    waited = reply.compute.whole_attention
+    if waited and requested["attention"] < 1:
+        saved += f"; in the first {waited} of {steps} steps attention read everything, as it always reads the first "
+        saved += f"{lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
+    return saved

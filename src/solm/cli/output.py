@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from solm.core.curve import BudgetCurve
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.prepare import Prepared
-    from solm.runtime.reply import Reply
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTERVAL, _REDRAWN = 30.0, 0.5
@@ -187,45 +186,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def describe_speed(moments: list[float]) -> str:
-    """How fast a reply came after its first token, whose tokens were chosen at `moments`, in seconds."""
-    from solm.runtime.reply import step_milliseconds
-
-    step = step_milliseconds(moments)
-    return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
-
-
-def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: list[float], prompt: int) -> str | None:
-    """Say what was requested and realised in all units that are measured, and where times and losses come from; returns
-    what the budget saved in a reply to `prompt` tokens, None where nothing was to be saved.
-
-    The factor over dense steps is given where the model has timings of this machine and as many threads.
-    """
-    from solm.core.budget import in_words
-    from solm.runtime.reply import step_milliseconds
-
-    requested, realised, steps = reply.compute.requested, reply.compute.realised, len(reply.tokens) - 1
-    context = prompt + len(reply.tokens) // 2
-    say(f"requested: {'' if budget is None else f'{budget}: '}{in_words(requested)}")
-    say(f"realised:  {in_words(realised)}")
-    if lm.timings is not None:
-        where = f"step times: measured on {lm.timings.measured_on}"
-        if lm.trained is not None and lm.trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
-            where += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
-        say(f"           {where}")
-    if requested["net"] >= 1:
-        return None
-    if not steps:  # the first token comes from reading the prompt
-        return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
-    saved = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
-    step = step_milliseconds(moments)
-    if lm.timings is not None and lm.timings_note is None and step is not None:
-        dense = lm.timings.dense(prompt + steps // 2)
-        saved += f", and are {dense / step:.2f} times as fast as dense ones ({dense:.1f} ms by the timings)"
-    waited = reply.compute.whole_attention
-    if waited and requested["attention"] < 1:
-        saved += f"; in the first {waited} of {steps} steps attention read everything, as it always reads the first "
-        saved += f"{lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
-    return saved

@@ -27,12 +27,6 @@ if TYPE_CHECKING:
     from solm.serving.service import Service
     from solm.serving.settings import ServeSettings
 
-_LONGEST_SOCKET = 107
-"""Bytes of a Unix socket's path, of Linux."""
-_LARGEST = 1 << 20
-"""Bytes of a chat template."""
-_SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
-"""Names by which templates ask for a model's tokens."""
 _GIB = 1 << 30
 _LEAST_WEIGHT = 0.5
 """Bytes: weights of 4 bits."""
@@ -131,7 +125,6 @@ def serve(
     chosen = checks.settings(
         ServeSettings, assignments(set), **{key: value for key, value in limits.items() if value is not None}
     )
-    template = _chat_template(chosen.chat_template)
     keys = _api_keys(api_key, chosen)
     prepared = model.prepare(policy, timings)
     if policy is None:
@@ -141,12 +134,9 @@ def serve(
         with argument("max_model_len"):
             prepared.check_room(max_model_len)
     chosen = _rows_that_fit(prepared, chosen, explicit=max_rows is not None)
-    if uds is None:
-        _check_address(host, port)
-    else:
-        _check_socket(uds)
-    if template is not None:
-        prepared.tokenizer.chat_template = template
+    _check_place(host, port, uds)
+    if chosen.chat_template is not None:
+        _use_template(prepared.tokenizer, chosen.chat_template)
     local = ("127.0.0.1", "localhost", "::1")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}" if uds is None else f"unix:{uds}"
@@ -257,49 +247,32 @@ def _rows_that_fit(prepared: "Prepared", chosen: "ServeSettings", explicit: bool
     return chosen.model_copy(update={"max_rows": most})
 
 
-def _check_address(host: str, port: int) -> None:
-    """Refuse an address that cannot be listened on."""
+def _check_place(host: str, port: int, uds: Path | None) -> None:
+    """Refuse a port or a Unix socket that cannot be listened on. A socket that is there is replaced by the server."""
+    if uds is not None and uds.is_socket():
+        return
     try:
+        if uds is not None:
+            with socket.socket(socket.AF_UNIX) as probe:
+                probe.bind(str(uds))
+            uds.unlink()
+            return
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
-    except socket.gaierror as error:
-        raise SolmError(f"--host: {host!r} is not an address of this machine: {error.strerror}") from error
     except OSError as error:
-        option = "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        raise SolmError(f"{option}: cannot listen on {host} port {port}: {error.strerror}") from error
+        place = f"{host} port {port}" if uds is None else str(uds)
+        option = "--uds" if uds else "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
+        raise SolmError(f"{option}: cannot listen on {place}: {error.strerror or error}") from error
 
 
-def _check_socket(path: Path) -> None:
-    """Refuse a path of --uds that cannot be listened on. A socket that is there is replaced by the server."""
-    if len(os.fsencode(path.absolute())) > _LONGEST_SOCKET:
-        raise SolmError(f"--uds: {path} exceeds {_LONGEST_SOCKET} bytes, with its folders")
-    if path.is_socket():
-        return
-    if path.exists():
-        raise SolmError(f"--uds: {path} is there and no socket")
-    try:
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.bind(str(path))
-        path.unlink()
-    except OSError as error:
-        raise SolmError(f"--uds: cannot listen on {path}: {error.strerror or error}") from error
-
-
-def _chat_template(path: Path | None) -> str | None:
-    """The text of the template in a file, which one message of a user has been put through."""
-    if path is None:
-        return None
-    from solm.backends.chat_template import render
+def _use_template(tokenizer: Any, path: Path) -> None:
+    """Give the tokenizer the chat template in a file, which one message of a user is put through."""
+    from solm.runtime.prompts import chat_tokens
 
     try:
-        with path.open("rb") as file:
-            data = file.read(_LARGEST + 1)
-        if len(data) > _LARGEST:
-            raise ValueError(f"it exceeds {_LARGEST} bytes")
-        text = data.decode()
-        render(text, [{"role": "user", "content": "Hello"}], dict.fromkeys(_SPECIAL_TOKENS, ""), True)
-    except Exception as error:  # templates are programs, and fail in many ways
+        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        chat_tokens(tokenizer, [{"role": "user", "content": "Hello"}])
+    except (OSError, ValueError, SolmError) as error:
         raise SolmError(f"--set chat_template: {path} cannot be used: {error}") from error
-    return text

@@ -141,8 +141,8 @@ SERVE = [
     ([*MODEL, "--port", "70000"], 2, "--port: it must be at most 65535"),
     ([*MODEL, "--port", "{port}"], 2, "--port: cannot listen on 127.0.0.1 port {port}"),
     ([*MODEL, "--host", "999.1.1.1"], 2, "--host: "),
-    ([*MODEL, "--uds", "{text}"], 2, "--uds: {text} is there and no socket"),
-    ([*MODEL, "--uds", "{root}/" + "s" * 108], 2, "exceeds 107 bytes"),
+    ([*MODEL, "--uds", "{text}"], 2, "--uds: cannot listen on {text}: Address already in use"),
+    ([*MODEL, "--uds", "{root}/" + "s" * 108], 2, ": AF_UNIX path too long"),
     ([*MODEL, "--uds", "{root}/no/socket"], 2, "--uds: cannot listen on {root}/no/socket: No such file"),
     ([*BARE, "--port", "8765"], 2, "--model: model '{root}/bare' has no tokenizer that can be read"),
 ]

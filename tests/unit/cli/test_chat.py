@@ -7,8 +7,8 @@ import sys
 import pytest
 
 from helpers.policies import under_policy
+from solm.cli.chat import Talk
 from solm.cli.main import main
-from solm.cli.talk import Talk
 from solm.core.errors import BudgetError, ContextLengthError, SolmError
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "

@@ -11,7 +11,8 @@ import pytest
 
 from helpers.serving import until
 from helpers.timings import CPU, SHAPES, made_timings
-from solm.cli.output import Progress, read_weights, say, show_cost
+from solm.cli.generate import show_cost
+from solm.cli.output import Progress, read_weights, say
 
 
 @pytest.fixture

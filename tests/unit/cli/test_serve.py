@@ -6,7 +6,7 @@ import pytest
 
 from solm.backends import machine
 from solm.backends.cpu.files.layout import cache_memory
-from solm.cli.serve import _api_keys, _chat_template, _check_socket, _rows_that_fit
+from solm.cli.serve import _api_keys, _check_place, _rows_that_fit, _use_template
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.runtime.prepare import ModelFacts
@@ -54,14 +54,16 @@ def test_keys_come_from_two_places_and_their_floors_and_priorities_from_settings
     assert not {"key_floors", "key_priorities"} & ServeSettings().model_dump().keys(), "/health names no keys"
 
 
-def test_chat_templates(tmp_path):
+def test_chat_templates(tmp_path, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(byte_tokenizer, "chat_template", None)
     path = tmp_path / "a.jinja"
     path.write_text("{% for m in messages %}{{ bos_token + m.content + eos_token }}{% endfor %}")
-    assert _chat_template(path) == path.read_text(), "special tokens are the model's"
-    for text in (b"{{ 1 / 0 }}", b"\xff", b"{{ raise_exception('no') }}", b" " * (1 << 21)):
+    _use_template(byte_tokenizer, path)
+    assert byte_tokenizer.chat_template == path.read_text()
+    for text in (b"{{ 1 / 0 }}", b"\xff", b"{{ raise_exception('no') }}"):
         path.write_bytes(text)
         with pytest.raises(SolmError, match="--set chat_template: "):
-            _chat_template(path)
+            _use_template(byte_tokenizer, path)
 
 
 @pytest.mark.parametrize(("path", "right"), [("", 1), ("/llm", 1), ("/a/b-1", 1), ("llm", 0), ("/", 0), ("/a b", 0)])
@@ -83,5 +85,5 @@ def _built(**settings) -> ServeSettings | None:
 
 
 def test_a_socket_that_can_be_made_is_not_left_behind(tmp_path):
-    _check_socket(tmp_path / "socket")
+    _check_place("", 0, tmp_path / "socket")
     assert not (tmp_path / "socket").exists()
