@@ -88,7 +88,7 @@ def test_a_client_that_reads_a_byte_at_a_time_holds_nobody_up(service, address, 
 
 
 def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypatch):
-    from solm.serving.rows import Row
+    from solm.serving.scheduler import Row
 
     take = Row.take
 

@@ -236,14 +236,13 @@ class ResolvedBudget:
         """Whether a governor has anything to lower."""
         return self.floor != self.budget
 
-    def target(self, dial: float, bits: float | None = None) -> tuple[float, ...]:
-        """Target shares [axes] at `dial`: 0 is the floor, 1 the budget. bits: a dial of their own; None: the same."""
-        dials = {} if bits is None else {"bits": bits}
-        return tuple(low + dials.get(axis, dial) * (high - low) for axis, low, high in self._ends)
+    def target(self, dial: float) -> tuple[float, ...]:
+        """Target shares [axes] at `dial`: 0 is the floor, 1 the budget."""
+        return tuple(low + dial * (high - low) for low, high in self._ends)
 
     @cached_property
-    def _ends(self) -> tuple[tuple[str, float, float], ...]:
-        return tuple(zip(AXES, self.floor.shares, self.budget.shares, strict=True))
+    def _ends(self) -> tuple[tuple[float, float], ...]:
+        return tuple(zip(self.floor.shares, self.budget.shares, strict=True))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,23 @@
-"""Replies as they arrive, and the responses of the API that they become."""
+"""Requests in progress: replies as they arrive, and the responses of the API that they become."""
 
+import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
 from typing import Any
 
+from pydantic_core import to_json
+
 from solm.backends.tokenizer import token_bytes
 from solm.core.budget import mean_terms
-from solm.serving.rows import Chosen, Ended, Piece
+from solm.serving.errors import ApiError
+from solm.serving.scheduler import Chosen, Ended, Event, Failed, Job, Piece
+from solm.serving.schema import ChatRequest, CompletionRequest
 from solm.serving.tools import CallPart, CallReader
+
+_STATUS = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}
+"""By kind of a reply that could not be completed."""
 
 
 @dataclass
@@ -29,14 +37,6 @@ class Choice:
     """Whether a piece of it was sent."""
     offset: int = 0
     """Characters of its tokens so far, for `text_offset`."""
-
-    def add(self, event: Piece | Ended) -> None:
-        """Take up what has arrived."""
-        if isinstance(event, Ended):
-            self.ended = event
-        else:
-            self.text += event.text
-            self.tokens += event.tokens
 
     @property
     def finish_reason(self) -> str:
@@ -71,60 +71,81 @@ class Choice:
         return ({"content": content} if content else {}) | ({"tool_calls": calls} if calls else {})
 
 
-@dataclass
-class Answers:
-    """Builds the responses of one request.
+class Exchange:
+    """The replies to one request, and what the API says of them.
 
-    chat: a chat completion, else a plain one. logprobs: with log-probabilities. trace: with every token's action and
-    cost. each: choices per prompt.
+    jobs: one per reply, whose events arrive in `events` with the number of their choice.
     """
 
-    identity: str
-    model: str
-    tokenizer: Any
-    chat: bool
-    logprobs: bool
-    trace: bool
-    each: int
-    created: int = field(default_factory=lambda: int(time.time()))
+    def __init__(
+        self,
+        request: ChatRequest | CompletionRequest,
+        identity: str,
+        model: str,
+        tokenizer: Any,
+        jobs: list[Job],
+        choices: list[Choice],
+        events: "asyncio.Queue[tuple[int, Event]]",
+    ):
+        self.identity, self.model, self._tokenizer = identity, model, tokenizer
+        self.jobs, self.choices, self._events = jobs, choices, events
+        self._chat, self._each = isinstance(request, ChatRequest), request.n
+        self._with_usage = request.stream_options is not None and request.stream_options.include_usage
+        self.created = int(time.time())
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The response of a request that is not streamed."""
+    async def each(self) -> AsyncIterator[tuple[Choice, Piece | Ended]]:
+        """Every event, taken up by its choice, until all have ended. Raises `ApiError` for one that failed."""
+        while any(choice.ended is None for choice in self.choices):
+            index, event = await self._events.get()
+            choice = self.choices[index]
+            if isinstance(event, Failed):
+                raise ApiError(_STATUS.get(event.kind, 500), event.message, event.param, event.kind)
+            if isinstance(event, Ended):
+                choice.ended = event
+            else:
+                choice.text += event.text
+                choice.tokens += event.tokens
+            yield choice, event
+
+    async def stream(self) -> AsyncIterator[bytes]:
+        """The server-sent events of chat completions and plain ones. Raises `ApiError`."""
+        async for choice, event in self.each():
+            if isinstance(event, Piece):
+                yield self._piece(choice, event)
+                continue
+            if not choice.begun and choice.before:  # no token follows the prompt that is repeated
+                yield self._piece(choice, Piece("", ()))
+            body: dict[str, Any] = {"delta": choice.delta(None)} if self._chat else {"text": ""}
+            body |= {"index": choice.index, "finish_reason": choice.finish_reason, "logprobs": None}
+            yield _event(self._envelope("chat.completion.chunk", [body]))
+        if self._with_usage:
+            yield _event(self._envelope("chat.completion.chunk", []) | {"usage": self.usage()})
+        yield b"data: [DONE]\n\n"
+
+    def failed(self, error: ApiError) -> bytes:
+        """The event that ends a stream that cannot go on."""
+        return _event(error.body)
+
+    def whole(self) -> dict[str, Any]:
+        """The response of a request that is not streamed; all choices are complete."""
         bodies = []
-        for choice in choices:
-            body: dict[str, Any] = {"message": choice.message()} if self.chat else {"text": choice.before + choice.text}
+        for choice in self.choices:
+            body: dict[str, Any] = (
+                {"message": choice.message()} if self._chat else {"text": choice.before + choice.text}
+            )
             bodies.append(self._body(choice, body, choice.tokens, choice.finish_reason))
-        return self._envelope("chat.completion", bodies) | {"usage": self.usage(choices)}
+        return self._envelope("chat.completion", bodies) | {"usage": self.usage()}
 
-    def piece(self, choice: Choice, piece: Piece) -> dict[str, Any]:
-        """An event of a stream: more of a choice."""
-        first, choice.begun = not choice.begun, True
-        if self.chat:
-            body: dict[str, Any] = {"delta": choice.delta(piece.text) | ({"role": "assistant"} if first else {})}
-        else:
-            body = {"text": (choice.before if first else "") + piece.text}
-        return self._envelope("chat.completion.chunk", [self._body(choice, body, piece.tokens, None)])
-
-    def last(self, choice: Choice) -> dict[str, Any]:
-        """The event with the finish reason of a choice."""
-        body: dict[str, Any] = {"delta": choice.delta(None)} if self.chat else {"text": ""}
-        body |= {"index": choice.index, "finish_reason": choice.finish_reason, "logprobs": None}
-        return self._envelope("chat.completion.chunk", [body])
-
-    def spent(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The event that reports usage, after all others."""
-        return self._envelope("chat.completion.chunk", []) | {"usage": self.usage(choices)}
-
-    def usage(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """Tokens and compute of all choices together. `compute` is the mean over choices, weighted by their tokens; a
-        prompt of several choices counts once."""
-        ends = [choice.ended for choice in choices if choice.ended is not None]
+    def usage(self) -> dict[str, Any]:
+        """Tokens and compute of all complete choices together. `compute` is the mean over choices, weighted by their
+        tokens; a prompt of several choices counts once."""
+        ends = [choice.ended for choice in self.choices if choice.ended is not None]
         written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
         realised = mean_terms([ended.compute.realised for ended in ends], weights)
-        read = sum(ended.prompt_tokens for ended in ends[:: self.each])
+        read = sum(ended.prompt_tokens for ended in ends[:: self._each])
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
-            "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self.each])},
+            "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self._each])},
             "compute": {
                 "requested": mean_terms([ended.compute.requested for ended in ends], weights),
                 "allowed": mean_terms([ended.allowed for ended in ends], weights),
@@ -133,22 +154,56 @@ class Answers:
             },
         }  # fmt: skip
 
+    def facts(self, failed: str | None = "cancelled", arrived: bool = True) -> dict[str, Any]:
+        """What the access log and traces say of the request: tokens, compute, priority, how it ended. Never text.
+
+        failed: how those ended that did not complete; by default the client hung up. arrived: whether the tokens that
+        arrived count. Tokens of a prompt of several replies count once. ``requested``, ``allowed`` (by governor and
+        deadline) and ``realised`` are budgets in the units of `solm.core.budget`, as means over the replies, weighted
+        by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are measured.
+        """
+        jobs, choices, each = self.jobs, self.choices, self._each
+        facts: dict[str, Any] = {"policy": jobs[0].budget.name, "priority": jobs[0].budget.priority}
+        if arrived:
+            written = [len(choice.tokens) if choice.ended is None else choice.ended.tokens for choice in choices]
+            facts["prompt_tokens"] = sum(len(job.ids) for job in jobs[::each])
+            facts["completion_tokens"] = sum(written)
+        facts["requested"] = _rounded(mean_terms([job.budget.resolved.terms for job in jobs], [1] * len(jobs)))
+        ends = [choice.ended if arrived else None for choice in choices]
+        complete = [ended for ended in ends if ended is not None]
+        if complete:
+            usage = self.usage()
+            facts["cached_tokens"] = usage["prompt_tokens_details"]["cached_tokens"]
+            facts |= {name: _rounded(usage["compute"][name]) for name in ("allowed", "realised")}
+            if "ms" in facts["realised"]:
+                facts["saved_ms"] = round(sum(map(_saved, complete)), 1)
+        return facts | {"finish": [failed if ended is None else ended.reason for ended in ends]}
+
+    def _piece(self, choice: Choice, piece: Piece) -> bytes:
+        """An event of a stream: more of a choice."""
+        first, choice.begun = not choice.begun, True
+        if self._chat:
+            body: dict[str, Any] = {"delta": choice.delta(piece.text) | ({"role": "assistant"} if first else {})}
+        else:
+            body = {"text": (choice.before if first else "") + piece.text}
+        return _event(self._envelope("chat.completion.chunk", [self._body(choice, body, piece.tokens, None)]))
+
     def _body(
         self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None
     ) -> dict[str, Any]:
         body |= {"index": choice.index, "finish_reason": reason, "logprobs": None}
-        if self.logprobs:
+        if self.jobs[0].logprobs is not None:
             body["logprobs"] = self._log_probabilities(choice, tokens)
-        if self.trace:
-            body["efficiency"] = self.traced(tokens)
+        if self.jobs[0].trace:
+            body["efficiency"] = traced(tokens)
         return body
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
-        kind = kind if self.chat else "text_completion"
+        kind = kind if self._chat else "text_completion"
         return {"id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices}
 
     def _log_probabilities(self, choice: Choice, tokens: Sequence[Chosen]) -> dict[str, Any]:
-        if self.chat:
+        if self._chat:
             entries = [
                 self._entry(token.id, token.log_probability)
                 | {"top_logprobs": [self._entry(other, value) for other, value in token.likely]}
@@ -167,13 +222,27 @@ class Answers:
 
     def _entry(self, token: int, log_probability: float | None) -> dict[str, Any]:
         text = self._text(token)
-        return {"token": text, "logprob": log_probability, "bytes": token_bytes(self.tokenizer, token, text)}
+        return {"token": text, "logprob": log_probability, "bytes": token_bytes(self._tokenizer, token, text)}
 
     def _text(self, token: int) -> str:
-        return str(self.tokenizer.decode([token]))
+        return str(self._tokenizer.decode([token]))
 
-    @staticmethod
-    def traced(tokens: Sequence[Chosen]) -> dict[str, Any]:
-        """What tokens cost."""
-        spent = [token.spent.as_dict() for token in tokens if token.spent is not None]
-        return {"tokens": [{name: value for name, value in each.items() if name != "id"} for each in spent]}
+
+def traced(tokens: Sequence[Chosen]) -> dict[str, Any]:
+    """What tokens cost."""
+    spent = [token.spent.as_dict() for token in tokens if token.spent is not None]
+    return {"tokens": [{name: value for name, value in each.items() if name != "id"} for each in spent]}
+
+
+def _event(content: dict[str, Any]) -> bytes:
+    return b"data: %s\n\n" % to_json(content, inf_nan_mode="null")
+
+
+def _saved(ended: Ended) -> float:
+    """Milliseconds that a reply's steps saved. Its first token comes from the dense prefill."""
+    spent = ended.compute.realised
+    return (spent["speed"] - 1) * spent["ms"] * max(0, ended.tokens - 1)
+
+
+def _rounded(terms: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in terms.items()}

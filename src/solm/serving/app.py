@@ -18,13 +18,13 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
+from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
 from solm.serving.http import HEADERS, RequestMiddleware, describe, hung_up, read_body, takes
 from solm.serving.logs import SpanSender, tracing_wanted
 from solm.serving.responses import ResponsesRequest, ResponseWriter
-from solm.serving.rows import Piece
 from solm.serving.schema import ChatRequest, CompletionRequest, TokenizeRequest
-from solm.serving.service import Exchange, Service
+from solm.serving.service import Service
 from solm.serving.settings import FIXED_LIMITS
 
 _PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_"}
@@ -161,7 +161,7 @@ async def _complete(
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
     loop, identity = asyncio.get_running_loop(), f"{_PREFIXES[type(body)]}{request.state.identity}"
-    writer = None
+    answer: Exchange | ResponseWriter
     if isinstance(body, ResponsesRequest):
         try:
             exchange = await run_in_threadpool(service.open, body.as_chat(), identity, loop, request.state.key)
@@ -170,14 +170,11 @@ async def _complete(
             raise ApiError(400, message, "input", "invalid_value") from error
         except ApiError as error:
             raise _renamed(error) from error
-        writer = ResponseWriter(body, exchange)
-        events = writer.stream()
+        answer = ResponseWriter(body, exchange)
     else:
-        exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
-        with_usage = body.stream_options is not None and body.stream_options.include_usage
-        events = _chat_events(exchange, with_usage)
+        answer = exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
     if body.stream:
-        return StreamingResponse(_streamed(service, request, exchange, events, writer), media_type="text/event-stream")
+        return StreamingResponse(_streamed(service, request, exchange, answer), media_type="text/event-stream")
     gathering = asyncio.ensure_future(_gather(exchange))
     gone = asyncio.ensure_future(hung_up(request.receive))
     try:
@@ -187,8 +184,8 @@ async def _complete(
             return Response(status_code=499)
         gathering.result()
         request.state.log = exchange.facts()
-        whole = exchange.answers.whole if writer is None else writer.whole
-        return Response(_json(await run_in_threadpool(whole, exchange.choices)), media_type="application/json")
+        content = to_json(await run_in_threadpool(answer.whole), inf_nan_mode="null")
+        return Response(content, media_type="application/json")
     except ApiError as error:
         request.state.log = exchange.facts(error.code, arrived=False)
         raise
@@ -216,38 +213,19 @@ def _renamed(error: ApiError) -> ApiError:
 
 
 async def _streamed(
-    service: Service, request: Request, exchange: Exchange, events: AsyncIterator[bytes], writer: ResponseWriter | None
+    service: Service, request: Request, exchange: Exchange, answer: Exchange | ResponseWriter
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a streamed response. A client that disconnects early cancels what has not ended."""
     failed: str | None = "cancelled"
     try:
-        async for event in events:
+        async for event in answer.stream():
             yield event
     except ApiError as error:
         failed = error.code
-        yield b"data: %s\n\n" % _json(error.body) if writer is None else writer.failed(error.body["error"])
+        yield answer.failed(error)
     finally:
         request.state.log = exchange.facts(failed)
         service.close(exchange)
-
-
-async def _chat_events(exchange: Exchange, with_usage: bool) -> AsyncIterator[bytes]:
-    """The events of chat completions and plain ones."""
-    answers = exchange.answers
-    async for choice, event in exchange.each():
-        if isinstance(event, Piece):
-            yield b"data: %s\n\n" % _json(answers.piece(choice, event))
-            continue
-        if not choice.begun and choice.before:  # no token follows the prompt that is repeated
-            yield b"data: %s\n\n" % _json(answers.piece(choice, Piece("", ())))
-        yield b"data: %s\n\n" % _json(answers.last(choice))
-    if with_usage:
-        yield b"data: %s\n\n" % _json(answers.spent(exchange.choices))
-    yield b"data: [DONE]\n\n"
-
-
-def _json(content: dict[str, Any]) -> bytes:
-    return to_json(content, inf_nan_mode="null")
 
 
 def _model(service: Service) -> dict[str, Any]:

@@ -30,7 +30,6 @@ _MARGIN = 0.9
 """Budgets hold the mean at this share of the objective, so that the 95th percentile meets the objective."""
 _ADMITTED = 0.99
 """Prompts are read as long as every reply stays below this share of the objective."""
-_ROUNDING = 1e-9
 _WORTH = 0.05
 """Share of a step's time that the floors must save for budgets to be lowered."""
 _PAIRS = 32
@@ -189,7 +188,6 @@ class Governor:
         """How far budgets are lowered: from 0 to 1 those of the lowest priority, from 1 to 2 those of the next."""
         self.seconds: float | None = None
         """Smoothed time between tokens, prompts that are read in between included."""
-        self._whole, self._owed = [1.0] * len(PRIORITIES), [0.0] * len(PRIORITIES)
         self._times = StepTimes(self.max_rows)
 
     def _forget(self) -> None:
@@ -209,19 +207,14 @@ class Governor:
         """By rank, as `dial`."""
         return [self.dial(rank) for rank in range(len(PRIORITIES))]
 
-    def whole_dial(self, rank: int) -> float:
-        """The same of what saves time only where all rows of a step save it: 0 or 1, on average over steps the dial."""
-        return self.dial(rank) if self.savings.measuring else self._whole[rank]
-
-    def dials_for(self, rank: int, deadline: float | None, now: float, left: int) -> tuple[float, float]:
-        """The dial and the whole dial of a row with `left` tokens to go until `deadline` (seconds on the clock). The
-        whole dial stays 0 or 1; where no time is left both are 0."""
-        dial, whole = self.dial(rank), self.whole_dial(rank)
+    def dial_for(self, rank: int, deadline: float | None, now: float, left: int) -> float:
+        """The dial of a row with `left` tokens to go until `deadline` (seconds on the clock); 0 where no time is
+        left."""
+        dial = self.dial(rank)
         if deadline is None or self.seconds is None or left < 1:
-            return dial, whole
+            return dial
         allowed = (deadline - now) / left
-        most = 1.0 if allowed >= self.seconds else max(0.0, 2 * allowed / self.seconds - 1)
-        return min(dial, most), whole if most else 0.0
+        return min(dial, 1.0 if allowed >= self.seconds else max(0.0, 2 * allowed / self.seconds - 1))
 
     @property
     def rows(self) -> int:
@@ -295,10 +288,6 @@ class Governor:
             return
         self._adjust(rows, lowerable, (self.objective * _MARGIN - self.seconds) / self.objective)
         self._no_row = self._no_time = False
-        for rank, dial in enumerate(self.dials):
-            self._owed[rank] += dial
-            self._whole[rank] = float(self._owed[rank] >= 1 - _ROUNDING)
-            self._owed[rank] -= self._whole[rank]
 
     def _adjust(self, rows: int, lowerable: Sequence[int], slack: float) -> None:
         """Change the pressure after a step, see `stepped`. slack: share of the objective that the time is below it."""

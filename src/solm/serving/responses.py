@@ -1,15 +1,16 @@
 """`/v1/responses`, the stateless part: chat completions in the form of OpenAI's Responses API."""
 
 import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
 from pydantic_core import PydanticCustomError
 
-from solm.serving.answers import Choice
-from solm.serving.rows import Piece
+from solm.serving.answers import Exchange, traced
+from solm.serving.errors import ApiError
+from solm.serving.scheduler import Piece
 from solm.serving.schema import (
     CalledFunction,
     ChatRequest,
@@ -29,7 +30,6 @@ from solm.serving.schema import (
     ToolCall,
     only,
 )
-from solm.serving.service import Exchange
 from solm.serving.settings import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOOLS
 from solm.serving.tools import CallPart
 
@@ -213,13 +213,13 @@ class ResponseWriter:
 
     def __init__(self, request: ResponsesRequest, exchange: Exchange):
         self.request, self.exchange = request, exchange
-        self.identity = exchange.answers.identity
+        self.identity = exchange.identity
         self._sent = 0
         self._items: list[dict[str, Any]] = []
         (self._choice,) = exchange.choices
 
-    def whole(self, choices: Sequence[Choice]) -> dict[str, Any]:
-        """The response of a request that has been carried out. choices: one, complete."""
+    def whole(self) -> dict[str, Any]:
+        """The response of a request that has been carried out."""
         # The items are what counts here; nobody gets the events.
         for _ in chain(self._more(self._choice.text), self._ended()):
             continue
@@ -243,9 +243,9 @@ class ResponseWriter:
             yield event
         yield self._event(f"response.{done['status']}", response=done)
 
-    def failed(self, error: dict[str, Any]) -> bytes:
-        """The event that ends a stream in place of the response. error: as `ApiError.body` has it."""
-        return self._event("error", code=error["code"], message=error["message"], param=error["param"])
+    def failed(self, error: ApiError) -> bytes:
+        """The event that ends a stream in place of the response."""
+        return self._event("error", code=error.code, message=error.message, param=error.param)
 
     def _more(self, text: str) -> Iterator[bytes]:
         """What more text of the reply makes of items, and the events of that."""
@@ -332,14 +332,14 @@ class ResponseWriter:
         response = self._response(status, [*before, last | {"status": status}])
         if status == "incomplete":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
-        used = self.exchange.answers.usage([choice])
+        used = self.exchange.usage()
         response["usage"] = {
             "input_tokens": used["prompt_tokens"], "input_tokens_details": used["prompt_tokens_details"],
             "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": used["total_tokens"], "compute": used["compute"],
         }  # fmt: skip
-        if self.exchange.answers.trace:
-            response["efficiency"] = self.exchange.answers.traced(choice.tokens)
+        if self.exchange.jobs[0].trace:
+            response["efficiency"] = traced(choice.tokens)
         return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
@@ -350,8 +350,8 @@ class ResponseWriter:
             request.tool_choice if isinstance(request.tool_choice, str | None) else request.tool_choice.model_dump()
         )
         return {
-            "id": self.identity, "object": "response", "created_at": self.exchange.answers.created, "status": status,
-            "model": self.exchange.answers.model, "output": output, "error": None, "incomplete_details": None,
+            "id": self.identity, "object": "response", "created_at": self.exchange.created, "status": status,
+            "model": self.exchange.model, "output": output, "error": None, "incomplete_details": None,
             "usage": None, "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
             "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
             "user": request.user, "store": False, "background": False, "previous_response_id": None,

@@ -7,27 +7,24 @@ import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
 from pydantic_core import from_json
 
-from solm.core.budget import mean_terms
 from solm.core.errors import ContextLengthError, SolmError
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
-from solm.serving.answers import Answers, Choice
+from solm.serving.answers import Choice, Exchange
 from solm.serving.budgets import RequestBudget, RequestBudgets
 from solm.serving.constraints import CallGrammars, Constraints, offered
 from solm.serving.errors import ApiError
 from solm.serving.keys import ApiKey, KeyRing
 from solm.serving.metrics import Metrics, VllmNames
-from solm.serving.rows import Ended, Event, Failed, Job, Piece
-from solm.serving.scheduler import Scheduler
+from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
 from solm.serving.schema import ChatRequest, CompletionRequest, Message, Prompt, Tool, ToolCall
 from solm.serving.settings import ServeSettings
 from solm.serving.tools import CallReader, checked_form, form_for, hidden_marks
@@ -38,64 +35,6 @@ _COMPLETION_TOKENS = 16
 _NO_KEY = ApiKey("")
 _COLDEST = 1e-3
 """Temperature up to which a reply is greedy: logits divided by less overflow."""
-_STATUS = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}
-"""By kind of a reply that could not be completed."""
-
-
-@dataclass
-class Exchange:
-    """A request in progress: its jobs, the queue of their events, the replies as far as they arrived, and what makes
-    responses of them."""
-
-    jobs: list[Job]
-    events: "asyncio.Queue[tuple[int, Event]]"
-    answers: Answers
-    choices: list[Choice]
-
-    async def each(self) -> AsyncIterator[tuple[Choice, Piece | Ended]]:
-        """Every event, taken up by its choice, until all have ended. Raises `ApiError` for one that failed."""
-        while any(choice.ended is None for choice in self.choices):
-            index, event = await self.events.get()
-            if isinstance(event, Failed):
-                raise ApiError(_STATUS.get(event.kind, 500), event.message, event.param, event.kind)
-            choice = self.choices[index]
-            choice.add(event)
-            yield choice, event
-
-    def facts(self, failed: str | None = "cancelled", arrived: bool = True) -> dict[str, Any]:
-        """What the access log and traces say of the request: tokens, compute, priority, how it ended. Never text.
-
-        failed: how those ended that did not complete; by default the client hung up. arrived: whether the tokens that
-        arrived count. Tokens of a prompt of several replies count once. ``requested``, ``allowed`` (by governor and
-        deadline) and ``realised`` are budgets in the units of `solm.core.budget`, as means over the replies, weighted
-        by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are measured.
-        """
-        jobs, choices, each = self.jobs, self.choices, self.answers.each
-        facts: dict[str, Any] = {"policy": jobs[0].budget.name, "priority": jobs[0].budget.priority}
-        if arrived:
-            written = [len(choice.tokens) if choice.ended is None else choice.ended.tokens for choice in choices]
-            facts["prompt_tokens"] = sum(len(job.ids) for job in jobs[::each])
-            facts["completion_tokens"] = sum(written)
-        facts["requested"] = _rounded(mean_terms([job.budget.resolved.terms for job in jobs], [1] * len(jobs)))
-        ends = [choice.ended if arrived else None for choice in choices]
-        complete = [ended for ended in ends if ended is not None]
-        if complete:
-            usage = self.answers.usage(choices)
-            facts["cached_tokens"] = usage["prompt_tokens_details"]["cached_tokens"]
-            facts |= {name: _rounded(usage["compute"][name]) for name in ("allowed", "realised")}
-            if "ms" in facts["realised"]:
-                facts["saved_ms"] = round(sum(map(_saved, complete)), 1)
-        return facts | {"finish": [failed if ended is None else ended.reason for ended in ends]}
-
-
-def _saved(ended: Ended) -> float:
-    """Milliseconds that a reply's steps saved. Its first token comes from the dense prefill."""
-    spent = ended.compute.realised
-    return (spent["speed"] - 1) * spent["ms"] * max(0, ended.tokens - 1)
-
-
-def _rounded(terms: dict[str, float]) -> dict[str, float]:
-    return {name: round(value, 4) for name, value in terms.items()}
 
 
 class Service:
@@ -252,10 +191,8 @@ class Service:
                         deadline, constraint, () if calls is None else set(calls.marks.values()), trace,
                     )
                 )  # fmt: skip
-        chat = isinstance(request, ChatRequest)
-        answers = Answers(identity, self.name, self._tokenizer, chat, logprobs is not None, trace, request.n)
         self.scheduler.submit(jobs)
-        return Exchange(jobs, events, answers, choices)
+        return Exchange(request, identity, self.name, self._tokenizer, jobs, choices, events)
 
     def close(self, exchange: Exchange) -> None:
         """Cancel the jobs that have not ended."""

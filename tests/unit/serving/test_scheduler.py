@@ -16,8 +16,7 @@ from solm.policies.schedules import Static
 from solm.serving.budgets import RequestBudget
 from solm.serving.errors import ApiError
 from solm.serving.metrics import Metrics
-from solm.serving.rows import Ended, Failed, Job, Piece
-from solm.serving.scheduler import Scheduler, chunk_end
+from solm.serving.scheduler import Ended, Failed, Job, Piece, Scheduler, chunk_end
 from solm.serving.settings import ServeSettings
 
 
