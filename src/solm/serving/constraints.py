@@ -1,10 +1,9 @@
 """What replies have to match: the grammar that a request asks for, compiled beside decoding and within limits."""
 
 import json
-import re
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from threading import BoundedSemaphore, Lock
@@ -16,7 +15,7 @@ from solm.runtime.grammars import Constraint, Grammar, GrammarError, checked_sch
 from solm.serving.errors import ApiError
 from solm.serving.schema import ChatRequest, CompletionRequest, NamedTool, ResponseFormat, StructuredOutputs, Tool
 from solm.serving.settings import COMPILE_SECONDS, MAX_TOOL_CALLS
-from solm.serving.tools import NAME, CallForm
+from solm.serving.tools import CallForm
 
 _KEPT = 128
 """Grammars that stay compiled."""
@@ -68,7 +67,7 @@ class Constraints:
             self._room.release()
             raise ApiError(429, "other grammars are being compiled; try again later", field, "queue_full") from None
         try:
-            check = Check(self, trial, time.monotonic() + COMPILE_SECONDS)
+            check = Check(self._lm, self._kept, self._lock, trial, time.monotonic() + COMPILE_SECONDS)
             return check(make(check)).copy(field)
         except GrammarTooSlowError:
             message = f"{field}: not compiled in {COMPILE_SECONDS:g} s"
@@ -79,33 +78,31 @@ class Constraints:
             self._idle.put(trial)
             self._room.release()
 
-    def compiled(self, grammar: Grammar, trial: GrammarTrial, seconds: float) -> Constraint:
-        """A grammar that is kept, or that compiles in `seconds` in the process of `trial`. Raises `GrammarError`."""
-        with self._lock:
-            compiler, constraint = self._lm.compiler, self._kept.get(grammar.text)
-        if constraint is None:
-            trial.run(grammar.text, seconds)
-            constraint = compiler.compile(grammar)
-        with self._lock:
-            self._kept[grammar.text] = constraint
-            self._kept.move_to_end(grammar.text)
-            if len(self._kept) > _KEPT:
-                self._kept.popitem(last=False)
-        return constraint
-
 
 @dataclass(frozen=True)
 class Check:
-    """Tries a grammar and the parts that it is made of in a process, all of them until `end`, seconds of a monotonic
-    clock."""
+    """Compiles a grammar and the parts that it is made of, each tried in the process of `trial` before, all of them
+    until `end`, seconds of a monotonic clock. kept: what was compiled lately, by text; changed while `lock` is held."""
 
-    constraints: Constraints
+    lm: ControlledModel
+    kept: OrderedDict[str, Constraint]
+    lock: Lock
     trial: GrammarTrial
     end: float
 
     def __call__(self, grammar: Grammar) -> Constraint:
         """A part, compiled. Raises `GrammarError`."""
-        return self.constraints.compiled(grammar, self.trial, self.end - time.monotonic())
+        with self.lock:
+            compiler, constraint = self.lm.compiler, self.kept.get(grammar.text)
+        if constraint is None:
+            self.trial.run(grammar.text, self.end - time.monotonic())
+            constraint = compiler.compile(grammar)
+        with self.lock:
+            self.kept[grammar.text] = constraint
+            self.kept.move_to_end(grammar.text)
+            if len(self.kept) > _KEPT:
+                self.kept.popitem(last=False)
+        return constraint
 
     def convert(self, gbnf: str) -> str:
         """A grammar in GBNF as Lark. Raises `GrammarError`."""
@@ -117,10 +114,10 @@ Make = Callable[[Check], Grammar]
 
 @dataclass(frozen=True)
 class CallGrammars:
-    """Builds grammars for one model. marks: tokens of its form of calls that are no text (see `hidden_marks`)."""
+    """Builds grammars for one model. mark: the token before a call, where it is no text (see `hidden_mark`)."""
 
     form: CallForm
-    marks: Mapping[str, int]
+    mark: int | None
 
     def required(self, check: Check, tools: Sequence[Tool], several: bool) -> Grammar:
         """Of replies that are calls alone."""
@@ -138,14 +135,14 @@ class CallGrammars:
             # A reply that begins with a brace is a call; no other text has one there.
             return self._grammar(check, tools, "PLAIN | calls", several, "PLAIN: /([^{ \\n\\r\\t](.|\\n)*)?/")
         start, inside = "called* TEXT" if several else "TEXT | called", "TEXT: /(.|\\n)*/"
-        if form.begins in self.marks:
+        if self.mark is not None:
             lines = [inside, f"called: TEXT {self._text(form.begins)} block"]
         else:
             lines = [inside, f"head[lazy]: TEXT {quoted(form.begins)}", "called: head block"]
         return self._grammar(check, tools, start, several, *lines)
 
     def _grammar(self, check: Check, tools: Sequence[Tool], start: str, several: bool, *more: str) -> Grammar:
-        form, several = self.form, several and self.form.several
+        form, several = self.form, several and not self.form.bare
         again = f" ({self._text(form.between)} call){{0,{MAX_TOOL_CALLS - 1}}}" if several else ""
         first = form.first.removeprefix(form.begins)
         # Without forcing, the model may write what must follow in its own tokens, such as the one that begins a call.
@@ -157,9 +154,9 @@ class CallGrammars:
         return Grammar.trusted("\n".join(lines))
 
     def _text(self, text: str) -> str:
-        """Literal text, in which marks may be tokens."""
-        parts = re.split("(" + "|".join(map(re.escape, self.marks)) + ")", text) if self.marks else [text]
-        return " ".join(f"<[{self.marks[part]}]>" if part in self.marks else quoted(part) for part in parts if part)
+        """Literal text, in which the mark may be a token."""
+        parts = [text] if self.mark is None else text.split(self.form.begins)
+        return f" <[{self.mark}]> ".join(quoted(part) if part else "" for part in parts)
 
     def _tools(self, check: Check, tools: Sequence[Tool]) -> Iterator[str]:
         """A call by tool. Raises `ApiError` that says which tool's parameters cannot be a grammar."""
@@ -175,8 +172,8 @@ class CallGrammars:
             except GrammarError as error:
                 code = "grammar_too_slow" if isinstance(error, GrammarTooSlowError) else "invalid_grammar"
                 raise ApiError(400, f"{place}: {error}", place, code) from error
-            before = self._text(self.form.before.replace(NAME, tool.function.name))
-            yield f"{before} %json {json.dumps(schema, ensure_ascii=False)} {self._text(self.form.after)}"
+            before = quoted(f'{{"name": "{tool.function.name}", "{self.form.field}": ')
+            yield f'{before} %json {json.dumps(schema, ensure_ascii=False)} "}}"'
 
 
 def offered(request: ChatRequest) -> list[Tool]:

@@ -27,7 +27,7 @@ from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
 from solm.serving.schema import ChatRequest, CompletionRequest, Message, Prompt, Tool, ToolCall
 from solm.serving.settings import ServeSettings
-from solm.serving.tools import CallReader, checked_form, form_for, hidden_marks
+from solm.serving.tools import CallReader, checked_form, form_for, hidden_mark
 
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
@@ -150,7 +150,7 @@ class Service:
             tools = offered(request)
             if tools and self._tokenizer.chat_template:
                 form = checked_form(self._tokenizer.chat_template)
-                calls = CallGrammars(form, hidden_marks(form, self._tokenizer))
+                calls = CallGrammars(form, hidden_mark(form, self._tokenizer))
             prompts = [self.tokens(request.messages, tools)]
         else:
             prompts, echo, logprobs = self._prompts(request.prompt), request.echo, request.logprobs
@@ -188,7 +188,7 @@ class Service:
                     Job(
                         np.array(ids, dtype=np.int64), longest, budget, partial(emit, index),
                         (seed + index) % (1 << 63), sampling, request.stops, logprobs, echo and logprobs is not None,
-                        deadline, constraint, () if calls is None else set(calls.marks.values()), trace,
+                        deadline, constraint, () if calls is None or calls.mark is None else {calls.mark}, trace,
                     )
                 )  # fmt: skip
         self.scheduler.submit(jobs)

@@ -12,11 +12,7 @@ from solm.runtime.batch import overlap
 from solm.serving.errors import ApiError
 from solm.serving.schema import Message
 
-NAME = "%NAME%"
-"""Stands for the name of a tool in `CallForm.before`."""
 _SPACE = " \n\r\t"
-_LONGEST_HEAD = 100
-"""Characters before `CallForm.opens`: a name has 64 at most."""
 _STRUCTURE = re.compile(r'[{}"\\]')
 
 
@@ -24,13 +20,11 @@ _STRUCTURE = re.compile(r'[{}"\\]')
 class CallForm:
     """How the replies of some models call tools.
 
-    words, others: a template of this form has all of `words` and none of `others`. begins: the mark before a call.
-    first, between, last: what stands before, between and after the calls of a reply. before, after: what stands before
-    and after the arguments of one call. head: what has been read when the name (group 1) is known. follows: by mark
-    after a call whether another call follows it without `begins`. ends: the mark after a call, where there is one.
-    opens: the mark between a name that is not in JSON and arguments that no mark ends. bare: a reply may also begin
-    with a call. several: whether the template takes several calls in one reply. identity: characters of a call's id,
-    letters and digits, where the template insists on it.
+    A call is a JSON object with a name and arguments, which are in `field`. words, others: a template of this form has
+    all of `words` and none of `others`. begins: the mark before a call. first, between, last: what stands before,
+    between and after the calls of a reply. follows: by mark after a call whether another call follows it without
+    `begins`. ends: the mark after a call, where there is one. bare: a reply may also begin with a call, and has one
+    alone. identity: characters of a call's id, letters and digits, where the template insists on it.
     """
 
     name: str
@@ -40,46 +34,31 @@ class CallForm:
     first: str
     between: str
     last: str
-    before: str
-    after: str
-    head: re.Pattern[str]
+    field: str = "arguments"
     follows: tuple[tuple[str, bool], ...] = ()
     ends: str = ""
-    opens: str = ""
     bare: bool = False
-    several: bool = True
     identity: int | None = None
 
-    @property
-    def around(self) -> bool:
-        """Whether a call ends with the JSON object around its arguments."""
-        return not self.ends and not self.opens
 
-
-_HEAD = re.compile(r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 FORMS = (
     CallForm(
         "hermes", ("<tool_call>",), ("<function=", "<arg_key>"), "<tool_call>", first="<tool_call>\n",
-        between="\n</tool_call>\n<tool_call>\n", last="\n</tool_call>", before=f'{{"name": "{NAME}", "arguments": ',
-        after="}", head=_HEAD, follows=(("</tool_call>", False),), ends="</tool_call>",
+        between="\n</tool_call>\n<tool_call>\n", last="\n</tool_call>", follows=(("</tool_call>", False),),
+        ends="</tool_call>",
     ),
     CallForm(
         "mistral", ("[TOOL_CALLS]",), ("[ARGS]",), "[TOOL_CALLS]", first="[TOOL_CALLS][", between=", ", last="]",
-        before=f'{{"name": "{NAME}", "arguments": ', after="}", head=_HEAD, follows=((",", True), ("]", False)),
-        identity=9,
-    ),
-    CallForm(
-        "mistral-13", ("[TOOL_CALLS]", "[ARGS]"), ("[CALL_ID]",), "[TOOL_CALLS]", first="[TOOL_CALLS]",
-        between="[TOOL_CALLS]", last="", before=f"{NAME}[ARGS]", after="", opens="[ARGS]",
-        head=re.compile(r"\s*([\w-]+)\[ARGS\]\s*(?=\{)"), identity=9,
+        follows=((",", True), ("]", False)), identity=9,
     ),
     CallForm(
         "llama3", ("<|start_header_id|>", '"parameters"'), (), "<|python_tag|>", first="", between="; ", last="",
-        before=f'{{"name": "{NAME}", "parameters": ', after="}", head=_HEAD, bare=True, several=False,
+        field="parameters", bare=True,
     ),
 )  # fmt: skip
-"""Qwen 2.5 and 3, SmolLM3, Hermes; Mistral up to version 3 of its tokenizer, and from version 13 on; Llama 3.1 to
-3.3."""
+"""Qwen 2.5 and 3, SmolLM3, Hermes; Mistral up to version 3 of its tokenizer; Llama 3.1 to 3.3."""
+_HEAD = re.compile(r'\s*(?:[\[,]\s*)?\{\s*"name"\s*:\s*"([^"\\]*)"\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
+"""What has been read of a call when its name (group 1) is known."""
 
 
 def form_of(template: object) -> CallForm | None:
@@ -111,17 +90,11 @@ def checked_form(template: object) -> CallForm:
     return form
 
 
-def hidden_marks(form: CallForm, tokenizer: Any) -> dict[str, int]:
-    """Marks of a form that are tokens which text does not show, and those; others are text like any other."""
+def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
+    """The token that the mark before a call is, where text does not show it; None: the mark is text like any other."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return {}
-    tokens = {mark: backend.token_to_id(mark) for mark in (form.begins, form.opens) if mark}
-    return {
-        mark: token
-        for mark, token in tokens.items()
-        if token is not None and backend.decode([token], skip_special_tokens=True) == ""
-    }
+    token: int | None = None if backend is None else backend.token_to_id(form.begins)
+    return None if token is None or backend.decode([token], skip_special_tokens=True) else token
 
 
 class Braces:
@@ -237,33 +210,21 @@ class CallReader:
             parts.append(text)
 
     def _head(self, parts: list[str | CallPart]) -> bool:
-        """The name of a call."""
-        form = self._form
-        match = form.head.match(self._text)
+        """The name of a call, or all of one whose fields are in another order."""
+        match = _HEAD.match(self._text)
         if match is not None and match[1] in self._tools:
             parts.append(self._begun(match[1]))
             self._text, self._read, self._braces = self._text[match.end() :], self._arguments, Braces()
             return True
-        if form.ends:
-            inner, ends, after = self._text.partition(form.ends)
-            if not ends:
-                return False
-            self._text, self._read = after, self._content
-            self._other(parts, inner, ends)
-            return True
         begun = self._text.lstrip(_SPACE + "[,")
         if not begun:
             return False
-        if form.opens:
-            name, opens, arguments = self._text.partition(form.opens)
-            if (not opens and len(name) < _LONGEST_HEAD) or (opens and not arguments.strip()):
-                return False
         end = self._braces.end(self._text, self._seen) if begun[0] == "{" else 0
         if end is None:
             self._seen = len(self._text)
             return False
         inner, self._text = self._text[:end], self._text[end:]
-        self._read = self._tail if self._other(parts, inner, "") else self._content
+        self._read = self._tail if self._other(parts, inner) else self._content
         return True
 
     def _begun(self, name: str, arguments: str = "") -> CallPart:
@@ -272,7 +233,7 @@ class CallReader:
         identity = f"call_{secrets.token_hex(12)}" if length is None else secrets.token_hex(length)[:length]
         return CallPart(self.calls - 1, arguments, name, identity)
 
-    def _other(self, parts: list[str | CallPart], inner: str, ends: str) -> bool:
+    def _other(self, parts: list[str | CallPart], inner: str) -> bool:
         """A complete call whose fields are in another order; else it is content. Returns whether it is a call."""
         try:
             body = json.loads(inner.lstrip(_SPACE + "[,"))
@@ -282,7 +243,7 @@ class CallReader:
         if isinstance(name, str) and name in self._tools and isinstance(arguments, dict):
             parts.append(self._begun(name, json.dumps(arguments, ensure_ascii=False)))
             return True
-        parts.append(self._opened + inner + ends)
+        parts.append(self._opened + inner)
         return False
 
     def _arguments(self, parts: list[str | CallPart]) -> bool:
@@ -293,7 +254,7 @@ class CallReader:
             parts.append(CallPart(self.calls - 1, read))
         if end is None:
             return False
-        self._read, self._braces = self._around if self._form.around else self._tail, Braces(1)
+        self._read, self._braces = self._tail if self._form.ends else self._around, Braces(1)
         return True
 
     def _around(self, parts: list[str | CallPart]) -> bool:

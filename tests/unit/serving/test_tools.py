@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from solm.runtime.grammars import Compiler, GrammarError
 from solm.serving.constraints import CallGrammars, wanted
 from solm.serving.schema import ChatRequest
-from solm.serving.tools import FORMS, CallPart, CallReader, form_of, hidden_marks
+from solm.serving.tools import FORMS, CallPart, CallReader, form_of, hidden_mark
 
 HERMES = {
     "hello  \n": ("hello  \n", []),
@@ -69,17 +69,7 @@ LLAMA = {
     '{"na': ('{"na', []),
     "": ("", []),
 }  # fmt: skip
-MISTRAL_13 = {
-    "hello [TOOL": ("hello [TOOL", []),
-    'So: [TOOL_CALLS]f[ARGS]{"a": "[ARGS]}"}[TOOL_CALLS]g[ARGS] {}': ("So:", [("f", '{"a": "[ARGS]}"}'), ("g", "{}")]),
-    "[TOOL_CALLS]other[ARGS]{}": ("[TOOL_CALLS]other[ARGS]{}", []),
-    '[TOOL_CALLS]f[ARGS]["a"]': ('[TOOL_CALLS]f[ARGS]["a"]', []),
-    "[TOOL_CALLS]" + "no " * 50 + "[TOOL_CALLS]g[ARGS]{}": ("[TOOL_CALLS]" + ("no " * 50).rstrip(), [("g", "{}")]),
-    '[TOOL_CALLS]f[ARGS]{"a": "cut': ("", [("f", '{"a": "cut')]),
-    "[TOOL_CALLS]f[AR": ("[TOOL_CALLS]f[AR", []),
-    "[TOOL_CALLS]f[ARGS]": ("[TOOL_CALLS]f[ARGS]", []),
-}  # fmt: skip
-BY_FORM = {"hermes": HERMES, "mistral": MISTRAL, "mistral-13": MISTRAL_13, "llama3": LLAMA}
+BY_FORM = {"hermes": HERMES, "mistral": MISTRAL, "llama3": LLAMA}
 CASES = [(form, text, expected) for form, cases in BY_FORM.items() for text, expected in cases.items()]
 BY_NAME = {form.name: form for form in FORMS}
 
@@ -95,7 +85,7 @@ def read(text, cuts, form="hermes"):
         if isinstance(part, CallPart):
             if part.name is not None:
                 assert part.index == len(calls)
-                assert len(part.identity) == (9 if form.startswith("mistral") else 29)
+                assert len(part.identity) == (9 if form == "mistral" else 29)
                 calls.append((part.name, ""))
             name, arguments = calls[part.index]
             calls[part.index] = (name, arguments + part.arguments)
@@ -116,10 +106,9 @@ def test_pieces_give_what_the_whole_gives(form, text, expected, cuts):
     [
         ("hermes", '<tool_call>\n{"name": "f", "arguments": %s}\n</tool_call>'),
         ("mistral", '[TOOL_CALLS][{"name": "f", "arguments": %s}]'),
-        ("mistral-13", "[TOOL_CALLS]f[ARGS]%s"),
         ("llama3", '{"name": "f", "parameters": %s}'),
     ],
-    ids=["hermes", "mistral", "mistral-13", "llama3"],
+    ids=["hermes", "mistral", "llama3"],
 )
 @settings(max_examples=20)
 @given(st.dictionaries(st.text(), st.text() | st.lists(st.text() | st.integers() | st.none()), max_size=4))
@@ -154,7 +143,7 @@ def fits(compiler, tokenizer, text, strict=True, form="hermes", parameters=CITY,
             **asked,
         }
     )  # fmt: skip
-    calls = CallGrammars(BY_NAME[form], hidden_marks(BY_NAME[form], tokenizer))
+    calls = CallGrammars(BY_NAME[form], hidden_mark(BY_NAME[form], tokenizer))
     _, make = wanted(request, request.tools, calls)
     constraint = compiler.compile(make(compiler.compile)).copy()
     try:
@@ -195,8 +184,8 @@ def test_a_free_choice_among_tools_that_are_not_strict_asks_for_no_grammar(compi
 def marked(byte_tokenizer):
     """The tokenizer with marks that text does not show, as Mistral's and Llama's have them, and its compiler."""
     found = copy.deepcopy(byte_tokenizer)
-    found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>", "[ARGS]"]})
-    return found, Compiler(found, 262, [2])
+    found.add_special_tokens({"additional_special_tokens": ["[TOOL_CALLS]", "<|python_tag|>"]})
+    return found, Compiler(found, 261, [2])
 
 
 ROME_ARGUMENTS = '{"name": "go", "arguments": {"city":"Rome"}}'
@@ -205,10 +194,6 @@ WRITTEN = {
     "mistral": (
         f"[TOOL_CALLS][{ROME_ARGUMENTS}]", f'[TOOL_CALLS][{ROME_ARGUMENTS}, {{"name": "wait", "arguments": {{}}}}]',
         f"I [TOOL_CALLS][{ROME_ARGUMENTS}]",
-    ),
-    "mistral-13": (
-        '[TOOL_CALLS]go[ARGS]{"city":"Rome"}', '[TOOL_CALLS]go[ARGS]{"city":"Rome"}[TOOL_CALLS]wait[ARGS]{}',
-        'I [TOOL_CALLS]go[ARGS]{"city":"Rome"}',
     ),
     "llama3": (ROME_PARAMETERS, None, None),
 }  # fmt: skip
@@ -223,7 +208,7 @@ def test_calls_fit_their_tools_in_every_form(compiler, byte_tokenizer, marked, f
     def fit(text, **asked):
         return fits(using, tokenizer, text, form=form, **asked)
 
-    assert bool(hidden_marks(BY_NAME[form], tokenizer)) == (hidden and form in ("mistral", "mistral-13", "llama3"))
+    assert (hidden_mark(BY_NAME[form], tokenizer) is not None) == hidden
     for choice in ("required", "auto"):
         assert fit(one, tool_choice=choice)
         assert not fit(one.replace("Rome", "Oslo"), tool_choice=choice)
@@ -241,7 +226,7 @@ def test_calls_fit_their_tools_in_every_form(compiler, byte_tokenizer, marked, f
     ("template", "name"),
     [
         ("<tool_call>", "hermes"), ("<tool_call><function=", None), ("[TOOL_CALLS]", "mistral"),
-        ("[TOOL_CALLS][ARGS]", "mistral-13"), ('<|start_header_id|>"parameters"', "llama3"), ("", None), (None, None),
+        ("[TOOL_CALLS][ARGS]", None), ('<|start_header_id|>"parameters"', "llama3"), ("", None), (None, None),
     ],
 )  # fmt: skip
 def test_the_words_of_a_template_say_its_form(template, name):
