@@ -324,12 +324,7 @@ MISTRAL = (
     "{{ raise_exception('ids have 9 characters') }}{% endif %}{{ call.function | tojson }}{% endfor %}]"
     "{% else %}[{{ m.role }}]{{ m.content }}{% endif %}{% endfor %}"
 )
-MISTRAL_13 = (
-    "{% if tools %}[AVAILABLE_TOOLS]{{ tools[0].function.name }}[/AVAILABLE_TOOLS]{% endif %}{% for m in messages %}"
-    "[{{ m.role }}]{{ m.content }}{% for call in m.tool_calls or [] %}[TOOL_CALLS]{{ call.function.name }}"
-    "[ARGS]{{ call.function.arguments | tojson }}{% endfor %}{% endfor %}"
-)
-OTHERS = {"llama": LLAMA, "mistral": MISTRAL, "mistral-13": MISTRAL_13}
+OTHERS = {"llama": LLAMA, "mistral": MISTRAL}
 
 
 @pytest.mark.parametrize("template", OTHERS.values(), ids=OTHERS)

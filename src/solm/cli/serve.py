@@ -188,15 +188,12 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
 def _api_keys(given: list[str] | None, chosen: "ServeSettings") -> "list[ApiKey]":
     """The keys of SOLM_API_KEYS and --api-key, with the floors and priorities that settings give them. Messages of
     errors hold no secret."""
-    from solm.serving.keys import ApiKey, check_keys, read_keys
+    from solm.serving.keys import ApiKey, KeyRing, read_keys
 
     if any(not text.strip() for text in given or []):
         raise SolmError("--api-key: it is empty")
     keys = [*read_keys(os.environ.get("SOLM_API_KEYS", "")), *(ApiKey.parse(text.strip()) for text in given or [])]
-    try:
-        check_keys(keys)
-    except SolmError as error:
-        raise SolmError(f"API keys: {error}") from error
+    KeyRing(keys)  # raises where two are one
     names = [key.name for key in keys if key.name]
     for setting, values in (("key_floors", chosen.key_floors), ("key_priorities", chosen.key_priorities)):
         for name in values:

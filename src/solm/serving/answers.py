@@ -47,28 +47,32 @@ class Choice:
 
     def message(self) -> dict[str, Any]:
         """Content and calls of a reply that is complete."""
-        message: dict[str, Any] = {"role": "assistant", "content": self.text, "refusal": None}
-        if self.reader is None:
-            return message
-        content, calls = "", list[dict[str, Any]]()
-        for part in [*self.reader.push(self.text), *self.reader.finish()]:
-            if isinstance(part, str):
-                content += part
-            elif part.identity is None:
-                calls[part.index]["function"]["arguments"] += part.arguments
-            else:
-                function = {"name": part.name, "arguments": part.arguments}
-                calls.append({"id": part.identity, "type": "function", "function": function})
-        return message | ({"content": content or None, "tool_calls": calls} if calls else {"content": content})
+        content, calls = self._read(self.text, last=True)
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if calls:
+            for call in calls:
+                del call["index"]
+            message |= {"content": content or None, "tool_calls": calls}
+        return message
 
-    def delta(self, text: str | None) -> dict[str, Any]:
-        """What a piece of text adds to the message, None: what its end does."""
-        if self.reader is None:
-            return {} if text is None else {"content": text}
-        parts = self.reader.finish() if text is None else self.reader.push(text)
-        content = "".join(part for part in parts if isinstance(part, str))
-        calls = [part.body() for part in parts if isinstance(part, CallPart)]
+    def delta(self, text: str, last: bool = False) -> dict[str, Any]:
+        """What a piece of text adds to the message. last: that is all of the reply."""
+        content, calls = self._read(text, last)
+        if self.reader is None and not last:
+            return {"content": content}
         return ({"content": content} if content else {}) | ({"tool_calls": calls} if calls else {})
+
+    def parts(self, text: str, last: bool) -> list[str | CallPart]:
+        """More text of the reply as pieces of content and of calls. last: that is all of it."""
+        if self.reader is None:
+            return [text]
+        return [*self.reader.push(text), *(self.reader.finish() if last else ())]
+
+    def _read(self, text: str, last: bool) -> tuple[str, list[dict[str, Any]]]:
+        """The content of more text of the reply, and its calls as deltas have them."""
+        parts = self.parts(text, last)
+        content = "".join(part for part in parts if isinstance(part, str))
+        return content, [part.body() for part in parts if isinstance(part, CallPart)]
 
 
 class Exchange:
@@ -115,7 +119,7 @@ class Exchange:
                 continue
             if not choice.begun and choice.before:  # no token follows the prompt that is repeated
                 yield self._piece(choice, Piece("", ()))
-            body: dict[str, Any] = {"delta": choice.delta(None)} if self._chat else {"text": ""}
+            body: dict[str, Any] = {"delta": choice.delta("", last=True)} if self._chat else {"text": ""}
             body |= {"index": choice.index, "finish_reason": choice.finish_reason, "logprobs": None}
             yield _event(self._envelope("chat.completion.chunk", [body]))
         if self._with_usage:

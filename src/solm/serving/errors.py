@@ -69,32 +69,23 @@ def from_validation(error: ValidationError) -> ApiError:
     return ApiError(400, f"{place or 'body'}: {first['msg']} (got {shown})", place or None, "invalid_value")
 
 
-def _from_ours(error: SolmError) -> ApiError:
-    """A user's mistake that a lower layer raised."""
-    if isinstance(error, ContextLengthError):
-        return ApiError(400, str(error), code="context_length_exceeded")
-    param = "efficiency.budget" if isinstance(error, BudgetError) else None
-    return ApiError(400, str(error), getattr(error, "field", param), "invalid_value")
-
-
 def handle_errors(app: FastAPI) -> None:
     """Make `app` answer every error in that form."""
 
-    @app.exception_handler(SolmError)
-    async def ours(request: Request, error: SolmError) -> JSONResponse:
-        return _from_ours(error).response()
-
-    @app.exception_handler(ApiError)
-    async def api(request: Request, error: ApiError) -> JSONResponse:
-        return error.response()
-
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        answer = ApiError(error.status_code, str(error.detail)).response()
-        answer.headers.update(error.headers or {})
-        return answer
-
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> JSONResponse:
+    async def answer(request: Request, error: Exception) -> JSONResponse:
+        if isinstance(error, ApiError):
+            return error.response()
+        if isinstance(error, ContextLengthError):
+            return ApiError(400, str(error), code="context_length_exceeded").response()
+        if isinstance(error, SolmError):  # a user's mistake that a lower layer raised
+            param = "efficiency.budget" if isinstance(error, BudgetError) else None
+            return ApiError(400, str(error), getattr(error, "field", param), "invalid_value").response()
+        if isinstance(error, HTTPException):
+            response = ApiError(error.status_code, str(error.detail)).response()
+            response.headers.update(error.headers or {})
+            return response
         logging.getLogger("solm.serving").error("%s failed", request.url.path, exc_info=error)
         return ApiError(500, "an error inside the server").response()
+
+    for kind in (ApiError, SolmError, HTTPException, Exception):
+        app.add_exception_handler(kind, answer)

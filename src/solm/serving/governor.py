@@ -24,7 +24,7 @@ _SMOOTHING = 0.03
 _GAIN = 0.05
 """Change of the pressure per step at a time per token twice, or half, the objective."""
 _LONGEST_CHANGE = 0.1
-_FORGETS = 5.0
+FORGETS = 5.0
 """Seconds without a row after which what was learnt of the load is forgotten."""
 _MARGIN = 0.9
 """Budgets hold the mean at this share of the objective, so that the 95th percentile meets the objective."""
@@ -190,14 +190,8 @@ class Governor:
         """Smoothed time between tokens, prompts that are read in between included."""
         self._times = StepTimes(self.max_rows)
 
-    def _forget(self) -> None:
-        """After a while without a row, begin as a server that has just started: other replies are to come."""
-        if self._idle_since is not None and self.clock() - self._idle_since >= _FORGETS:
-            self._begin()
-
     def dial(self, rank: int) -> float:
         """Where the budgets of a priority are: 1 as requested, 0 at their floors."""
-        self._forget()
         if self.savings.measuring:
             return 0.0 if self.savings.lowered else 1.0
         return min(1.0, max(0.0, rank + 1 - self.pressure))
@@ -219,7 +213,6 @@ class Governor:
     @property
     def rows(self) -> int:
         """How many rows may decode together now, at least 1."""
-        self._forget()
         if self.objective is None or not self.hold_rows:
             return self.max_rows
         return max(1, int((self._times.by_rows <= self.objective * _ADMITTED).sum()) - 1)
@@ -262,17 +255,18 @@ class Governor:
             self._patience = _PATIENCE
 
     def idle(self) -> None:
-        """No row decodes: the time until the next step does not count as time per token."""
+        """No row decodes: the time until the next step does not count as time per token. Called again after `FORGETS`
+        seconds: then it begins as a server that has just started, since other replies are to come."""
         if self._idle_since is None:
             self._idle_since = self.clock()
-        self._forget()
+        elif self.clock() - self._idle_since >= FORGETS:
+            self._begin()
         self._last, self._reading = None, 0.0
         self.savings.cancel()
 
     def stepped(self, rows: int, lowerable: Sequence[int], seconds: float) -> None:
         """Called after every step of `rows` rows, which took `seconds`. lowerable: by rank of their priority how many
         of the rows have a floor below their budget."""
-        self._forget()
         now, last, reading = self.clock(), self._last, self._reading
         self._last, self._idle_since, self._reading = now, None, 0.0
         if last is None:

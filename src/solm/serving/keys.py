@@ -36,28 +36,21 @@ def read_keys(text: str) -> list[ApiKey]:
     return [ApiKey.parse(part.strip()) for part in text.split(",") if part.strip()]
 
 
-def check_keys(keys: Sequence[ApiKey]) -> None:
-    """Raise `SolmError` where two keys have one name, or one secret, of which only one key's floor would apply."""
-    names = [key.name for key in keys if key.name]
-    twice = next((name for name in names if names.count(name) > 1), None)
-    if twice is not None:
-        raise SolmError(f"two keys are named {twice!r}")
-    by_secret: dict[bytes, ApiKey] = {}
-    for key in keys:
-        other = by_secret.setdefault(_digest(key.secret), key)
-        if other != key:
-            raise SolmError(f"the keys named {other.name!r} and {key.name!r} have the same secret")
-
-
-def _digest(secret: str) -> bytes:
-    return hashlib.sha256(secret.encode()).digest()
-
-
 class KeyRing:
-    """The keys that are valid; without any, none is required."""
+    """The keys that are valid; without any, none is required. Raises `SolmError` where two keys have one name, or one
+    secret, of which only one key's floor would apply."""
 
     def __init__(self, keys: Sequence[ApiKey] = ()):
-        self._digests = [(_digest(key.secret), key) for key in keys]
+        self._digests = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in keys]
+        names = [key.name for key in keys if key.name]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise SolmError(f"API keys: two keys are named {twice!r}")
+        by_secret: dict[bytes, ApiKey] = {}
+        for digest, key in self._digests:
+            other = by_secret.setdefault(digest, key)
+            if other != key:
+                raise SolmError(f"API keys: the keys named {other.name!r} and {key.name!r} have the same secret")
 
     def of_header(self, header: bytes) -> ApiKey | None:
         """The key in an Authorization header, as a bearer token or as the password of HTTP Basic; None for no valid
@@ -76,7 +69,7 @@ class KeyRing:
             secret = given.decode()
         except UnicodeDecodeError:  # some clients send Latin-1
             secret = given.decode("latin-1")
-        digest = _digest(secret.strip())
+        digest = hashlib.sha256(secret.strip().encode()).digest()
         # All keys are compared, so that the time taken does not reveal which one matched.
         matches = [key for valid, key in self._digests if hmac.compare_digest(digest, valid)]
         return matches[0] if matches else None

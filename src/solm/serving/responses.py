@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import AsyncIterator, Iterator
-from itertools import chain
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
@@ -221,7 +220,7 @@ class ResponseWriter:
     def whole(self) -> dict[str, Any]:
         """The response of a request that has been carried out."""
         # The items are what counts here; nobody gets the events.
-        for _ in chain(self._more(self._choice.text), self._ended()):
+        for _ in self._add(self._choice.text, last=True):
             continue
         return self._done()
 
@@ -234,9 +233,9 @@ class ResponseWriter:
                 yield event
         async for _, arrived in self.exchange.each():
             if isinstance(arrived, Piece):
-                for event in self._more(arrived.text):
+                for event in self._add(arrived.text):
                     yield event
-        for event in self._ended():
+        for event in self._add("", last=True):
             yield event
         done = self._done()
         for event in self._close(done["status"]):
@@ -247,24 +246,16 @@ class ResponseWriter:
         """The event that ends a stream in place of the response."""
         return self._event("error", code=error.code, message=error.message, param=error.param)
 
-    def _more(self, text: str) -> Iterator[bytes]:
-        """What more text of the reply makes of items, and the events of that."""
-        reader = self._choice.reader
-        yield from self._parts([text] if reader is None else reader.push(text))
-
-    def _ended(self) -> Iterator[bytes]:
-        """The same of the end of the reply. A response has at least one item."""
-        reader = self._choice.reader
-        yield from self._parts([] if reader is None else reader.finish())
-        if not self._items:
-            yield from self._begin_message()
-
-    def _parts(self, parts: list[str | CallPart]) -> Iterator[bytes]:
-        for part in parts:
+    def _add(self, text: str, last: bool = False) -> Iterator[bytes]:
+        """What more text of the reply makes of items, and the events of that. last: the reply ends with it, and has at
+        least one item then."""
+        for part in self._choice.parts(text, last):
             if isinstance(part, CallPart):
                 yield from self._call(part)
             elif part:
                 yield from self._text(part)
+        if last and not self._items:
+            yield from self._begin_message()
 
     def _text(self, text: str) -> Iterator[bytes]:
         if not self._items or self._items[-1]["type"] != "message":

@@ -26,13 +26,12 @@ from solm.runtime.reply import Compute, TextStream, Token
 from solm.runtime.sampling import Sampler
 from solm.serving.budgets import RequestBudget
 from solm.serving.errors import ApiError
-from solm.serving.governor import Governor, Progress
+from solm.serving.governor import FORGETS, Governor, Progress
 from solm.serving.metrics import Metrics
 from solm.serving.settings import PRIORITIES, ServeSettings
 
 _LOG = logging.getLogger("solm.serving")
 _MLP = AXES.index("mlp")
-_IDLE = 10.0  # seconds after which a server without requests measures itself again
 Queue = asyncio.Queue[Any]
 
 
@@ -133,7 +132,7 @@ class Row(BatchRow):
         self.begun = 0.0
         self.last: float | None = None
         self._lowered = False
-        self._allowed, self._counted = [0.0] * len(AXES), [0] * len(AXES)
+        self._grants = list[tuple[float, ...]]()
 
     def allow(self, dial: float) -> None:
         """Let the steps from here on spend what a dial says, see `ResolvedBudget.target`."""
@@ -158,10 +157,7 @@ class Row(BatchRow):
         if not self.ids:
             return
         if len(self.ids) > 1:
-            for axis, could in enumerate(self.trace.controllable[-1]):
-                if could:
-                    self._allowed[axis] += self.granted[axis]
-                    self._counted[axis] += 1
+            self._grants.append(self.granted)
         spent = self.trace.token(len(self.ids) - 1, self.new, self._budgets) if self.job.trace else None
         self.job.emit(Piece(self.shown, (self._chosen(self.ids[-1], self.possible, spent),)))
 
@@ -192,9 +188,10 @@ class Row(BatchRow):
         resolved = self.job.budget.resolved
         if not self._lowered:
             return resolved.terms
+        could, grants = np.array(self.trace.controllable, dtype=bool), np.array(self._grants)
         averages = [
-            total / count if count else share
-            for total, count, share in zip(self._allowed, self._counted, resolved.budget.shares, strict=True)
+            float(shares[able].mean()) if able.any() else share
+            for shares, able, share in zip(grants.T, could.T, resolved.budget.shares, strict=True)
         ]
         context = len(self.job.ids) + len(self.ids) // 2
         return self._budgets.terms(Budget.of(averages), context, resolved.request)
@@ -323,7 +320,7 @@ class Scheduler:
                 self._measure()
                 while not (self.stopping or self.busy):
                     self.governor.idle()
-                    self._changed.wait(_IDLE)
+                    self._changed.wait(FORGETS)
                     self._measure()
                 if self.stopping:
                     return

@@ -126,7 +126,7 @@ class Braces:
         return None
 
 
-@dataclass(frozen=True)
+@dataclass
 class CallPart:
     """A piece of a call: `identity` and `name` where it begins; then more of the JSON of its arguments."""
 
@@ -163,7 +163,7 @@ class CallReader:
         parts = list[str | CallPart]()
         while self._read(parts):
             pass
-        return _merged(parts)
+        return parts
 
     def finish(self) -> list[str | CallPart]:
         """What is left at the end of the reply: a call that did not begin properly is content."""
@@ -250,7 +250,9 @@ class CallReader:
         """The arguments of a call, as the model writes them."""
         end = self._braces.end(self._text)
         read, self._text = self._text[:end], "" if end is None else self._text[end:]
-        if read:
+        if parts and isinstance(parts[-1], CallPart):  # the beginning of the same call
+            parts[-1].arguments += read
+        elif read:
             parts.append(CallPart(self.calls - 1, read))
         if end is None:
             return False
@@ -282,17 +284,3 @@ class CallReader:
             self._text = self._text[place + (len(sign) if sign in follows else 0) :]
             self._read = self._content
         return True
-
-
-def _merged(parts: list[str | CallPart]) -> list[str | CallPart]:
-    """Neighbouring pieces of the same call, or of content, as one."""
-    merged: list[str | CallPart] = []
-    for part in parts:
-        last = merged[-1] if merged else None
-        if isinstance(part, str) and isinstance(last, str):
-            merged[-1] = last + part
-        elif isinstance(part, CallPart) and isinstance(last, CallPart) and part.index == last.index:
-            merged[-1] = CallPart(last.index, last.arguments + part.arguments, last.name, last.identity)
-        else:
-            merged.append(part)
-    return merged

@@ -5,7 +5,7 @@ import base64
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.keys import ApiKey, KeyRing, check_keys, read_keys
+from solm.serving.keys import ApiKey, KeyRing, read_keys
 
 
 @pytest.mark.parametrize(
@@ -23,16 +23,16 @@ def test_a_list_of_keys():
     keys = read_keys(" one, a:two ,,b:three,one")
     assert [key.name for key in keys] == ["", "a", "b", ""]
     assert read_keys("") == []
-    check_keys(keys)
+    KeyRing(keys)
     with pytest.raises(SolmError, match="two keys are named 'a'"):
-        check_keys(read_keys("a:one,a:two"))
+        KeyRing(read_keys("a:one,a:two"))
 
 
 @pytest.mark.parametrize(("keys", "names"), [("a:one,b:two,c:one", ("a", "c")), ("one,a:one", ("", "a"))])
 def test_two_keys_with_one_secret_are_refused_without_it(keys, names):
     with pytest.raises(SolmError) as raised:
-        check_keys(read_keys(keys))
-    assert str(raised.value) == f"the keys named {names[0]!r} and {names[1]!r} have the same secret"
+        KeyRing(read_keys(keys))
+    assert str(raised.value) == f"API keys: the keys named {names[0]!r} and {names[1]!r} have the same secret"
 
 
 def test_a_key_is_a_bearer_token_or_a_password():
