@@ -148,7 +148,7 @@ def serve(
             print_result({"model": served, "address": f"{address}/v1", "page": f"{address}/"}, True)
 
     service = _service(prepared, chosen, names, keys)
-    app = create_app(service, local if host in local else None, chosen.root_path, chosen.allow_origins)
+    app = create_app(service, local if host in local else None)
     config = uvicorn.Config(
         app, host=host, port=port, uds=None if uds is None else str(uds), log_config=None, access_log=False,
         lifespan="on", timeout_keep_alive=75, limit_concurrency=4096,

@@ -34,15 +34,13 @@ _SCRIPTS = ("page", "answers", "card", "chats", "dial", "elements", "markdown", 
 _STATIC = {"page.css": "text/css"} | {f"{name}.js": "text/javascript" for name in _SCRIPTS}
 
 
-def create_app(
-    service: Service, hosts: Sequence[str] | None = None, root_path: str = "", origins: Sequence[str] = ()
-) -> FastAPI:
+def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     """The application. With any key in `service.keys` every route but those under `/health` requires one.
 
-    hosts: accepted names in the Host header, None: any (see `RequestMiddleware`). root_path: what a proxy puts before
-    the paths, such as ``/llm``; paths may come with it or without. origins: pages of other sites that browsers let call
-    the API (CORS), such as ``https://example.org``, or ``*``.
+    hosts: accepted names in the Host header, None: any (see `RequestMiddleware`). Paths may come with the root path of
+    `service.settings` or without.
     """
+    settings = service.settings
     spans = SpanSender() if tracing_wanted() else None
 
     @asynccontextmanager
@@ -50,25 +48,26 @@ def create_app(
         warming = asyncio.create_task(service.start())
         yield
         warming.cancel()
-        await run_in_threadpool(service.scheduler.stop, service.settings.drain_seconds)
+        await run_in_threadpool(service.scheduler.stop, settings.drain_seconds)
         await run_in_threadpool(service.constraints.close)
         if spans is not None:
             await run_in_threadpool(spans.close)
         gc.unfreeze()
 
     app = FastAPI(
-        title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None, root_path=root_path
-    )
+        title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None,
+        root_path=settings.root_path,
+    )  # fmt: skip
     handle_errors(app)
     app.add_middleware(RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans)
-    if origins:  # around the other one: browsers send no key when they ask what is allowed
+    if settings.allow_origins:  # around the other one: browsers send no key when they ask what is allowed
         app.add_middleware(
-            CORSMiddleware, allow_origins=list(origins), allow_methods=["GET", "POST"], allow_headers=["*"],
+            CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
             expose_headers=HEADERS,
         )  # fmt: skip
     _add_health(app, service)
     _add_page(app)
-    ignore = service.settings.ignore_unknown
+    ignore = settings.ignore_unknown
 
     @app.post("/v1/chat/completions", **takes(ChatRequest))
     async def chat_completions(request: Request) -> Response:
@@ -160,11 +159,11 @@ async def _complete(
         raise ApiError(503, "this server has failed and has to be started again", code="failed")
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
-    loop, identity = asyncio.get_running_loop(), f"{_PREFIXES[type(body)]}{request.state.identity}"
+    identity = f"{_PREFIXES[type(body)]}{request.state.identity}"
     answer: Exchange | ResponseWriter
     if isinstance(body, ResponsesRequest):
         try:
-            exchange = await run_in_threadpool(service.open, body.as_chat(), identity, loop, request.state.key)
+            exchange = await run_in_threadpool(service.open, body.as_chat(), identity, request.state.key)
         except ValidationError as error:  # more as a chat than as a response, such as messages with instructions
             message = f"input: too much for a chat ({error.errors()[0]['msg']})"
             raise ApiError(400, message, "input", "invalid_value") from error
@@ -172,7 +171,7 @@ async def _complete(
             raise _renamed(error) from error
         answer = ResponseWriter(body, exchange)
     else:
-        answer = exchange = await run_in_threadpool(service.open, body, identity, loop, request.state.key)
+        answer = exchange = await run_in_threadpool(service.open, body, identity, request.state.key)
     if body.stream:
         return StreamingResponse(_streamed(service, request, exchange, answer), media_type="text/event-stream")
     gathering = asyncio.ensure_future(_gather(exchange))

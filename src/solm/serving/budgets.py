@@ -78,13 +78,12 @@ class RequestBudgets:
         curve = None if lm.trained is None else lm.trained.curve
         return described | ({} if curve is None else curve.as_dict())
 
-    def resolve(self, efficiency: Efficiency | None, context: int, key: ApiKey = _NO_KEY) -> RequestBudget:
+    def resolve(self, wanted: Efficiency, context: int, key: ApiKey = _NO_KEY) -> RequestBudget:
         """The budget of a request under an API key whose steps see `context` tokens on average.
 
         Raises `ApiError` for an unknown policy, a priority above the key's, limits of the policy dense and a floor that
         cannot be met, `BudgetError` for such a budget.
         """
-        wanted = efficiency or Efficiency()
         priority = wanted.priority or key.priority or "normal"
         if key.priority is not None and PRIORITIES.index(priority) > PRIORITIES.index(key.priority):
             message = f"efficiency.priority: {priority} is above {key.priority}, the highest for this API key"

@@ -222,14 +222,16 @@ class Scheduler:
         """By rank of their priority, in the order of their arrival. Changed while `_changed` is held."""
         self._changed = threading.Condition()
         self._some_cancelled = False
-        self._posted: dict[asyncio.AbstractEventLoop, list[tuple[Queue, Any]]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._posted: list[tuple[Queue, Any]] = []
         self._skipping_rows = None if settings.always_skip else lm.backend.skipping_rows
         self.stopping = self.failed = False  # it is to end; it ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
 
-    def start(self) -> None:
-        """Begin to decode."""
+    def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        """Begin to decode. loop: the one that reads the queues of `post`."""
+        self._loop = loop
         self.running = self._thread.submit(self._run)
 
     def stop(self, seconds: float = 0.0) -> None:
@@ -281,24 +283,25 @@ class Scheduler:
             job.cancelled = self._some_cancelled = True
             self._changed.notify()
 
-    def post(self, loop: asyncio.AbstractEventLoop, queue: Queue, item: Any) -> None:
-        """Put an item into a queue that `loop` reads, together with all others of a step; called by jobs' `emit`.
+    def post(self, queue: Queue, item: Any) -> None:
+        """Put an item into a queue that the event loop reads, together with all others of a step; called by jobs'
+        `emit`.
 
         A loop that woke for every item would want Python's lock in the middle of the others' work; after a step it
         answers clients while the engine computes the next one.
         """
-        self._posted.setdefault(loop, []).append((queue, item))
+        self._posted.append((queue, item))
 
     def _send(self) -> None:
-        posted, self._posted = self._posted, {}
-        for loop, items in posted.items():
+        posted, self._posted = self._posted, []
+        if posted and self._loop is not None:
             with suppress(RuntimeError):  # a loop that was closed wants nothing any more
-                loop.call_soon_threadsafe(_deliver, items)
+                self._loop.call_soon_threadsafe(_deliver, posted)
 
     def _run(self) -> None:
         end = Failed("the server is stopping", "shutting_down")
         try:
-            self._loop()
+            self._decode()
         except BaseException as error:
             _LOG.error("decoding failed; this server has to be started again", exc_info=error)
             end = _FAILED
@@ -314,7 +317,7 @@ class Scheduler:
         self._send()
         self._measure()
 
-    def _loop(self) -> None:
+    def _decode(self) -> None:
         while True:
             with self._changed:
                 self._measure()

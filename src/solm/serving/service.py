@@ -25,7 +25,7 @@ from solm.serving.errors import ApiError
 from solm.serving.keys import ApiKey, KeyRing
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
-from solm.serving.schema import ChatRequest, CompletionRequest, Message, Prompt, Tool, ToolCall
+from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Prompt, Tool, ToolCall
 from solm.serving.settings import ServeSettings
 from solm.serving.tools import CallReader, checked_form, form_for, hidden_mark
 
@@ -73,7 +73,7 @@ class Service:
 
     async def start(self) -> None:
         """Begin to decode, and warm up. Where that fails, the log and `state` say so, and `ready` stays false."""
-        self.scheduler.start()
+        self.scheduler.start(asyncio.get_running_loop())
         try:
             await self._warm_up()
         except Exception as error:
@@ -89,15 +89,12 @@ class Service:
     async def _warm_up(self) -> None:
         """Decode a few tokens under every policy, so that the first request does not wait for what is built once.
         Raises `SolmError` where that cannot be done."""
-        loop, done = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def emit(event: Event) -> None:
-            loop.call_soon_threadsafe(done.put_nowait, event)
-
+        done = asyncio.Queue[Event]()
         length = self.lm.sparsity.always_read + 2
         ids = np.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.budgets.policies.items() if length + 4 <= self.context else ():
             budget = self.lm.budgets(policy).resolve(self.budgets.floor(policy, length), length)
+            emit = partial(self.scheduler.post, done)
             self.scheduler.submit([Job(ids, 4, RequestBudget(name, policy, budget), emit)])
             while isinstance(event := await done.get(), Piece):
                 pass
@@ -130,14 +127,8 @@ class Service:
             offers = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
             return chat_tokens(self._tokenizer, messages, offers)
 
-    def open(
-        self,
-        request: ChatRequest | CompletionRequest,
-        identity: str,
-        loop: asyncio.AbstractEventLoop,
-        key: ApiKey = _NO_KEY,
-    ) -> Exchange:
-        """Queue the jobs of a request under an API key. Their events arrive on `loop`.
+    def open(self, request: ChatRequest | CompletionRequest, identity: str, key: ApiKey = _NO_KEY) -> Exchange:
+        """Queue the jobs of a request under an API key.
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
@@ -162,17 +153,16 @@ class Service:
             raise ApiError(400, f"{rows} replies in one request; this server holds at most {most} in all", "n")
         self.scheduler.check_room(rows)  # before grammars are compiled
         constraint, sampling = self.constraints.of(request, tools, calls), self._sampling(request)
-        efficiency = request.efficiency
-        trace = efficiency is not None and efficiency.trace
-        deadline = None
-        if efficiency is not None and efficiency.deadline_ms is not None:
+        efficiency, deadline = request.efficiency or Efficiency(), None
+        if efficiency.deadline_ms is not None:
             deadline = self.scheduler.clock() + efficiency.deadline_ms / 1000
         seed = secrets.randbits(62) if request.seed is None else request.seed
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         jobs, choices = list[Job](), list[Choice]()
+        shown = () if calls is None or calls.mark is None else (calls.mark,)
 
         def emit(index: int, event: Event) -> None:
-            self.scheduler.post(loop, events, (index, event))
+            self.scheduler.post(events, (index, event))
 
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
@@ -188,7 +178,7 @@ class Service:
                     Job(
                         np.array(ids, dtype=np.int64), longest, budget, partial(emit, index),
                         (seed + index) % (1 << 63), sampling, request.stops, logprobs, echo and logprobs is not None,
-                        deadline, constraint, () if calls is None or calls.mark is None else {calls.mark}, trace,
+                        deadline, constraint, shown, efficiency.trace,
                     )
                 )  # fmt: skip
         self.scheduler.submit(jobs)
@@ -251,9 +241,8 @@ def _chat_limits(request: ChatRequest) -> tuple[int | None, int | None]:
         raise ApiError(400, "top_logprobs need logprobs to be true", "top_logprobs")
     if request.max_tokens == 0:
         raise ApiError(400, "max_tokens must be at least 1", "max_tokens")
-    return request.max_completion_tokens or request.max_tokens, (
-        request.top_logprobs or 0
-    ) if request.logprobs else None
+    logprobs = (request.top_logprobs or 0) if request.logprobs else None
+    return request.max_completion_tokens or request.max_tokens, logprobs
 
 
 def template_messages(messages: Sequence[Message], identity: int | None = None) -> list[dict[str, Any]]:
