@@ -60,10 +60,10 @@ def tiny_service(byte_tokenizer, policy=True, curve=False, template=TEMPLATE, **
 
 
 @contextmanager
-def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost"), **options):
+def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
     """The address of a server that answers for `service`. keys: API keys, or as `ApiKey.parse` reads them."""
     service.keys = KeyRing([key if isinstance(key, ApiKey) else ApiKey.parse(key) for key in keys])
-    app = create_app(service, hosts, **options)
+    app = create_app(service, hosts)
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75)
     )

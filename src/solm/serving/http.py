@@ -74,15 +74,14 @@ class RequestMiddleware:
         # With a root path, paths may come with it or without.
         is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
         try:
+            answer, key = self.app, self.keys.of_header(headers.get(b"authorization", b""))
             if not self._named(headers.get(b"host", b"")):
-                refusal = ApiError(400, "the Host header does not name this server", code="invalid_host")
-                await refusal.response()(scope, receive, noted)
-            elif (key := self.keys.of_header(headers.get(b"authorization", b""))) is not None or is_open:
+                answer = ApiError(400, "the Host header does not name this server", code="invalid_host").response()
+            elif key is not None or is_open:
                 scope["state"]["key"] = key
-                await self.app(scope, receive, noted)
             else:
-                refusal = ApiError(401, "a valid API key is needed", code="invalid_api_key")
-                await refusal.response()(scope, receive, noted)
+                answer = ApiError(401, "a valid API key is needed", code="invalid_api_key").response()
+            await answer(scope, receive, noted)
         except Exception:  # answered outside of this middleware
             status = 500
             raise

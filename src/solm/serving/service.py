@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from pydantic_core import from_json
 
+from solm.backends.chat_template import names_tools
 from solm.core.errors import ContextLengthError, SolmError
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
@@ -27,12 +28,13 @@ from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
 from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Prompt, Tool, ToolCall
 from solm.serving.settings import ServeSettings
-from solm.serving.tools import CallReader, checked_form, form_for, hidden_mark
+from solm.serving.tools import FORMS, CallReader, form_of, hidden_mark
 
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
 _NO_KEY = ApiKey("")
+_NO_TOOLS = "this model's chat template has no tools"
 _COLDEST = 1e-3
 """Temperature up to which a reply is greedy: logits divided by less overflow."""
 
@@ -65,6 +67,9 @@ class Service:
         self.scheduler = Scheduler(lm, settings, Metrics(), thread)  # until the server is warm
         self.constraints, self.ready, self._failed = Constraints(lm), False, False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
+        template = self._tokenizer.chat_template
+        self._has_tools, form = isinstance(template, str) and names_tools(template), form_of(template)
+        self._calls = None if form is None else CallGrammars(form, hidden_mark(form, self._tokenizer))
 
     def _most_pages(self, page_bytes: float) -> float:
         """Pages of keys and values that rows of the whole context and the prefix cache would fill."""
@@ -122,8 +127,9 @@ class Service:
                 return list(self._tokenizer.encode(prompt))
             if not self._tokenizer.chat_template:
                 raise SolmError("this model has no chat template; use /v1/completions")
-            form = form_for(self._tokenizer.chat_template, prompt)
-            messages = template_messages(prompt, None if form is None else form.identity)
+            if any(message.tool_calls for message in prompt) and not self._has_tools:
+                raise ApiError(400, f"messages have tool_calls, and {_NO_TOOLS}", "messages")
+            messages = template_messages(prompt, None if self._calls is None else self._calls.form.identity)
             offers = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
             return chat_tokens(self._tokenizer, messages, offers)
 
@@ -140,8 +146,12 @@ class Service:
             wanted, logprobs = _chat_limits(request)
             tools = offered(request)
             if tools and self._tokenizer.chat_template:
-                form = checked_form(self._tokenizer.chat_template)
-                calls = CallGrammars(form, hidden_mark(form, self._tokenizer))
+                calls = self._calls
+                if not self._has_tools or calls is None:
+                    forms = ", ".join(sorted(form.name for form in FORMS))
+                    unknown = f"this model calls tools in a form that is not known here; known are those of {forms}"
+                    message = unknown if self._has_tools else _NO_TOOLS
+                    raise ApiError(400, message, "tools", "unsupported_parameter")
             prompts = [self.tokens(request.messages, tools)]
         else:
             prompts, echo, logprobs = self._prompts(request.prompt), request.echo, request.logprobs

@@ -3,14 +3,11 @@
 import json
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from solm.backends.chat_template import names_tools
 from solm.runtime.batch import overlap
-from solm.serving.errors import ApiError
-from solm.serving.schema import Message
 
 _SPACE = " \n\r\t"
 _STRUCTURE = re.compile(r'[{}"\\]')
@@ -69,25 +66,6 @@ def form_of(template: object) -> CallForm | None:
         if all(word in template for word in form.words) and not any(word in template for word in form.others):
             return form
     return None
-
-
-def form_for(template: object, messages: Sequence[Message]) -> CallForm | None:
-    """The same. Raises `ApiError` for messages with calls that a template without tools would leave out."""
-    if any(message.tool_calls for message in messages) and not (isinstance(template, str) and names_tools(template)):
-        raise ApiError(400, "messages have tool_calls, and this model's chat template has no tools", "messages")
-    return form_of(template)
-
-
-def checked_form(template: object) -> CallForm:
-    """The same. Raises `ApiError` for a template that has no tools, or whose replies call them in an unknown form."""
-    if not isinstance(template, str) or not names_tools(template):
-        raise ApiError(400, "this model's chat template has no tools", "tools", "unsupported_parameter")
-    form = form_of(template)
-    if form is None:
-        names = ", ".join(sorted(form.name for form in FORMS))
-        message = f"this model calls tools in a form that is not known here; known are those of {names}"
-        raise ApiError(400, message, "tools", "unsupported_parameter")
-    return form
 
 
 def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
