@@ -31,7 +31,7 @@ from solm.serving.metrics import Metrics
 from solm.serving.settings import PRIORITIES, ServeSettings
 
 _LOG = logging.getLogger("solm.serving")
-_MLP = AXES.index("mlp")
+_MLP, _BITS = AXES.index("mlp"), AXES.index("bits")
 Queue = asyncio.Queue[Any]
 
 
@@ -134,9 +134,13 @@ class Row(BatchRow):
         self._lowered = False
         self._grants = list[tuple[float, ...]]()
 
-    def allow(self, dial: float) -> None:
-        """Let the steps from here on spend what a dial says, see `ResolvedBudget.target`."""
-        self.granted = self.job.budget.resolved.target(dial)
+    def allow(self, dial: float, whole_bits: bool) -> None:
+        """Let the steps from here on spend what a dial says, see `ResolvedBudget.target`. whole_bits: bits save time
+        only in steps in which all rows do with less of them, so that they are at the budget or at the floor."""
+        target = self.job.budget.resolved.target
+        self.granted = target(dial)
+        if whole_bits:
+            self.granted = (*self.granted[:_BITS], target(round(dial))[_BITS], *self.granted[_BITS + 1 :])
         self._lowered = self._lowered or (dial < 1 and self.job.budget.resolved.lowerable)
 
     def progress(self, now: float) -> Progress:
@@ -224,6 +228,7 @@ class Scheduler:
         self._some_cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._posted: list[tuple[Queue, Any]] = []
+        self._whole_bits = lm.sparsity.bits_site == "weights"
         self._skipping_rows = None if settings.always_skip else lm.backend.skipping_rows
         self.stopping = self.failed = False  # it is to end; it ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
@@ -484,7 +489,8 @@ class Scheduler:
         governor, rows, now = self.governor, self._batch.rows, self.clock()
         if governor.objective is not None or any(row.job.deadline is not None for row in rows):
             for row in rows:
-                row.allow(governor.dial_for(row.job.budget.rank, row.job.deadline, now, row.left))
+                dial = governor.dial_for(row.job.budget.rank, row.job.deadline, now, row.left)
+                row.allow(dial, self._whole_bits)
         if self._skipping_rows is None or len(rows) <= self._skipping_rows:
             self._batch.aim([row.granted for row in rows])
         else:
