@@ -5,7 +5,6 @@ import pytest
 from openai.types import Model
 
 from helpers.serving import CHAT, LONG, ask, running, tiny_service
-from solm.serving.schema import Efficiency
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +49,9 @@ def test_models_hold_the_curve_in_one_nested_object(client):
 @pytest.mark.parametrize(
     ("budget", "words"),
     [
-        (
-            0.05,
-            "budget 0.05 is unreachable: at [0-9]+ tokens steps take 0.[0-9]+ to 1 of the dense step",
-        ),
+        (0.05, "budget 0.05 is unreachable: at [0-9]+ tokens steps take 0.[0-9]+ to 1 of the dense step"),
         ("speed=9", "budget speed=9 is unreachable: at [0-9]+ tokens speeds are 1 to 1.[0-9]+"),
-        ("speed=0.5", "speed=0.5 is out of range: a speed must be at least 1"),
         ("ms=0.1", "budget ms=0.1 is unreachable: at [0-9]+ tokens steps take [0-9.]+ to 10 ms"),
-        ("loss=0", "loss=0 is out of range: a loss must be above 0 nats per token"),
-        ("keep=0.1", "budget 0.1 is unreachable: net keeps of this space are 0.[0-9]+ to 1"),
         ("mlp=0.01", "budget mlp=0.01 is unreachable: this action space offers 0.[0-9]+ to 1"),
     ],
 )
@@ -68,21 +61,11 @@ def test_a_budget_out_of_reach_names_the_range_in_the_unit_that_was_asked(client
     assert refused.value.param == "efficiency.budget"
 
 
-def test_a_number_may_come_as_text(byte_tokenizer):
-    service = tiny_service(byte_tokenizer)
-    typed, number = (
-        service.budgets.resolve(Efficiency(budget=budget, floor=budget), 100).resolved for budget in ("0.9", 0.9)
-    )
-    service.lm.detach()
-    assert (typed.budget, typed.floor) == (number.budget, number.floor)
-    assert typed.budget.net < 1
-
-
-@pytest.mark.parametrize("budget", ["speed=1.2", "ms=8", "loss=0.1"])
-def test_a_server_without_step_times_says_what_is_missing(byte_tokenizer, budget):
+def test_a_server_without_step_times_says_what_is_missing(byte_tokenizer):
     with running(tiny_service(byte_tokenizer)) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-        with pytest.raises(openai.BadRequestError, match=r"needs (step timings|a policy with a measured curve)"):
-            ask(client, budget=budget)
+        for budget in ("speed=1.2", "loss=0.1"):
+            with pytest.raises(openai.BadRequestError, match="needs step timings"):
+                ask(client, budget=budget)
         (model,) = client.models.list().data
         assert not {"budgets", "measured", "fastest"} & set(model.efficiency)

@@ -1,16 +1,13 @@
 """Many requests at once, clients that hang up, and rows and passes that fail."""
 
-import json
 import random
-import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import httpx
 import openai
 import pytest
 
-from helpers.serving import CHAT, ask, gauges, running, tiny_service, until
+from helpers.serving import ask, gauges, running, tiny_service, until
 from solm.backends.torch.session import TorchSession
 
 
@@ -36,54 +33,6 @@ def test_many_at_once_all_get_their_own_answer(service, client, count):
         together = list(pool.map(one, orders))
     some = rng.sample(range(count), 12)
     assert [together[number] for number in some] == [one(orders[number]) for number in some]
-    until(lambda: gauges(service) == (0, 0, 0))
-
-
-@pytest.mark.parametrize("count", [100, pytest.param(500, marks=pytest.mark.slow)])
-def test_many_hang_up_and_nothing_is_left(service, address, client, count):
-    rng, cancelled = random.Random(1), ("solm_rows_ended_total", {"reason": "cancelled"})
-    before = service.metrics.registry.get_sample_value(*cancelled) or 0
-
-    def hang_up(number):
-        body = {"model": "tiny", "messages": CHAT, "max_tokens": 350, "stream": number % 2 == 0}
-        body["logit_bias"] = {"2": -100}
-        body["efficiency"] = {"budget": "keep=0.6"}
-        # Whoever streams leaves after some lines; the others leave at any moment, read or not.
-        patience = 60 if body["stream"] else rng.uniform(0.01, 0.5)
-        try:
-            with (
-                httpx.Client(timeout=httpx.Timeout(60, read=patience)) as http,
-                http.stream("POST", f"{address}/v1/chat/completions", json=body) as answer,
-            ):
-                for count, _ in enumerate(answer.iter_lines()):
-                    if count > rng.randint(0, 6):
-                        return
-        except httpx.HTTPError:
-            return
-
-    with ThreadPoolExecutor(24) as pool:
-        list(pool.map(hang_up, range(count)))
-    until(lambda: gauges(service) == (0, 0, 0), 120)
-    assert service.scheduler.busy == 0
-    assert (service.metrics.registry.get_sample_value(*cancelled) or 0) - before > count / 2
-    assert ask(client).choices[0].message.content
-
-
-def test_a_client_that_reads_a_byte_at_a_time_holds_nobody_up(service, address, client):
-    body = {"model": "tiny", "messages": CHAT, "max_tokens": 120, "stream": True, "logit_bias": {"2": -100}}
-    text = json.dumps(body).encode()
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        f"Content-Length: {len(text)}\r\n\r\n"
-    )
-    with socket.socket() as slow:
-        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
-        slow.connect(("127.0.0.1", int(address.rpartition(":")[2])))
-        slow.sendall(head.encode() + text)
-        assert slow.recv(1) == b"H"
-        assert ask(client).usage.completion_tokens == 40
-        until(lambda: gauges(service) == (0, 0, 0))
-        assert slow.recv(1) == b"T"
     until(lambda: gauges(service) == (0, 0, 0))
 
 

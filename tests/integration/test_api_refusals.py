@@ -21,33 +21,31 @@ BAD = {
 
 
 WRONG = {
-    "unsupported": ({"tools": []}, "tools"),
-    "user": ({"user": 5}, "user"),
-    "penalty": ({"presence_penalty": 2.5}, "presence_penalty"),
     "negative": ({"max_tokens": -1}, "max_tokens"),
     "temperature": ({"temperature": 2.5}, "temperature"),
     "top_p": ({"top_p": 0}, "top_p"),
-    "n": ({"n": 9}, "n"),
-    "stops": ({"stop": ["a"] * 5}, "stop"),
     "empty stop": ({"stop": ""}, "stop"),
-    "logprobs": ({"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     "logprobs off": ({"top_logprobs": 2}, "top_logprobs"),
-    "bias": ({"logit_bias": {"259": 1}}, "logit_bias"),
-    "bias value": ({"logit_bias": {"5": 101}}, "logit_bias"),
-    "bias key": ({"logit_bias": {"x": 1}}, None),
     "role": ({"messages": [{"role": "function", "content": "a"}]}, "messages.0.role"),
-    "no messages": ({"messages": []}, "messages"),
     "image": ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, None),
     "stream options": ({"stream_options": {"include_usage": True}}, "stream_options"),
     "too low": ({"efficiency": {"budget": 0.05}}, "efficiency.budget"),
     "too high": ({"efficiency": {"budget": 1.5}}, None),
     "axis": ({"efficiency": {"budget": {"attention": 0.001}}}, "efficiency.budget"),
+    "no axis": ({"efficiency": {"budget": {"attention": 0.5, "heads": 1}}}, "efficiency.budget.heads"),
+    "axis beyond": ({"efficiency": {"budget": {"attention": 2}}}, "efficiency.budget.attention"),
+    "budget as text": ({"efficiency": {"budget": "0.6"}}, "efficiency.budget"),
+    "number as text": ({"max_tokens": "5"}, "max_tokens"),
+    "true as a number": ({"n": True}, "n"),
+    "text as true": ({"stream": "true"}, "stream"),
+    "one token in two ways": ({"logit_bias": {"5": 1, "05": -1}}, "logit_bias"),
+    "two lengths": ({"max_tokens": 3, "max_completion_tokens": 2}, "max_completion_tokens"),
+    "dense with a floor": ({"efficiency": {"policy": "dense", "floor": 0.5}}, "efficiency.floor"),
     "budget of words": ({"efficiency": {"budget": "magic"}}, "efficiency.budget"),
     "policy": ({"efficiency": {"policy": "magic"}}, "efficiency.policy"),
     "limit of dense": ({"efficiency": {"policy": "dense", "deadline_ms": 9}}, "efficiency.deadline_ms"),
     "dense": ({"efficiency": {"policy": "dense", "budget": 0.6}}, "efficiency.budget"),
     "priority": ({"efficiency": {"priority": "urgent"}}, "efficiency.priority"),
-    "priority as a number": ({"efficiency": {"priority": 1}}, "efficiency.priority"),
     "floor": ({"efficiency": {"floor": 1.5}}, None),
     "floor in milliseconds": ({"efficiency": {"floor": "ms=5"}}, "efficiency.floor"),
     "floor of nothing": ({"efficiency": {"floor": "magic=1"}}, "efficiency.floor"),
@@ -67,7 +65,7 @@ def test_malformed_bodies_are_refused(address, name):
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_invalid_parameters_are_refused_by_name(address, client, name):
+def test_invalid_parameters_are_refused_by_name(address, name):
     change, param = WRONG[name]
     body = {"model": "tiny", "messages": CHAT, "max_tokens": 2} | change
     answer = httpx.post(f"{address}/v1/chat/completions", json=body)
@@ -75,8 +73,6 @@ def test_invalid_parameters_are_refused_by_name(address, client, name):
     error = answer.json()["error"]
     assert set(error) == {"message", "type", "param", "code"}
     assert param is None or error["param"] == param
-    with pytest.raises(openai.BadRequestError):
-        client.post("/chat/completions", body=body, cast_to=object)
 
 
 def test_other_refusals(address, client):

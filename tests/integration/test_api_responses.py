@@ -7,7 +7,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from helpers.serving import CHAT, LONG, TOOL_TEMPLATE, ask, gauges, running, slow_steps, tiny_service, until
+from helpers.serving import CHAT, LONG, TOOL_TEMPLATE, ask, running, tiny_service
 
 SAME = {"model": "tiny", "temperature": 0, "extra_body": {"seed": 3, "efficiency": {"budget": "keep=0.6"}}}
 SPLIT = {"instructions": CHAT[0]["content"], "input": LONG}
@@ -25,11 +25,10 @@ def test_a_response_says_what_a_chat_says(client):
         assert response.usage.compute["realised"] == chat.usage.compute["realised"]
         assert response.id.startswith("resp_")
         assert (response.model, response.previous_response_id, response.error) == ("tiny", None, None)
-    length = client.responses.create(max_output_tokens=3, **SAME, **SPLIT)
-    assert (length.status, length.incomplete_details.reason) == ("incomplete", "max_output_tokens")
     traced = {"seed": 3, "efficiency": {"budget": "keep=0.6", "trace": True}}
-    response = client.responses.create(max_output_tokens=4, **SPLIT, **SAME | {"extra_body": traced})
-    assert len(response.efficiency["tokens"]) == response.usage.output_tokens
+    short = client.responses.create(max_output_tokens=3, **SPLIT, **SAME | {"extra_body": traced})
+    assert (short.status, short.incomplete_details.reason) == ("incomplete", "max_output_tokens")
+    assert len(short.efficiency["tokens"]) == short.usage.output_tokens
 
 
 def test_a_conversation_goes_on_with_what_was_said(client):
@@ -55,13 +54,6 @@ def test_a_class_of_pydantic_is_what_comes_back(client, address):
         asked = SAME | {"temperature": temperature}
         response = client.responses.parse(input=LONG, text_format=Verdict, max_output_tokens=40, **asked)
         assert isinstance(response.output_parsed, Verdict)
-    for form, param in (
-        ({"type": "json_schema", "name": "a"}, "text.format"),
-        ({"type": "json_schema", "name": "a", "schema": {"type": "magic"}}, "text.format.schema"),
-    ):
-        body = {"model": "tiny", "input": "a", "text": {"format": form}}
-        answer = httpx.post(f"{address}/v1/responses", json=body)
-        assert (answer.status_code, answer.json()["error"]["param"]) == (400, param), answer.text
 
 
 def test_a_stream_has_the_events_of_openais_api(client):
@@ -78,11 +70,6 @@ def test_a_stream_has_the_events_of_openais_api(client):
     text = "".join(event.delta for event in events if event.type == "response.output_text.delta")
     assert text == whole.output_text == events[-1].response.output_text
     assert events[-1].response.usage == whole.usage
-    with client.responses.stream(max_output_tokens=20, **SAME, **SPLIT) as stream:
-        for _ in stream:
-            pass
-    if whole.status == "completed":
-        assert stream.get_final_response().output_text == whole.output_text
 
 
 WEATHER = {
@@ -158,70 +145,23 @@ def test_calls_are_streamed(caller):
     assert stream.get_final_response().output[0].arguments == call.arguments
 
 
-class Place(BaseModel):
-    """Arguments as the client makes a tool of them."""
-
-    right: bool
-
-
-def test_a_tool_made_of_a_class_is_parsed(caller):
-    response = caller.responses.parse(**CALLING | {"tools": [openai.pydantic_function_tool(Place, name="place")]})
-    assert isinstance(response.output[0].parsed_arguments, Place)
-    free = caller.responses.create(**CALLING | {"tool_choice": "auto", "max_output_tokens": 5})
-    assert free.output[0].type == "message"
-
-
-def test_a_stream_that_cannot_go_on_says_so(client, service, monkeypatch):
-    asked = {"input": LONG, "max_output_tokens": 30, "stream": True, **SAME}
-
-    def broken(*given, **options):
-        raise RuntimeError("made up")
-
-    stream = iter(client.responses.create(**asked))
-    next(stream)
-    monkeypatch.setattr(type(service.lm.session()), "step", broken)
-    *_, last = stream
-    assert (last.type, last.code) == ("error", "server_error")
-    assert "inside the server" in last.message
-    monkeypatch.undo()
-    until(lambda: gauges(service) == (0, 0, 0))
-
-
-def test_a_client_that_hangs_up_frees_its_row(address, service, monkeypatch):
-    slow_steps(monkeypatch, 0.05)
-    body = {"model": "tiny", "input": LONG, "stream": True, "logit_bias": {"2": -100}, "max_output_tokens": 200}
-    with httpx.stream("POST", f"{address}/v1/responses", json=body) as answer:
-        lines = answer.iter_lines()  # kept, because one that nobody holds hangs up
-        next(lines)
-        until(lambda: gauges(service) != (0, 0, 0))
-    until(lambda: gauges(service) == (0, 0, 0))
-    assert gauges(service) == (0, 0, 0), "and they stay there"
-
-
 WRONG = {
-    "input": [None, 5, [], [{"role": "user"}], [{"role": "tool", "content": "a"}], [{"type": "function_call"}], {},
-              [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "["}], [{"type": "reasoning"}], [[]],
-              [{"type": "function_call_output", "output": "a"}], [{"type": ["a"]}],
+    "input": [None, [], [{"role": "user"}], [{"type": "function_call"}], {}, [{"type": "reasoning"}], [{"type": ["a"]}],
+              [{"type": "function_call", "call_id": "a", "name": "f", "arguments": "["}],
               [{"role": "user", "content": [{"type": "input_image", "image_url": "a"}]}]],
-    "instructions": [5, [], {}],
-    "max_output_tokens": [0, -1, "5", True, 1.5, 1 << 40],
-    "store": [True, "no"],
-    "previous_response_id": ["resp_1", "", 5],
-    "background": [True, "x"],
-    "truncation": ["auto", 1],
+    "instructions": [5],
+    "max_output_tokens": [0, "5", 1 << 40],
+    "store": [True],
+    "previous_response_id": ["resp_1", 5],
+    "background": [True],
+    "truncation": ["auto"],
     "text": [
         {"format": {"type": "magic"}}, 5, {"verbosity": "low"}, {"format": {"type": "json_schema", "name": "a"}},
-        {"format": {"type": "text", "name": "a", "schema": {"type": "object"}}},
+        {"format": {"type": "json_schema", "name": "a", "schema": {"type": "magic"}}},
     ],
-    "temperature": ["1", 3], "top_p": [0, "x"], "stream": ["yes", 1], "metadata": [[1]], "user": [7],
-    "efficiency": [{"budget": 7}, "fast"],
-    "tools": [
-        {}, 5, [{"type": "function"}], [{"type": "web_search"}], [{"type": "function", "function": {"name": "a"}}],
-        [{"type": "function", "name": "a b"}], [{"type": "function", "name": "a", "parameters": []}],
-        [{"type": "function", "name": "a"}] * 2,
-    ],
-    "tool_choice": ["auto", "magic", {"type": "function"}, {"type": "function", "name": "a"}, 5],
-    "parallel_tool_calls": [True, "yes"],
+    "efficiency": [{"budget": 7}],
+    "tools": [{}, [{"type": "web_search"}], [{"type": "function", "name": "a"}] * 2],
+    "tool_choice": ["auto", {"type": "function", "name": "a"}],
     "conversation": ["conv_1"], "include": [["x"]], "magic": [1],
 }  # fmt: skip
 
@@ -237,17 +177,10 @@ def test_wrong_values_are_refused_by_name(address, name):
         assert "nothing is ever stored" in error["message"]
 
 
-def test_other_refusals(address, client):
+def test_other_refusals(client):
     with pytest.raises(openai.NotFoundError):
         client.responses.create(input="a", model="other")
     with pytest.raises(openai.NotFoundError):
         client.responses.retrieve("resp_1")
     with pytest.raises(openai.BadRequestError, match="exceed"):
         client.responses.create(input="a" * 600, model="tiny")
-    assert (
-        httpx.post(f"{address}/v1/responses", content=b"{", headers={"Content-Type": "application/json"}).json()[
-            "error"
-        ]["code"]
-        == "invalid_json"
-    )
-    assert json.loads(httpx.post(f"{address}/v1/responses", json={"model": "tiny"}).text)["error"]["param"] == "input"

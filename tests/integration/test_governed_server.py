@@ -6,8 +6,6 @@ import openai
 import pytest
 import torch
 
-import solm
-from helpers.models import tiny_model
 from helpers.serving import (
     ask,
     gauges,
@@ -16,13 +14,8 @@ from helpers.serving import (
     steps_by_budget,
     tiny_service,
     until,
-    with_template,
 )
-from solm.backends.torch.session import TorchSession
-from solm.core.sparsity import SparsityConfig
 from solm.serving.keys import ApiKey
-from solm.serving.service import Service
-from solm.serving.settings import ServeSettings
 
 
 def clients(address, *keys):
@@ -67,43 +60,6 @@ def test_a_server_under_pressure_lowers_budgets_to_the_floor_that_was_asked_for(
         assert sample("solm_class_net_keep_count", {"priority": "low"}) == 1
         assert sample("solm_class_net_floor_sum", {"priority": "low"}) == pytest.approx(0.4)
         assert sample("solm_class_net_keep_count", {"priority": "high"}) == 2
-
-
-def test_budgets_that_save_no_time_are_left_alone(byte_tokenizer, monkeypatch):
-    service = tiny_service(byte_tokenizer, slo_tpot_ms=0.01, slo_floor="keep=0.5", slo_rows=False)
-    slow_steps(monkeypatch, 0.02)
-    with running(service) as address:
-        net, _ = told(*clients(address, "none"))
-    assert net == pytest.approx(0.9, abs=0.04)
-    assert service.scheduler.governor.dials == [1, 1, 1]
-
-
-def test_bits_of_weights_are_lowered_for_all_rows_of_a_step_at_once(byte_tokenizer, monkeypatch):
-    """A step in which some rows read half of the weights and others all of them would save nothing."""
-    model = tiny_model("llama", torch.float32)
-    lm = solm.attach(model, tokenizer=with_template(byte_tokenizer), sparsity=SparsityConfig.preset("nested"))
-    service = Service(lm, ServeSettings(slo_tpot_ms=0.01, slo_floor="bits=4", slo_rows=False), "tiny")
-    steps_by_budget(monkeypatch, 0.03)
-    step, targets = TorchSession.step, []
-
-    def noted(self, *args, **options):
-        targets.append(self._budgets["target"].tolist())
-        return step(self, *args, **options)
-
-    monkeypatch.setattr(TorchSession, "step", noted)
-    with running(service) as address:
-        (client,) = clients(address, "none")
-        threads = [threading.Thread(target=told, args=(client, 1.0)) for _ in range(3)]
-        targets.clear()
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    together = [rows for rows in targets if len(rows) == 3]
-    assert len(together) > 100
-    assert all(rows in ([[1, 1, 0.25]] * 3, [[1, 1, 1]] * 3) for rows in together)
-    assert any(rows[0][2] == 1 for rows in together)
-    assert [rows[0][2] for rows in together[-20:]] == [0.25] * 20, "at the floor"
 
 
 def test_a_request_with_a_deadline_spends_less(byte_tokenizer):

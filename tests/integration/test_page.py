@@ -67,12 +67,6 @@ def address(service):
 
 
 @pytest.fixture
-def slow(monkeypatch):
-    """Steps of 50 ms, so that a reply can be stopped while it streams."""
-    slow_steps(monkeypatch, 0.05)
-
-
-@pytest.fixture
 def page(browser, address, request):
     with opened(browser, address, **getattr(request, "param", {})) as page:
         yield page
@@ -109,41 +103,16 @@ def test_send_stream_and_compare(page):
     assert budgeted.locator(".bars > div").count() == 3
     budgeted.locator(".said span").evaluate_all("all => all.find((one) => one.offsetWidth > 4).click()")
     assert budgeted.locator(".picked").inner_text().rpartition("”: ")[2].startswith("k")
-    asked, spent = (
-        budgeted.locator(f".meter {part}").evaluate("e => e.getBoundingClientRect().right") for part in "bi"
-    )
-    bar = budgeted.locator(".meter").bounding_box()
-    assert (asked - bar["x"]) / bar["width"] == pytest.approx(0.8, abs=0.02)
-    assert (spent - bar["x"]) / bar["width"] == pytest.approx(spent_bytes, abs=0.02)
-    heights = budgeted.locator(".columns i").evaluate_all("all => all.map(bar => bar.offsetHeight)")
-    assert len(heights) > 3
-    assert max(heights) > 5
 
 
-def test_the_dial_is_kept_over_a_reload_and_so_is_the_talk(page):
-    page.locator("#bytes").fill("0.82")
-    page.fill("#longest", "5")
-    page.fill("#prompt", "hello")
-    page.click("#send")
-    finished(page)
-    said = page.locator(".answer .said").inner_text()
-    page.reload()
-    page.wait_for_selector("#policy option", state="attached")
-    page.wait_for_selector(".answer")
-    sync_api.expect(page.locator("#bytes-value")).to_have_text("0.82")
-    assert page.locator(".answer .said").inner_text() == said
-    page.click("#clear")
-    assert page.locator(".turn").count() == 0
-
-
-@pytest.mark.parametrize("how", ["escape", "button"])
-def test_a_reply_is_stopped_while_it_streams(page, service, slow, how):
+def test_a_reply_is_stopped_while_it_streams(page, service, monkeypatch):
+    slow_steps(monkeypatch, 0.05)
     page.fill("#longest", "400")
     page.fill("#prompt", "go on")
     page.keyboard.press("Enter")
     page.wait_for_selector(".answer .said span", state="attached")
     assert page.locator("#talk").get_attribute("aria-busy") == "true"
-    page.keyboard.press("Escape") if how == "escape" else page.click("#stop")
+    page.click("#stop")
     finished(page)
     until(lambda: service.scheduler.busy == 0)
     assert "stopped" in page.locator(".facts").inner_text()
@@ -155,51 +124,11 @@ def test_a_reply_is_stopped_while_it_streams(page, service, slow, how):
     assert page.locator(".turn.assistant").count() == 2
 
 
-def counts(answer, messages: int) -> bool:
-    """Whether an answer of the server counts the tokens of so many messages."""
-    return answer.url.endswith("tokenize") and len(answer.request.post_data_json["messages"]) == messages
+PHONE = {"viewport": {"width": 390, "height": 844}, "color_scheme": "dark", "has_touch": True}
 
 
-def test_the_slider_ends_at_what_the_context_allows(page, service):
-    """The share is a bare number in the request, and one at the end of the slider is never refused."""
-    sent = []
-    page.on("request", lambda request: sent.append(request.post_data_json) if "chat" in request.url else None)
-    page.fill("#longest", "3")
-    least = [float(page.locator("#bytes").get_attribute("min"))]
-    for number, text in enumerate(("hi", "a longer message, which leaves more to be saved " * 4), start=1):
-        page.fill("#prompt", text)
-        page.locator("#bytes").fill("0.01")
-        with page.expect_response(lambda answer, most=2 * number: counts(answer, most)) as counted:
-            page.click("#send")
-            finished(page)
-        told = f"After these {counted.value.json()['count']:,} tokens"
-        sync_api.expect(page.locator("#least")).to_contain_text(told)
-        least.append(float(page.locator("#bytes").get_attribute("min")))
-    assert least == sorted(least, reverse=True)
-    assert page.locator(".failed").count() == 0
-    assert all(request["efficiency"]["budget"] in least for request in sent)
-    assert f"at least {least[-1]:.2f}" in page.locator("#least").inner_text()
-
-
-def test_a_short_reply_says_why_it_saved_no_attention(page):
-    page.fill("#longest", "10")
-    page.fill("#prompt", "hi")
-    page.keyboard.press("Enter")
-    finished(page)
-    shown = page.locator(".answer").inner_text()
-    assert "Attention read everything in the first 9 of 9 steps, as it does in the first 37 tokens" in shown
-    assert "KV pages 1.00" in shown
-    assert "MLP 1.00" not in shown
-
-
-PHONES = [
-    {"viewport": {"width": 390, "height": 844}, "color_scheme": scheme, "has_touch": True}
-    for scheme in ("light", "dark")
-]
-
-
-@pytest.mark.parametrize("page", PHONES, ids=["light", "dark"], indirect=True)
-def test_it_fits_a_phone_in_either_light(page):
+@pytest.mark.parametrize("page", [PHONE], indirect=True)
+def test_it_fits_a_phone_in_the_dark(page):
     page.check("#compare")
     page.fill("#longest", "80")
     page.fill("#prompt", "What is a page of the KV cache, and who reads it when? ")
@@ -217,7 +146,7 @@ def test_it_fits_a_phone_in_either_light(page):
     )
     brightness = [sum(int(part) for part in colour[4:-1].split(",")) for colour in (back, text)]
     assert abs(brightness[0] - brightness[1]) > 450
-    assert (brightness[0] < brightness[1]) == page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert brightness[0] < brightness[1]
 
 
 def test_a_refusal_is_shown(page):
@@ -322,8 +251,7 @@ def test_the_card_tells_what_budgets_take_and_lose(browser, byte_tokenizer):
         assert re.search(r"time 0\.\d\d of 0\.70 asked", page.locator(".facts").inner_text())
 
 
-@pytest.mark.parametrize("together", [False, True])
-def test_two_budgets_side_by_side(page, together):
+def test_two_budgets_side_by_side(page):
     sent = []
     page.on("request", lambda request: sent.append(request.post_data_json) if "/chat/" in request.url else None)
     page.fill("#longest", "12")
@@ -331,7 +259,7 @@ def test_two_budgets_side_by_side(page, together):
     page.select_option("#other", "budget")
     page.locator("#bytes").fill("0.9")
     page.locator("#other-bytes").fill("0.75")
-    page.locator("#together").set_checked(together)
+    page.locator("#together").set_checked(False)
     say(page, "what is said twice is said by two budgets, and both of them are told here " * 2)
     assert page.locator(".answer h2").all_inner_texts() == ["policy, budget 0.90", "policy, budget 0.75"]
     assert [one["efficiency"]["budget"] for one in sent] == [0.9, 0.75]
@@ -340,10 +268,7 @@ def test_two_budgets_side_by_side(page, together):
         told = answer.locator(".facts").inner_text()
         assert "tokens/s" in told
         assert f"of {budget} asked" in told
-        assert ("× the second's speed" in told) != together
-    boxes = [answer.bounding_box() for answer in page.locator(".answer").all()]
-    assert boxes[0]["y"] == boxes[1]["y"]
-    assert boxes[0]["x"] + boxes[0]["width"] < boxes[1]["x"]
+        assert "× the second's speed" in told
 
 
 def test_all_of_it_by_keyboard_alone(page):

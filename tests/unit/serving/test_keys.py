@@ -28,13 +28,6 @@ def test_a_list_of_keys():
         KeyRing(read_keys("a:one,a:two"))
 
 
-@pytest.mark.parametrize(("keys", "names"), [("a:one,b:two,c:one", ("a", "c")), ("one,a:one", ("", "a"))])
-def test_two_keys_with_one_secret_are_refused_without_it(keys, names):
-    with pytest.raises(SolmError) as raised:
-        KeyRing(read_keys(keys))
-    assert str(raised.value) == f"API keys: the keys named {names[0]!r} and {names[1]!r} have the same secret"
-
-
 def test_a_key_is_a_bearer_token_or_a_password():
     alice, other = ApiKey("one", "alice", floor=0.8, priority="high"), ApiKey("b\u00eb:ta")
     ring = KeyRing([alice, other])

@@ -1,6 +1,5 @@
 """The scheduler: rows that end in any way beside prompts that are kept, and a loop that fails."""
 
-import gc
 import shutil
 
 import numpy as np
@@ -16,7 +15,7 @@ from solm.policies.schedules import Static
 from solm.serving.budgets import RequestBudget
 from solm.serving.errors import ApiError
 from solm.serving.metrics import Metrics
-from solm.serving.scheduler import Ended, Failed, Job, Piece, Scheduler, chunk_end
+from solm.serving.scheduler import Ended, Failed, Job, Piece, Scheduler
 from solm.serving.settings import ServeSettings
 
 
@@ -126,85 +125,3 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
         assert not scheduler.busy
         with pytest.raises(ApiError, match="can no longer decode"):
             scheduler.submit([job(4)])
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-def test_a_prompt_that_made_way_frees_its_pages_when_it_is_cancelled(byte_tokenizer):
-    model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
-    with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
-        scheduler = Scheduler(lm, ServeSettings(prefix_mb=0, prefill_chunk=32), Metrics())
-
-        def job(priority: str) -> Job:
-            budget = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
-            return Job(prompt(0, 200), 6, budget, lambda event: None, sampling={"do_sample": False})
-
-        low, high = job("low"), job("high")
-        scheduler.submit([low])
-        scheduler._read()
-        scheduler.submit([high])
-        scheduler._read()
-        scheduler.cancel(high)
-        gc.disable()
-        try:
-            scheduler._drop()
-            assert low.row is not None
-            assert lm.backend.pages_held()[0] > 0
-            scheduler.cancel(low)
-            scheduler._drop()
-            assert lm.backend.pages_held()[0] == 0
-        finally:
-            gc.enable()
-
-
-def test_a_prompt_that_is_read_makes_way_for_a_higher_priority(byte_tokenizer):
-    """The loop's calls, made one by one. What was read of it is kept."""
-    with solm.attach(tiny_model("llama", torch.float32), None, byte_tokenizer) as lm:
-        metrics = Metrics()
-        scheduler = Scheduler(lm, ServeSettings(max_rows=3, prefill_chunk=8), metrics)
-        texts: dict[int, list[int]] = {}
-
-        def job(number: int, priority: str, length: int) -> Job:
-            def emit(event) -> None:
-                if isinstance(event, Piece):
-                    texts.setdefault(number, []).extend(said.id for said in event.tokens)
-
-            budget = RequestBudget("dense", lm.policy("dense"), resolved(Budget()), priority=priority)
-            sampling = {"do_sample": False, "sequence_bias": {(2,): -1e9}}
-            return Job(prompt(number, length), 6, budget, emit, sampling=sampling)
-
-        long, urgent, gone = job(0, "low", 40), job(1, "high", 20), job(2, "low", 30)
-        scheduler.submit([long])
-        scheduler._read()
-        scheduler._read()
-        scheduler.submit([urgent, gone])
-        scheduler._read()
-        assert scheduler._reading.job is urgent
-        assert (long.row.read, scheduler.busy) == (16, 3)
-        scheduler.cancel(gone)
-        for _ in range(40):
-            for act in (scheduler._drop, scheduler._read, scheduler._step):
-                act()
-        assert scheduler.busy == 0
-        assert list(texts) == [1, 0]
-        for number, one in ((0, long), (1, urgent)):
-            session, expected = lm.session(), []
-            logits = session.prefill(one.ids[None])
-            for _ in range(6):
-                logits = np.array(logits)
-                logits[0, 2] = -np.inf
-                expected.append(int(logits[0].argmax()))
-                logits = session.step(np.array(expected[-1:])).logits[:, 0]
-            assert texts[number] == expected
-        read = metrics.registry.get_sample_value("solm_tokens_total", {"kind": "prompt"})
-        assert read == 60, "nothing was read twice"
-
-
-@pytest.mark.parametrize(
-    ("tokens", "done", "read"),
-    [(128, 0, [128]), (155, 0, [155]), (192, 16, [176]), (193, 0, [128, 65]), (400, 0, [128, 128, 144])],
-)  # fmt: skip
-def test_the_short_rest_of_a_prompt_is_read_with_what_comes_before_it(tokens, done, read):
-    ends = [done]
-    while ends[-1] < tokens:
-        ends.append(chunk_end(tokens, ends[-1], 128))
-    assert np.diff(ends).tolist() == read

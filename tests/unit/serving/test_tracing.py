@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.logs import SpanSender, span_attributes, trace_id, tracing_wanted
+from solm.serving.logs import SpanSender, trace_id, tracing_wanted
 
 TRACE = "0af7651916cd43dd8448eb211c80319c"
 HEADER = f"00-{TRACE}-b7ad6b7169203331-01".encode()
@@ -23,22 +23,12 @@ LINE = {
     ("header", "found"),
     [
         (HEADER, TRACE), (HEADER.replace(b"00-", b"01-", 1) + b"-more", TRACE), (HEADER + b"-more", None),
-        (b"", None), (HEADER.replace(b"00-", b"ff-", 1), None), (HEADER.upper(), None), (HEADER[:-1], None),
-        (b"00-" + b"0" * 32 + HEADER[35:], None), (HEADER.replace(b"b7ad6b7169203331", b"0" * 16), None),
+        (b"", None), (HEADER.upper(), None), (HEADER[:-1], None), (b"00-" + b"0" * 32 + HEADER[35:], None),
         (HEADER + b"\n", None), (HEADER * 1000, None),
     ],
 )  # fmt: skip
 def test_trace_ids(header, found):
     assert trace_id(header) == found
-
-
-def test_nested_facts_become_attributes_of_one_level():
-    assert span_attributes(LINE) == {
-        "solm.request": "a1", "http.request.method": "POST", "http.route": "/v1/completions",
-        "http.response.status_code": 200, "solm.seconds": 0.5, "solm.priority": "low", "solm.saved_ms": 12.5,
-        "gen_ai.usage.output_tokens": 7, "gen_ai.response.finish_reasons": ["stop", "length"], "solm.key": "alice",
-        "solm.requested.net": 0.6, "solm.realised.net": 0.61, "solm.realised.bytes": 0.7,
-    }  # fmt: skip
 
 
 def test_nothing_is_wanted_unless_a_collector_is_named(monkeypatch):
