@@ -10,9 +10,7 @@ from helpers.engine import engine_of
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, EVEN, by_head, sparsity_of
 from solm.backends.cpu.session import CpuSession
-from solm.backends.results import SplitSchedule
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.plan import make_plan
 from solm.core.errors import PolicyMismatchError
 from solm.core.sparsity import Allocation, SparsityConfig
 
@@ -45,20 +43,6 @@ def test_both_backends_carry_out_an_allocation_alike(control, action, heads):
     assert close.float().mean() > 0.95
     torch.testing.assert_close(expected.realised, given_.realised)
     torch.testing.assert_close(ours.ledger.spent, native.ledger.spent)
-
-
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-def test_a_mid_pass_decision_spends_what_its_parts_spend(control):
-    sparsity = sparsity_of(*BENDS)
-    low, high = keep_of((0.2, 0.4, 16), 2, 30), keep_of((0.6, 0.9, 16), 2, 30)
-    parts = [make_plan(keep, 101 + torch.arange(30).expand(2, 30), sparsity, control.shapes) for keep in (low, high)]
-    expected = parts[0].realised_by(0, 1, 4) + parts[1].realised_by(1, 4, 4)
-    for session in (
-        control.session(sparsity), CpuSession(engine_of(control.model, sparsity, "float32"), sparsity)
-    ):  # fmt: skip
-        session.prefill(tokens(2, 100))
-        found = session.fork(1).extend(tokens(2, 30, seed=5), SplitSchedule(1, low, high))
-        torch.testing.assert_close(found.realised, expected)
 
 
 def test_an_allocation_for_another_model_is_refused():

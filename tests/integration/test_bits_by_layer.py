@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from pydantic import ValidationError
 
 from helpers.engine import engine_of
 from helpers.models import keep_of, tiny_model, tokens
@@ -14,7 +13,6 @@ from helpers.weights import GRID_SIZES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.cost import realised_mlp
-from solm.core.errors import DataError
 from solm.core.sparsity import KNOTS, Allocation, ChannelThresholds, SparsityConfig
 
 SIZES = {**GRID_SIZES, "intermediate_size": 352}
@@ -100,19 +98,6 @@ def test_the_engine_follows_the_allocation_as_the_simulation_does(limits, step_b
     simulated.detach()
 
 
-@pytest.mark.parametrize("part", [PART, 1.0])
-def test_the_simulation_reads_upper_bits_whatever_they_cost(part):
-    model = tiny_model("llama", torch.float64, **SIZES)
-    simulated, never = TorchBackend(model), ruled((NEVER, NEVER), (NEVER, NEVER), ALL)
-    never = never.model_copy(update={"upper_bits_part": part})
-    plain = SparsityConfig(window=16, bits_site="weights")
-    found = run(simulated.session(never), keep_of((1.0, 0.9, 16), 2, 30))
-    expected = run(simulated.session(plain), keep_of((1.0, 1.0, 4), 2, 30))
-    torch.testing.assert_close(found.logits, expected.logits, rtol=0, atol=1e-9)
-    assert torch.allclose(found.realised[..., 1], torch.tensor(part, dtype=torch.float64))
-    simulated.detach()
-
-
 @compiled
 @pytest.mark.parametrize("rows", [3, 19])
 def test_a_dense_row_does_not_notice_which_bits_its_neighbours_read(rows):
@@ -130,29 +115,3 @@ def test_a_dense_row_does_not_notice_which_bits_its_neighbours_read(rows):
     dense = together.fork(1).step(following, keep[:1].expand(rows, 3)).logits
     assert torch.equal(mixed[0], dense[0])
     assert not torch.isclose(mixed[1:], dense[1:]).all(-1).any()
-
-
-@compiled
-@pytest.mark.parametrize("part", [0.0, 1.5, float("nan")])
-def test_the_engine_refuses_a_part_that_makes_no_sense(part):
-    """Also where a sparsity was made without the checks of `SparsityConfig`."""
-    sparsity = ruled((ALL, ALL), (ALL, ALL))
-    engine = engine_of(tiny_model("llama", torch.float32, **SIZES), sparsity, "nested")
-    session = CpuSession(engine, sparsity.model_copy(update={"upper_bits_part": part}))
-    with pytest.raises(DataError, match="upper_bits_part must be above 0 and at most 1"):
-        session.prefill(tokens(1, 20))
-
-
-def test_allocations_of_bits_that_fit_nothing_are_refused():
-    for change, words in (
-        ({"input_bits": (ALL, ALL)}, "need each other"),
-        ({"input_bits": (ALL,), "hidden_bits": (ALL, ALL)}, "input_bits needs a curve for each"),
-    ):
-        with pytest.raises(ValidationError, match=words):
-            Allocation(attention=(EVEN, EVEN), mlp=(EVEN, EVEN), hidden=(EVEN, EVEN), **change)
-    for part in (0, 1.5):
-        with pytest.raises(ValidationError, match="upper_bits_part"):
-            SparsityConfig(upper_bits_part=part)
-    bits = ruled((ALL, ALL), (ALL, ALL)).allocation
-    with pytest.raises(ValidationError, match="needs bits_site 'weights', got 'input'"):
-        SparsityConfig(window=16, allocation=bits)

@@ -7,7 +7,6 @@ import torch
 
 import solm
 from helpers.sessions import scored_under
-from solm.core.errors import SolmError
 from solm.evaluation.texts import token_stream
 from solm.policies.artifact import TrainedPolicy, shipped
 
@@ -24,11 +23,6 @@ def test_each_is_small_and_brings_its_allocation_and_a_curve(name):
         assert losses == sorted(losses, reverse=True), "a higher budget loses less, but for the noise near none"
     folder = Path(solm.__file__).parent / "policies/builtin" / name.removeprefix("builtin:")
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
-
-
-def test_an_unknown_one_is_refused():
-    with pytest.raises(SolmError, match=rf"no policy builtin:llama ships with solm; choose .*{NAME}"):
-        TrainedPolicy.from_pretrained("builtin:llama")
 
 
 def test_auto_is_the_policy_that_ships_for_the_model(real_model):

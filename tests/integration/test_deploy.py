@@ -3,8 +3,6 @@
 import configparser
 import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -69,33 +67,6 @@ def test_compose_mounts_files_that_exist_and_writes_only_where_it_says():
     assert int(solm["stop_grace_period"].rstrip("s")) > ServeSettings().drain_seconds
     scraped = yaml.safe_load(text("prometheus.yml"))["scrape_configs"][0]
     assert scraped["authorization"]["credentials_file"] == "/run/secrets/metrics_key"
-
-
-def test_the_image_runs_as_a_user_and_writes_to_its_volume():
-    last = text("Dockerfile").split("\nFROM ")[-1]
-    assert re.search(r"^USER 10001:10001$", last, re.M)
-    assert "SOLM_CACHE=/cache/solm HF_HOME=/cache/huggingface" in last
-    assert "apt-get" not in last  # no compiler in what runs
-    source = (DEPLOY.parent / "pyproject.toml").read_text()
-    for extra in re.search(r"\[([\w,]+)\]\"", text("Dockerfile"))[1].split(","):
-        assert f"\n{extra} = [" in source
-
-
-@pytest.mark.parametrize("command", [["rules", "alerts.yml"], ["config", "--syntax-only", "prometheus.yml"]])
-def test_prometheus_takes_its_files(command):
-    if shutil.which("promtool") is None:
-        pytest.skip("no promtool here")
-    done = subprocess.run(["promtool", "check", *command], cwd=DEPLOY, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_systemd_takes_the_unit(tmp_path):
-    if shutil.which("systemd-analyze") is None:
-        pytest.skip("no systemd-analyze here")
-    unit = tmp_path / "solm.service"
-    unit.write_text(text("solm.service").replace("/opt/solm/bin/solm", "/bin/true"))  # which is not installed here
-    done = subprocess.run(["systemd-analyze", "verify", unit], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_unit_and_nginx_fit_the_servers_limits():

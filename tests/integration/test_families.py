@@ -100,20 +100,3 @@ def test_padded_rows_and_rows_with_other_actions_equal_each_row_alone(family):
         torch.testing.assert_close(single.log_probabilities[0], scored.log_probabilities[row], atol=1e-5, rtol=0)
         torch.testing.assert_close(single.realised[0], scored.realised[row])
     control.detach()
-
-
-@pytest.mark.parametrize("name", SPARSITY)
-@pytest.mark.parametrize("family_", ["llama", "gemma2", "gpt2"])
-def test_forks_equal_separate_rows_under_every_sparsity(name, family_):
-    control = TorchBackend(tiny_model(family_))
-    ids, keep = tokens(2, CONTEXT + STEPS + 1), mixed_keep(6)
-    parent = control.session(SPARSITY[name])
-    parent.prefill(ids[:, :CONTEXT])
-    following = ids[:, CONTEXT:].repeat_interleave(3, 0)
-    together = parent.fork(3).score(following, keep)
-    for row in range(6):
-        alone = control.session(SPARSITY[name])
-        alone.prefill(ids[row // 3 : row // 3 + 1, :CONTEXT])
-        single = alone.score(following[row : row + 1], keep[row : row + 1])
-        torch.testing.assert_close(single.log_probabilities[0], together.log_probabilities[row], atol=1e-5, rtol=0)
-    control.detach()
