@@ -234,8 +234,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
     [
         (["--data", "nowhere.txt"], "nowhere.txt"),
         (["--minutes", "0.0001"], "--minutes: 0.0001 is too short"),
-        (["--backend", "torch"], "--backend: 'torch' is not auto or cpu"),
-        (["--precision", "int3"], "--precision: unknown value 'int3'"),
+        (["--precision", "int3"], "--precision: unknown precision 'int3'"),
     ],
 )
 def test_mistakes_are_one_line(tiny_folder, texts, tmp_path, solm, arguments, message):
