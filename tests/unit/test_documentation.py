@@ -89,12 +89,6 @@ def test_shown_commands_exist_with_their_options(words: list[str], whole: bool) 
         command.make_context(name, words[len(name.split()) :])
 
 
-def test_the_readme_is_short() -> None:
-    text = (ROOT / "README.md").read_text()
-    assert len(text.splitlines()) <= 150
-    assert len(without_code(text).split()) <= 950
-
-
 def test_the_readme_names_every_family_of_each_backend() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     both, torch_alone = (line.split("|")[1].split(",") for line in lines if line.startswith(("| llama,", "| gemma,")))

@@ -21,9 +21,3 @@ def test_no_pickle_and_no_remote_code():
 def test_imports_are_seen_by_the_check_of_layers():
     hidden = {path.relative_to(ROOT / "src/solm").as_posix() for path in SOURCES if "import_module" in path.read_text()}
     assert hidden == {"__init__.py"}, "it imports what is its own"
-
-
-def test_readme_shows_the_two_commands():
-    readme = (ROOT / "README.md").read_text()
-    assert "make run" in readme
-    assert "make test" in readme

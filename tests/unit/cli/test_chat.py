@@ -66,19 +66,6 @@ def test_a_line_that_is_not_utf8_is_refused_alone(chat, capsys):
     assert shown.count("tokens/s") == 1
 
 
-def test_quiet_leaves_replies_and_mistakes(chat, capsys):
-    lines = f"{'y' * 200}\n/budget 7\n/nope\n/policy nowhere\n{'x' * 300}\n{'x' * 600}\n/help\n"
-    assert chat(lines, "--quiet") == 0
-    shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) >= 1
-    budget, unknown, policy, long, alone = shown.err.splitlines()
-    assert budget.startswith("/budget: budget 7")
-    assert unknown == "unknown command '/nope'; /help lists them"
-    assert policy.startswith("/policy: no policy at 'nowhere'")
-    assert long.endswith("; /reset starts a new conversation")
-    assert "exceed" in alone
-
-
 def test_ctrl_c_ends_a_reply_without_a_word_in_its_middle(chat, capsys, caplog, monkeypatch):
     stream = Talk.stream
 

@@ -60,12 +60,3 @@ def test_a_page_has_examples_that_parse_and_no_gaps(name):
         assert context.info_name == words[0]
         assert not context.args or words[0] == "lm-eval"
     assert any(" ".join(words).startswith(name) for words in found)
-
-
-LOADS = ("generate", "chat", "serve", "fit", "eval", "bench", "inspect", "doctor")
-
-
-@pytest.mark.parametrize("name", LOADS)
-def test_a_command_that_loads_a_model_has_the_common_options(name):
-    for option in ("--revision", "--trust-remote-code", "--threads", "-q, --quiet", "-v, --verbose"):
-        assert option in PAGES[name]

@@ -16,7 +16,6 @@ from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.cpu.library import library
 from solm.cli.inspect import inspect
-from solm.core.errors import DamagedFileError
 from solm.core.sparsity import SparsityConfig
 
 VOCABULARY = {"phi3": 32_064}
@@ -58,14 +57,6 @@ def test_layers_with_a_sliding_window_are_told(tmp_path, capsys):
         shown = capsys.readouterr().out
         assert ("1 of 2 layers have a sliding window" in shown) == (family == "gemma3_text")
         assert ("no: every layer has a sliding window" in shown) == (not supported)
-
-
-@pytest.mark.parametrize(("kind", "chosen"), [(TensorType.Q8_0, True), (TensorType.Q5_0, False)])
-def test_it_says_whether_fits_choose_bits_of_weights(kind, chosen, tmp_path, capsys):
-    write_gguf(tmp_path / "tiny.gguf", "llama", lambda name: kind, **WIDE)
-    assert told(capsys, tmp_path / "tiny.gguf")["fit_chooses_weight_bits"] == chosen
-    inspect(str(tmp_path / "tiny.gguf"))
-    assert ("choose how many bits of the MLP's weights" in capsys.readouterr().out) == chosen
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -122,11 +113,3 @@ def test_what_no_backend_runs_is_said(tmp_path, capsys):
     assert not any(axis["supported"] for axis in found["axes"].values())
     inspect(str(path))
     assert "no backend runs this model" in capsys.readouterr().out
-
-
-def test_a_damaged_file_is_damaged_here_too(tmp_path):
-    path = tmp_path / "tiny.gguf"
-    write_gguf(path, "llama")
-    path.write_bytes(path.read_bytes().replace(b"blk.1.ffn_up", b"blk.1.ffn_xx"))
-    with pytest.raises(DamagedFileError, match=r"blk.1.ffn_up.weight: it is missing"):
-        inspect(str(path))

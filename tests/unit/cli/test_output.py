@@ -2,47 +2,14 @@
 
 import errno
 import io
-import logging
-import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 
-from helpers.serving import until
 from helpers.timings import CPU, SHAPES, made_timings
 from solm.cli.generate import show_cost
 from solm.cli.output import Progress, read_weights, say
-
-
-@pytest.fixture
-def quiet():
-    logger = logging.getLogger("solm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    yield
-    logger.setLevel(level)
-
-
-def test_a_log_gets_stage_counts_time_and_time_left(capsys):
-    said = []
-    with Progress(interval=0.02) as progress:
-        progress.show("reading", 0, 4)
-        progress._begun -= 100  # seconds ago
-        progress.show("reading", 1, 4, "a note")
-        until(lambda: said.append(capsys.readouterr().err) or "elapsed" in "".join(said))
-        progress.show("writing", 0, None)
-    lines = "".join([*said, capsys.readouterr().err]).splitlines()
-    assert lines[0] == "reading 0/4"
-    assert any(re.fullmatch(r"reading 1/4, 1:4\d elapsed, about \d:\d\d left, a note", line) for line in lines), lines
-    assert lines[-1] == "writing"
-
-
-def test_a_stage_is_told_at_once_and_then_at_intervals(capsys):
-    with Progress(interval=60) as progress:
-        for done in range(50):
-            progress.show("reading", done, 50)
-    assert capsys.readouterr().err == "reading 0/50\n"
 
 
 def test_without_a_terminal_progress_is_lines(capsys):
@@ -67,13 +34,6 @@ def test_progress_that_cannot_be_written_is_lost(monkeypatch):
         progress.show("writing", 0, 2)
     assert full.refused
     assert "writing 0/2" in free.getvalue()
-
-
-def test_quiet_leaves_neither_progress_nor_remarks(quiet, capsys):
-    with Progress() as progress:
-        progress.show("reading", 0, 2)
-    say("a remark")
-    assert capsys.readouterr().err == ""
 
 
 def test_a_terminal_has_one_line_that_is_written_over(monkeypatch):

@@ -6,7 +6,7 @@ import pytest
 
 from solm.backends import machine
 from solm.backends.cpu.files.layout import cache_memory
-from solm.cli.serve import _api_keys, _check_place, _rows_that_fit, _use_template
+from solm.cli.serve import _api_keys, _rows_that_fit, _use_template
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.runtime.prepare import ModelFacts
@@ -66,11 +66,6 @@ def test_chat_templates(tmp_path, byte_tokenizer, monkeypatch):
             _use_template(byte_tokenizer, path)
 
 
-@pytest.mark.parametrize(("path", "right"), [("", 1), ("/llm", 1), ("/a/b-1", 1), ("llm", 0), ("/", 0), ("/a b", 0)])
-def test_root_paths(path, right):
-    assert bool(right) == (_built(root_path=path) is not None)
-
-
 @pytest.mark.parametrize("origin", ["", "example.org", "https://a.org/", "ftp://a", "https://", "http://[", "null"])
 def test_what_is_no_origin_is_refused_beside_what_is_one(origin):
     assert _built(allow_origins="*,https://example.org,http://localhost:5173,http://[::1]:80") is not None
@@ -82,8 +77,3 @@ def _built(**settings) -> ServeSettings | None:
         return ServeSettings(**settings)
     except ValueError:
         return None
-
-
-def test_a_socket_that_can_be_made_is_not_left_behind(tmp_path):
-    _check_place("", 0, tmp_path / "socket")
-    assert not (tmp_path / "socket").exists()

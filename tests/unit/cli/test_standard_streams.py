@@ -31,13 +31,6 @@ def test_a_prompt_that_is_not_utf8(generate, monkeypatch, arguments):
     assert generate(*arguments) == (2, expected)
 
 
-def test_a_system_message_that_is_not_utf8(generate):
-    assert generate("--system", "\udcff", "x") == (
-        2,
-        "solm: --system: the message is not valid Unicode text (UTF-8) at character 0\n",
-    )
-
-
 class Full(io.RawIOBase):
     """A file on a full disk."""
 
@@ -70,20 +63,3 @@ def test_output_that_is_closed(generate, monkeypatch):
 def test_input_that_is_closed(generate, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     assert generate("-") == (2, "solm: PROMPT: cannot read standard input: it is closed\n")
-
-
-def test_errors_that_cannot_be_told_are_not_output(generate, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stderr", None)
-    monkeypatch.setattr(sys, "argv", ["solm", "generate", ""])
-    with pytest.raises(SystemExit):
-        main()
-    assert capsys.readouterr().out == ""
-
-
-def test_an_error_of_another_file_is_not_blamed_on_the_output(monkeypatch):
-    def broken(**_: object) -> None:
-        raise OSError(errno.EIO, "disk")
-
-    monkeypatch.setattr("solm.cli.main.app", broken)
-    with pytest.raises(OSError, match="disk"):
-        main()

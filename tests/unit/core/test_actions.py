@@ -16,14 +16,6 @@ def test_presets_end_at_the_dense_action():
     assert order == ["k010-s060-q5", "k010-s060-q16", "k010-s100-q5"]
 
 
-def test_a_changed_copy_has_tables_of_its_own():
-    space = PRESETS["joint-8"]
-    assert len(space.numbers) == len(space.levels) == 8
-    copy = space.model_copy(update={"mlp": (0.7, 0.8, 1.0)})
-    assert len(copy.numbers) == len(copy.levels) == len(copy) == 12
-    assert set(copy.numbers[:, 1]) == {0.7, 0.8, 1.0}
-
-
 @given(SPACES, st.data())
 def test_tags_and_indices_round_trip(space, data):
     index = data.draw(st.integers(0, len(space) - 1))

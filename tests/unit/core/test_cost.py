@@ -58,18 +58,6 @@ def test_the_cost_of_an_average_is_the_average_cost():
     assert np.allclose(every.mean(1), known.milliseconds(shares.mean(1), 230.0))
 
 
-def test_channels_are_worth_the_same_in_every_context():
-    known = made_timings(CPU, TIMED)
-    noisy = known.model_copy(update={"mlp_ms": (known.mlp_ms[0], tuple(10 - (10 - ms) / 2 for ms in known.mlp_ms[1]))})
-    found = MeasuredCost(noisy, CPU, TIMED)
-    assert found.rates(100)[1] == found.rates(400)[1] == pytest.approx(3.75), "the mean of 5 and half of it"
-
-
-def test_noise_that_makes_lower_levels_slower_saves_nothing():
-    slower = made_timings(CPU, TIMED, attention=(0.2, -0.1))
-    assert MeasuredCost(slower, CPU, TIMED).rates(100)[0] == 0
-
-
 def test_attention_is_worth_what_its_keys_are():
     """Noise after few tokens, where keys take next to no time, hardly counts: a rate of its own would be 3 there."""
     noisy = made_timings(CPU, TIMED, attention=(0.3, 0.4))
@@ -109,38 +97,3 @@ def test_upper_bits_count_the_time_that_they_take(halved, part):
     nested = SparsityConfig.preset("nested")
     known = sites(4, 2).model_copy(update={"halved_ms": (halved, halved)})
     assert measured_parts(known, nested, TIMED)["upper_bits_part"] == pytest.approx(part)
-
-
-@pytest.mark.parametrize("projected", [0.3, 0.0, 4.0])
-def test_inputs_of_projections_count_the_time_that_they_take(projected):
-    """From a quarter of the part of their weights to all of it."""
-    sparsity, known = CPU.model_copy(update={"projection_part": TIMED.projection_part}), sites(4, 2)
-    both = tuple(ms - projected * (1 - level) for level, ms in zip(known.mlp, known.mlp_ms[0], strict=True))
-    alone = tuple(10 - projected * (1 - level) for level in (0.3, 0.6))
-    timings = known.model_copy(
-        update={"mlp_ms": (both,) * 2, "projected": (0.3, 0.6), "projected_ms": (alone,) * 2}
-    )  # fmt: skip
-    found, most = measured_parts(timings, sparsity, TIMED), sparsity.projection_part
-    assert found["input_part"] == pytest.approx(0.667, abs=1e-3)
-    assert found["projection_part"] == pytest.approx(min(max(projected / (6 + projected), most / 4), most), abs=1e-3)
-    assert measured_parts(known, sparsity, TIMED)["projection_part"] == most, "where none were timed"
-
-
-def test_projections_that_only_one_side_drops_are_counted_apart():
-    """5 of 10 ms are the MLP's channels. Timed without projections they are all but a part of the policy's channels;
-    timed with them, the projections take as long as their weights."""
-    part = TIMED.projection_part
-    drops = CPU.changed(projection_part=part)
-    assert MeasuredCost(made_timings(CPU, TIMED), drops, TIMED).rates(100)[1] == pytest.approx(5 / (1 - part))
-    timed = made_timings(drops, TIMED, projected=(0.3,), projected_ms=((9.0,),) * 2)
-    assert MeasuredCost(timed, drops, TIMED).rates(100)[1] == pytest.approx(5)
-    assert MeasuredCost(timed, CPU, TIMED).rates(100)[1] == pytest.approx(5 * (1 - part))
-    inputs_alone = SparsityConfig(mlp_site="input")
-    assert MeasuredCost(timed, inputs_alone, TIMED).rates(100)[1] > 0
-
-
-def test_repeated_timings_keep_the_lowest_of_every_step():
-    """Also of steps that leave out hidden channels alone: kept from a slower measurement, they would save nothing."""
-    found = sites(3, 1, slower=2.0).lowest(sites(3, 1))
-    assert found.hidden_ms == sites(3, 1).hidden_ms
-    assert measured_parts(found, CPU, TIMED)["input_part"] == pytest.approx(0.75, abs=1e-3)

@@ -4,7 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from helpers.timings import CPU, SHAPES, made_timings
-from solm.core.curve import COLUMNS, BudgetCurve, CurvePoint, spaced_budgets
+from solm.core.curve import BudgetCurve, CurvePoint
 
 
 def point(context: int, budget: float, nats: float) -> CurvePoint:
@@ -29,13 +29,6 @@ def test_a_loss_is_the_lowest_budget_that_loses_no_more():
     assert KNOWN.share_for_loss(0.05, 8000) == pytest.approx(0.75), "of the nearest context"
 
 
-def test_a_row_says_what_a_point_is_worth():
-    row = dict(zip(COLUMNS, KNOWN.rows()[0], strict=True))
-    assert (row["context"], row["budget"], row["speed"]) == ("512", "0.600", "1.67 x")
-    assert row["loss, nats per token"] == "0.300 [0.290, 0.310]"
-    assert row["perplexity"] == "+35.0%"
-
-
 def test_a_share_loses_what_lies_between_the_points():
     assert KNOWN.loss(0.7, 500) == (pytest.approx(0.175), True)
     assert KNOWN.loss(0.95, 500) == (pytest.approx(0.025), True)
@@ -44,22 +37,7 @@ def test_a_share_loses_what_lies_between_the_points():
     assert KNOWN.loss(0.5, 500) == (pytest.approx(0.3), False), "below what was measured it is more"
 
 
-def test_machines_get_the_points_and_where_they_come_from():
-    told = KNOWN.as_dict()
-    assert [(point["context"], point["budget"]) for point in told["budgets"]] == [
-        (512, 0.6), (512, 0.8), (512, 0.9), (2048, 0.5)
-    ]  # fmt: skip
-    assert told["budgets"][0]["perplexity"] == pytest.approx(1.35, abs=0.001)
-    assert told["measured"]["contexts"] == [512, 2048]
-    assert told["measured"]["threads"] == 2
-
-
 def test_points_are_ordered_and_given_once():
     for points in ((point(512, 0.8, 0.1), point(512, 0.6, 0.2)), (point(512, 0.8, 0.1), point(512, 0.8, 0.1))):
         with pytest.raises(ValidationError, match="ordered"):
             curve(*points)
-
-
-def test_budgets_are_spaced_between_the_floor_and_all():
-    assert spaced_budgets(0.4) == (0.5, 0.6, 0.7, 0.8, 0.9)
-    assert spaced_budgets(0.667, 2) == (0.778, 0.889)

@@ -7,16 +7,8 @@ import pytest
 
 from solm.cli.checks import out_file
 from solm.core.errors import DamagedFileError, RunMismatchError, SolmError
-from solm.core.files import locked, read_json, read_model, read_object, resumable, write_bytes, write_json
+from solm.core.files import read_model, read_object, resumable, write_bytes
 from solm.core.sparsity import SparsityConfig
-
-
-def test_a_folder_is_held_by_one_process_until_it_lets_go(tmp_path):
-    taken = pytest.raises(RunMismatchError, match="another process is training")
-    with locked(tmp_path / "run", "training"), taken, locked(tmp_path / "run", "training"):
-        pass
-    with locked(tmp_path / "run", "training"):
-        pass
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -103,20 +95,6 @@ def test_an_interruption_says_whether_something_is_kept(tmp_path):
         with pytest.raises(KeyboardInterrupt) as ended:
             interrupted(found)
         assert ended.value.args == said
-
-
-def test_lists_of_numbers_take_a_line_each(tmp_path):
-    content = {"a": [[1, -2.5, 1e-05], [3]], "b": [], "text": "[ 1, 2 ]\n[\n 1\n]", "c": [{"d": [1]}, None, "x"]}
-    write_json(tmp_path / "a.json", content)
-    assert read_json(tmp_path / "a.json") == content
-    assert "[1, -2.5, 1e-05]" in (tmp_path / "a.json").read_text()
-
-
-@pytest.mark.parametrize("content", ["{", "[" * 100_000, "\xff"])
-def test_what_is_no_json_is_damaged(tmp_path, content):
-    (tmp_path / "a.json").write_bytes(content.encode("latin-1"))
-    with pytest.raises(DamagedFileError, match=r"a\.json is damaged"):
-        read_json(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize(

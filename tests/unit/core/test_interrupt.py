@@ -6,13 +6,6 @@ import signal
 from solm.core.interrupt import SIGTERM_CODE, signals
 
 
-def test_a_caller_says_its_own_words_or_none(caplog):
-    for words in ("wait", ""):
-        with signals(words):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert caplog.messages == ["wait"]
-
-
 def test_the_first_signal_is_noted_and_the_second_one_acts_as_before():
     arrived = []
     before = signal.signal(signal.SIGTERM, lambda *_: arrived.append("as before"))

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from solm.core import provenance
-from solm.core.provenance import command_line, plain_name, plain_names, processor_of
+from solm.core.provenance import command_line, plain_name, plain_names
 
 
 def test_the_commit_of_a_checkout_that_solm_is_installed_in_is_not_its_own(tmp_path):
@@ -43,11 +43,3 @@ def test_names_are_those_of_files_and_no_more_unless_two_are_alike(tmp_path, mon
     assert plain_names(["one/texts", "pydoc"]) == ["texts", "pydoc"]
     assert plain_names(["one/texts", str(tmp_path / "two/texts"), "pydoc"]) == ["one/texts", "two/texts", "pydoc"]
     assert plain_names(["one/texts", "one/texts"]) == ["texts", "texts"]
-
-
-def test_generations_of_processors_that_share_a_name_are_told_apart():
-    of = "processor: 0\nmodel name: AMD EPYC\ncpu family: {}\nmodel: {}\n\nprocessor: 1\nmodel name: other\n".format
-    assert processor_of(of(25, 17)) == "AMD EPYC (family 25, model 17)"
-    assert processor_of(of(26, 2)) == "AMD EPYC (family 26, model 2)"
-    assert processor_of("model name : Neoverse\n") == "Neoverse"
-    assert processor_of("") == ""

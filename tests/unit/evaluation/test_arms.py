@@ -2,19 +2,16 @@
 
 import pytest
 import torch
-from pydantic import ValidationError
 
 import solm
 from helpers.models import tiny_model, tokens
 from helpers.sessions import scored_under
 from helpers.texts import FISH as TEXT
-from solm.backends.results import SplitSchedule
 from solm.backends.torch.families import decoder_layers, mlp_sites
 from solm.core.actions import ActionSpace
-from solm.core.cost import ceil_share
-from solm.core.errors import PolicyMismatchError, SolmError
-from solm.core.sparsity import ChannelThresholds, SparsityConfig
-from solm.evaluation.arms import BASELINES, Arm, BaselineRequest, constant, teal, upper_bits
+from solm.core.errors import SolmError
+from solm.core.sparsity import SparsityConfig
+from solm.evaluation.arms import BASELINES, BaselineRequest, constant, teal, upper_bits
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.texts import stream_of
 from solm.policies.schedules import Static
@@ -38,22 +35,6 @@ def prefilled(lm, rows: int):
 
 def keep(rows: int, *numbers: float) -> torch.Tensor:
     return torch.tensor(numbers, dtype=torch.float64).expand(rows, STEPS, 3)
-
-
-def test_static_at_a_level_is_quest_at_a_constant_budget(exact_lm):
-    """Without sinks and window a step of Quest reads ceil(budget / page) pages, whatever was read before."""
-    exact_lm.sparsity = SparsityConfig(page_size=4, sinks=0, window=0)
-    session, ids = prefilled(exact_lm, 2)
-    quest = session.fork(1).score(ids, keep(2, 0.4, 1, 16))
-    length = CONTEXT + 1 + torch.arange(STEPS)
-    pages = -(-ceil_share(torch.tensor(0.4, dtype=torch.float64), length) // 4)
-    torch.testing.assert_close(quest.realised[0, :, 0] * length, torch.minimum(pages * 4, length).double())
-    space = ActionSpace(attention=(0.4, 1.0))
-    for arm in (Arm(Static(space)), constant(BaselineRequest(exact_lm, space))):
-        for step in (1, 2):
-            goal = quest.realised[:, :step].mean(1)
-            episode = scored_under(session.fork(1), arm.policy, ids[:, : step + 1], goal)
-            torch.testing.assert_close(episode.log_probabilities, quest.log_probabilities[:, :step])
 
 
 def test_constant_needs_no_level_of_the_space(exact_lm):
@@ -99,35 +80,6 @@ def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_
     dense = session.fork(1).score(ids, keep(3, 1, 1, 16))
     torch.testing.assert_close(everything.log_probabilities, dense.log_probabilities, rtol=0, atol=0)
     assert (everything.realised == 1).all()
-
-
-def test_under_thresholds_layers_before_a_decision_count_as_dense(exact_lm):
-    """A mid-pass decision after a dense layer: half of the layers keep everything."""
-    thresholds = exact_lm.backend.channel_thresholds(tokens(4, CONTEXT))
-    session, ids = prefilled(exact_lm, 2)
-    rows = session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds}))
-    half = keep(2, 1, 0.5, 16)
-    whole = rows.fork(1).score(ids, half).realised[..., 1].mean()
-    late = rows.fork(1).extend(ids[:, :-1], SplitSchedule(1, keep(2, 1, 1, 16), half))
-    assert float(late.realised[..., 1].mean()) == pytest.approx((1 + float(whole)) / 2, abs=0.03)
-
-
-def test_thresholds_of_another_model_are_refused(exact_lm):
-    fall = tuple(1 - percent / 100 for percent in range(101))
-    session, ids = prefilled(exact_lm, 1)
-    thresholds = ChannelThresholds(limits=((fall, fall),) * 3)
-    rows = session.fork(1, 0, session.sparsity.model_copy(update={"thresholds": thresholds}))
-    with pytest.raises(PolicyMismatchError, match="thresholds of 3 layers do not fit a model of 2"):
-        rows.score(ids, keep(1, 1, 0.6, 16))
-    for limits, words in (
-        ((), "at least one layer"),
-        (((fall,),), "2 or 4 sites"),
-        (((fall, fall[1:]),), "101 numbers"),
-        (((fall, fall[::-1]),), "fall to 0"),
-        (((fall, (float("nan"), *fall[1:])),), "finite"),
-    ):
-        with pytest.raises(ValidationError, match=words):
-            ChannelThresholds(limits=limits)
 
 
 def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):

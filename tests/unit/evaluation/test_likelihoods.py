@@ -10,11 +10,9 @@ from helpers.models import tiny_model
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.cost import relative_bytes
-from solm.core.errors import DataError
-from solm.core.sparsity import ChannelThresholds, SparsityConfig
-from solm.evaluation import likelihoods as module
+from solm.core.sparsity import SparsityConfig
 from solm.evaluation.likelihoods import Scorer
-from solm.policies.schedules import Dense, Random, Static, static
+from solm.policies.schedules import Dense, Random, Static
 
 SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
 DENSE = torch.ones(3, dtype=torch.float64)
@@ -57,16 +55,6 @@ def test_dense_likelihoods_are_the_stock_models(lm, batch):
         scores = logits.log_softmax(-1)[torch.arange(len(continuation)), torch.tensor(continuation)]
         assert got == pytest.approx(float(scores.sum()), abs=1e-5)
         assert greedy == bool((logits.argmax(-1) == torch.tensor(continuation)).all())
-
-
-def test_a_shared_beginning_changes_nothing(lm, monkeypatch):
-    pairs, low = varied_pairs(), ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0))
-    target = torch.tensor([0.2, 0.4, 1.0], dtype=torch.float64)
-    together = likelihoods(lm, pairs, Static(low), target)
-    monkeypatch.setattr(module, "_SMALLEST_CLUSTER", 1000)
-    apart = likelihoods(lm, pairs, Static(low), target)
-    assert together.log_probabilities == pytest.approx(apart.log_probabilities, abs=1e-5)
-    assert together.spent.average.tolist() == pytest.approx(apart.spent.average.tolist(), abs=1e-9)
 
 
 def test_a_constant_schedule_equals_single_steps(lm):
@@ -117,27 +105,6 @@ def test_a_pair_longer_than_the_context_loses_its_beginning(lm):
     assert found.log_probabilities[0] == pytest.approx(expected, abs=1e-5)
 
 
-def test_truncated_rows_continue_as_if_the_rest_had_not_been_seen(lm):
-    keep = torch.tensor([0.2, 0.4, 5.0], dtype=torch.float64)
-    session = lm.session()
-    session.prefill(torch.tensor([words(1, 40)]))
-    rows = session.fork(2)
-    tokens = torch.tensor([words(2, 60), words(3, 60)])
-    rows.extend(tokens)
-    rows.truncate(torch.tensor([40 + 23, 40 + 51]))
-    following = torch.tensor([words(4, 9), words(5, 9)])
-    found = rows.fork(2).score(following.repeat_interleave(2, 0), keep.expand(4, 8, 3))
-    for row, count in enumerate((23, 51)):
-        alone = lm.session()
-        alone.prefill(torch.tensor([words(1, 40)]))
-        single = alone.fork(1)
-        single.extend(tokens[row : row + 1, :count])
-        expected = single.score(following[row : row + 1], keep.expand(1, 8, 3)).log_probabilities[0]
-        torch.testing.assert_close(found.log_probabilities[2 * row], expected)
-    with pytest.raises(DataError, match="cannot be cut"):
-        rows.truncate(torch.tensor([64, 20]))
-
-
 def questions(count: int = 6) -> list[tuple[list[int], list[int]]]:
     """Contexts that begin alike, of several lengths; one continuation of one token each and one of three."""
     start = words(5, 50)
@@ -164,35 +131,6 @@ def test_questions_under_control_equal_single_steps_after_what_they_share(lm, ba
         steps += tokens.shape[1]
     assert found.spent.steps == steps
     assert found.spent.average.tolist() == pytest.approx(target.tolist(), abs=0.01)  # channels are whole
-
-
-def test_every_question_under_control_has_a_budget_of_its_own(lm):
-    space = ActionSpace(mlp=(0.4, 1.0))
-    target = torch.tensor([1.0, 0.7, 1.0], dtype=torch.float64)
-    for index in range(6):
-        context, continuation = questions()[2 * index + 1]
-        alone = likelihoods(lm, [(context, continuation)] * 4, Static(space), target, control="question")
-        length = len(context) - 1 + len(continuation) - 1
-        assert float(alone.spent.average[1]) == pytest.approx(0.7, abs=0.35 / length)
-
-
-def test_questions_keep_to_their_budgets_where_thresholds_keep_more_than_was_asked(lm):
-    """As replies do: a question's budget learns what was kept while the question is read."""
-    found = lm.backend.channel_thresholds(torch.tensor([words(6, 90)] * 2)).limits
-    low = ChannelThresholds(limits=[[[0.67 * x for x in site] for site in layer] for layer in found])
-    lm.sparsity = lm.sparsity.model_copy(update={"thresholds": low})
-    space = ActionSpace(mlp=tuple(percent / 100 for percent in range(20, 101)))
-    target = torch.tensor([1.0, 0.62, 1.0], dtype=torch.float64)
-    shared, policy = words(5, 50), static(space, lm.sparsity)
-
-    def average(own: int) -> float:
-        """The share of MLP channels over questions of `own` to four times as many tokens."""
-        pairs = [(shared + words(60 + index, own * index), [9]) for index in range(1, 5)]
-        spent = likelihoods(lm, pairs, policy, target, control="question").spent
-        return float(spent.average[1])
-
-    assert average(4) > 0.7, "before a budget has learned it"
-    assert average(60) == pytest.approx(0.62, abs=0.03)
 
 
 def test_dense_questions_are_scored_as_dense_answers(lm):

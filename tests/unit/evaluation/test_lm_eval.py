@@ -57,17 +57,6 @@ def test_a_prompt_loses_its_beginning_where_it_leaves_no_room_for_the_reply(tiny
             ask(short, "abcdefghij", longest)
 
 
-def test_a_context_and_its_continuation_have_max_length_together(tiny_lm):
-    """As in lm-eval, of whose last token nothing is read."""
-
-    def score(model: ControlledLM, context: str) -> float:
-        return model.loglikelihood([Instance("loglikelihood", {}, (context, "klm"), 0)], disable_tqdm=True)[0][0]
-
-    whole = score(ControlledLM(tiny_lm, max_length=10), "abcdefghij")
-    assert whole == pytest.approx(score(ControlledLM(tiny_lm), "cdefghij"), abs=1e-5)
-    assert whole != pytest.approx(score(ControlledLM(tiny_lm), "abcdefghij"), abs=1e-5)
-
-
 def test_a_text_ends_at_a_stop_across_tokens(tiny_lm):
     ours = ControlledLM(tiny_lm)
 

@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
 import solm
 from helpers.models import tiny_model
@@ -13,10 +12,10 @@ from helpers.policies import SPARSITY, network, under_values
 from helpers.timings import made_timings
 from solm.core.actions import ActionSpace
 from solm.core.cost import relative_bytes
-from solm.core.errors import BudgetError, DataError
+from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation import perplexity, show
-from solm.evaluation.arms import Arm, static_arms
+from solm.evaluation import show
+from solm.evaluation.arms import Arm
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.texts import stream_of
@@ -63,17 +62,6 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(value_l
     assert dense.cost == pytest.approx({"nominal": 1, "bytes": 1})
 
 
-def test_every_texts_uniform_schedule_is_matched_to_the_policy(value_lm, stream):
-    """A text's uniform schedule spends what the policy spent on that text, to half a level per run."""
-    window = stream.spaced(4, 111, torch.Generator().manual_seed(0))
-    budgets = [solm.Budget.from_net(net, value_lm.space) for net in SETTINGS.budgets]
-    arms = static_arms(value_lm, value_lm.space)
-    rows = perplexity._run_batch(value_lm, window, budgets, value_lm.space, SETTINGS, 0, arms)["rows"]
-    for budget in SETTINGS.budgets:
-        policy, static = np.array(rows[f"policy@{budget}"]), np.array(rows[f"uniform@{budget}"])
-        assert np.abs(policy[:, 1:4] - static[:, 1:4]).max() <= 0.9 / 20 / 2
-
-
 def test_results_do_not_depend_on_an_interruption(value_lm, stream, whole, tmp_path):
     partial = tmp_path / "partial.json"
 
@@ -111,9 +99,7 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
     assert found.arm("uniform", 0.75).cost["bytes"] == pytest.approx(1), "activation bits change nothing that is read"
 
 
-def test_divergences_are_paired_like_losses_and_left_out_where_dense_logits_do_not_fit(
-    value_lm, stream, whole, monkeypatch
-):
+def test_divergences_are_paired_like_losses(value_lm, stream, whole):
     """From the dense arm; `tests/unit/backends/test_divergences.py` has what each of them is."""
     assert whole.points[0].divergence == 0
     for budget in SETTINGS.budgets:
@@ -127,15 +113,6 @@ def test_divergences_are_paired_like_losses_and_left_out_where_dense_logits_do_n
     small = SETTINGS.model_copy(update={"texts": 2, "trials": 0})
     dense = evaluate(value_lm, [stream], small, rivals={"again": Arm(Dense(value_lm.space))})
     assert dense.arm("again", 0.6).divergence == pytest.approx(0, abs=1e-6)
-    monkeypatch.setattr(perplexity, "_LOGITS", 2 * 20 * value_lm.shapes.vocabulary - 1)
-    seen: list[int] = []
-    apart = evaluate(value_lm, [stream], small, progress=lambda done, total: seen.append(total))
-    assert seen == [2, 2], "a batch for each text"
-    assert apart.arm("uniform", 0.6).divergence == pytest.approx(dense.arm("uniform", 0.6).divergence, rel=1e-3)
-    monkeypatch.setattr(perplexity, "_MOST_LOGITS", 20 * value_lm.shapes.vocabulary - 1)
-    without = evaluate(value_lm, [stream], small)
-    assert all(point.divergence is None and point.divergence_difference is None for point in without.points)
-    assert without.arm("policy", 0.6).nats == apart.arm("policy", 0.6).nats
 
 
 def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(value_lm, stream, tmp_path):
@@ -148,7 +125,7 @@ def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(
     assert len(keys) == 3
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"key": 1, "parts": {}}', "[]"])
+@pytest.mark.parametrize("content", ["{", '{"key": 1, "parts": {}}'])
 def test_a_foreign_or_broken_partial_file_is_ignored(value_lm, stream, tmp_path, content):
     partial = tmp_path / "partial.json"
     partial.write_text(content)
@@ -183,45 +160,11 @@ def test_result_file_round_trips_and_is_shown(whole):
         assert "beats" in line or "loses" in line or "noise" in line
 
 
-def test_a_table_fits_the_terminal_without_the_columns_that_say_least(whole):
-    result = whole
-    names = {width: [str(column.header) for column in show.table(result, width).columns] for width in (None, 90, 76)}
-    assert names[None] == [
-        "budget", "arm", "realised", "bytes", "perplexity", "divergence", "divergence: policy − arm [95 %]",
-        "nats/token", "policy − arm [95 %]",
-    ]  # fmt: skip
-    apart = "divergence: policy − arm [95 %]"
-    assert names[90] == [name for name in names[None] if name not in (apart, "bytes", "perplexity")]
-    assert names[76] == [name for name in names[90] if name != "divergence"]
-    console = Console(width=76, record=True)
-    console.print(show.table(result, 76))
-    drawn = console.export_text()
-    assert "…" not in drawn
-    assert f"{result.arm('uniform', 0.6).difference.low:+.4f}" in drawn
-
-
 def test_verdict_says_plainly_when_the_policy_loses(whole):
     result = whole.model_copy(deep=True)
     point = result.arm("uniform", 0.6)
     point.difference = point.difference.model_copy(update={"value": 0.2, "low": 0.1, "high": 0.3})
     assert "the policy loses to uniform" in show.verdict(result)[0]
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(-0.3, -0.1, "; by divergence it beats uniform"), (0.1, 0.3, "; by divergence it loses to uniform")],
-)
-def test_verdict_adds_what_divergences_tell_and_losses_do_not(whole, low, high, said):
-    result = whole.model_copy(deep=True)
-    result.arm("random", 0.6).divergence_difference = None
-    point = result.arm("uniform", 0.6)
-    point.difference = point.difference.model_copy(update={"low": -0.1, "high": 0.1})
-    point.divergence_difference = point.difference.model_copy(update={"low": low, "high": high})
-    line = show.verdict(result)[0]
-    assert said in line
-    assert "uniform" in line.partition("within the noise")[0], "the loss alone does not tell"
-    point.divergence_difference = point.difference
-    assert "by divergence" not in show.verdict(result)[0]
 
 
 def test_nothing_is_judged_over_few_texts_and_a_missed_budget_is_told(whole):
@@ -232,15 +175,6 @@ def test_nothing_is_judged_over_few_texts_and_a_missed_budget_is_told(whole):
     said = show.verdict(missed)
     assert "0.60: the budget was missed: the policy, and arms matched to it, spent 0.981; " in said[0]
     assert "missed" not in said[1]
-
-
-def test_bad_requests(value_lm, stream):
-    with pytest.raises(BudgetError, match=r"0\.2 is unreachable"):
-        evaluate(value_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.2,)}))
-    with pytest.raises(BudgetError, match="twice"):
-        evaluate(value_lm, [stream], SETTINGS.model_copy(update={"budgets": (0.6, 0.6)}))
-    with pytest.raises(DataError, match=r"has room for .* texts of 111 tokens, 9999 were asked for"):
-        evaluate(value_lm, [stream], SETTINGS.model_copy(update={"texts": 9999}))
 
 
 def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, stream):

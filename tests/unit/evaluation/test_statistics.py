@@ -25,13 +25,6 @@ def test_interval_of_a_known_case():
     assert (alone.low, alone.high) == (-np.inf, np.inf)
 
 
-def test_resamples_are_the_same_however_many_are_drawn_together(monkeypatch):
-    ours, theirs = np.random.default_rng(0).normal(size=(2, 37))
-    whole = paired_difference(ours, theirs, resamples=1000)
-    monkeypatch.setattr("solm.evaluation.result._PICKS", 37 * 3)
-    assert paired_difference(ours, theirs, resamples=1000) == whole
-
-
 def test_interval_covers_at_its_nominal_rate():
     rng = np.random.default_rng(1)
     covered = 0

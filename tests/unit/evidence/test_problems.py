@@ -5,7 +5,7 @@ import json
 import pytest
 
 from evidence.studies.problems import BUILTIN, chat, fingerprint, gsm8k, humaneval
-from solm.core.errors import DataError, SolmError
+from solm.core.errors import DataError
 
 CODE = {"prompt": "def one():\n", "entry_point": "one", "test": "def check(f):\n    assert f() == 1\n"}
 
@@ -76,14 +76,3 @@ def test_a_malformed_line_is_named(read, line, said, tmp_path):
     path = written(tmp_path / "bad.jsonl", good, "", line)
     with pytest.raises(DataError, match=r"bad.jsonl, line 3: .*" + said.replace("#", r"\#")):
         read(path if read is not chat else str(path))
-
-
-def test_files_that_cannot_be_read_are_named(tmp_path):
-    with pytest.raises(SolmError, match=r"cannot read .*none.jsonl: No such file"):
-        gsm8k(tmp_path / "none.jsonl")
-    (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(SolmError, match="holds no problem"):
-        gsm8k(tmp_path / "empty.jsonl")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(SolmError, match="not UTF-8 at byte 3"):
-        chat(str(tmp_path / "latin.txt"))

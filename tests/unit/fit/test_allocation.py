@@ -1,4 +1,4 @@
-"""Finding an allocation: what units lose, how shares are dealt out, and interruption."""
+"""Finding an allocation: what units lose, and how shares are dealt out."""
 
 import numpy as np
 import pytest
@@ -79,30 +79,6 @@ def test_sites_that_do_nothing_are_given_up_first(model):
     uniform = {**result, "checked": [{**row, "even": 0.0, "allocation": 1.0} for row in result["checked"]]}
     assert len(set(trusted(uniform).hidden)) == 1, "where it loses, layers are alike"
     assert trusted(uniform).attention == (EVEN,) * 4
-
-
-def test_texts_are_measured_in_groups_and_an_interrupted_search_goes_on(model, tmp_path, monkeypatch):
-    windows, seen = tokens(6, 200), []
-
-    def stop(done, total):
-        seen.append((done, total))
-        if len(seen) == 14:
-            raise KeyboardInterrupt
-
-    whole, _ = search(model, windows, 160)
-    size = model.config.vocab_size
-    monkeypatch.setattr("solm.fit.allocation.LOGITS_AT_ONCE", 2 * 40 * size)  # one text
-    with pytest.raises(KeyboardInterrupt):
-        search(model, windows, 160, Parts(tmp_path / "kept.json", "key"), stop)
-    parts, _ = search(model, windows, 160, Parts(tmp_path / "kept.json", "key"), stop)
-    assert seen[-1] == (30, 30)
-    assert seen[14] == (11, 30), "finished layers of finished groups are not measured anew"
-    for axis, units in whole["costs"].items():
-        for unit, costs in units.items():
-            assert parts["costs"][axis][unit] == pytest.approx(costs, rel=1e-4, abs=1e-9)
-    for one, other in zip(whole["checked"], parts["checked"], strict=True):
-        assert one.pop("axis") == other.pop("axis")
-        assert one == pytest.approx(other, rel=1e-4, abs=1e-7)
 
 
 def test_sliding_layers_keep_an_even_share():

@@ -48,15 +48,6 @@ def test_all_layers_and_sites_have_one_price(parts):
     assert np.allclose(price, price.mean(), rtol=0.1)
 
 
-def test_curves_lose_less_than_uniform_shares():
-    sensitivity = np.array([[8.0, 1.0], [1.0, 0.5]])
-    curves = priced_curves(sensitivity[..., None] * (1 - KEPT) ** 3, (0.5, 0.5))
-    shares = np.stack([np.array(curve) for curve in curves.values()], 1)
-    ours = (sensitivity[..., None] * (1 - shares) ** 3).sum((0, 1))
-    alike = sensitivity.sum() * (1 - np.array(EVEN)) ** 3
-    assert (ours[2:-1] < 0.8 * alike[2:-1]).all()
-
-
 UPPER = 0.6
 PARTS = (0.6, 0.25, 0.1, 0.05)
 
@@ -85,18 +76,3 @@ def test_lower_bits_go_where_they_are_worth_less_than_their_time():
     realised = np.tensordot(PARTS, shares * weights, (0, 1)).mean(0)
     assert (realised <= np.array(EVEN) + 1e-6).all()
     assert np.allclose(realised[1:-3], np.array(EVEN)[1:-3], atol=0.02)
-
-
-def test_bits_that_lose_much_change_no_curve():
-    shares, bits, lost = priced_with_bits(np.full((3, 2), 1e3))
-    assert (bits == 1).all()
-    alone = priced_curves(lost, PARTS)
-    assert np.array_equal(shares, np.stack([np.array(curve) for curve in alone.values()], 1))
-
-
-def test_bits_that_lose_nothing_leave_more_channels():
-    shares, bits, lost = priced_with_bits(np.zeros((3, 2)))
-    alone = np.stack([np.array(curve) for curve in priced_curves(lost, PARTS).values()], 1)
-    assert (bits[..., :15] == 0).all(), "but where the price of time is next to nothing"
-    assert (shares[:, :2, 3:10] >= alone[:, :2, 3:10]).all()
-    assert (shares[:, :2, 8] > alone[:, :2, 8]).mean() > 0.8

@@ -1,7 +1,5 @@
 """The folder of a fit: what is skipped, what is done again, and whose it is."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from solm.core.errors import DamagedFileError, RunMismatchError
@@ -47,45 +45,6 @@ def test_a_phase_is_skipped_while_its_output_is_whole_and_its_inputs_the_same(tm
         calls = []
         made(tmp_path, calls)
         assert calls == wanted
-
-
-def test_another_input_makes_a_phase_again(tmp_path):
-    made(tmp_path, [])
-    with FitFolder.opened(tmp_path, ABOUT) as folder:
-        (tmp_path / "one.json").write_text("changed")
-        assert not folder.is_done("two", "two.json", ["one.json"])
-        (tmp_path / "one.json").write_text("1")
-        assert folder.is_done("two", "two.json", ["one.json"])
-        (tmp_path / "beside.json").write_text("changed")
-        assert not folder.is_done("two", "two.json", ["one.json"])
-
-
-def test_the_time_of_interrupted_runs_counts(tmp_path, monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr("time.monotonic", lambda: now[0])
-
-    def work(seconds, fails=False):
-        now[0] += seconds
-        if fails:
-            raise KeyboardInterrupt
-
-    with FitFolder.opened(tmp_path, ABOUT) as folder, pytest.raises(KeyboardInterrupt):
-        folder.phase("one", "one.json", [], lambda: work(60, fails=True))
-    with FitFolder.opened(tmp_path, ABOUT) as folder:
-        assert folder.seconds == {"one": 60}
-        assert not folder.is_done("one", "one.json", [])
-        assert folder.phase("one", "one.json", [], lambda: work(5))
-        assert folder.seconds == {"one": 65}
-
-
-def test_the_most_memory_of_all_runs_is_kept(tmp_path, monkeypatch):
-    held = iter([3, 2])
-    monkeypatch.setattr("resource.getrusage", lambda who: SimpleNamespace(ru_maxrss=next(held) * 2**20))
-    for name in ("one", "two"):
-        with FitFolder.opened(tmp_path, ABOUT) as folder:
-            folder.phase(name, f"{name}.json", [], lambda: None)
-    with FitFolder.opened(tmp_path, ABOUT) as folder:
-        assert folder.peak_gib == 3
 
 
 @pytest.mark.parametrize(

@@ -57,15 +57,6 @@ def test_trust_in_the_network_is_the_slope_on_held_out_samples_less_its_error():
     assert float(network.trust[1]) == pytest.approx(min(max(found.slopes[1] - found.errors[1], 0), 1))
 
 
-def test_one_held_out_text_does_not_say_how_far_the_network_can_be_trusted():
-    config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
-    whole = planted(noise=1)
-    few = Samples(*(getattr(whole, name)[:10] for name in Samples.__dataclass_fields__))
-    network, found = fit_samples(few, config, 1, epochs=2, batch=512)
-    assert found.errors == [float("inf")] * 3
-    assert network.trust.tolist() == [0, 0, 0]
-
-
 def test_only_a_steps_own_part_of_attentions_cost_scales_with_sensitivity():
     made = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=16))
     with torch.no_grad():

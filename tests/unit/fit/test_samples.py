@@ -1,13 +1,10 @@
 """Samples of a value policy's training: drawn levels, and differences to the dense run."""
 
-import weakref
-
 import torch
 
 import solm
 from helpers.models import CONTEXT, STEPS, tiny_model, tokens
 from helpers.policies import SPACE, SPARSITY
-from solm.backends.cpu.call import EngineCall
 from solm.backends.results import SplitSchedule
 from solm.fit.samples import collect_samples, draw_levels, keep_of
 
@@ -23,7 +20,7 @@ def test_drawn_levels_vary_one_axis_or_all_and_cover_every_budget():
     assert not torch.equal(before, after)
 
 
-def test_samples_are_differences_to_the_dense_run_of_the_same_tokens(monkeypatch):
+def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
     with solm.attach(tiny_model("llama"), sparsity=SPARSITY) as lm:
         ids = tokens(2, CONTEXT + STEPS + 1)
         before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
@@ -46,25 +43,3 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens(monkeypatch
         expected = (logits[0].exp() * (logits[0] - logits[1].unflatten(0, (2, 3)).transpose(0, 1))).sum(-1)
         torch.testing.assert_close(got.divergence, expected.transpose(0, 1).float(), rtol=1e-3, atol=1e-5)
         assert got.hidden.shape == (2, 3, STEPS, 64)
-        monkeypatch.setattr("solm.fit.samples.LOGITS_AT_ONCE", 2 * 4 * 5 * lm.shapes.vocabulary)
-        stretches = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)  # of five steps
-        for name, value in vars(got).items():
-            torch.testing.assert_close(getattr(stretches, name), value, rtol=1e-3, atol=1e-5)
-
-
-def test_logits_of_one_stretch_are_in_memory_at_a_time(cpu_lm, monkeypatch):
-    passes = []
-    run = EngineCall.run
-
-    def watched(*given, **options):
-        assert all(known() is None for known in passes)
-        found = run(*given, **options)
-        if found.logits.shape[1] == 5:  # of a stretch
-            passes.append(weakref.ref(found.logits))
-        return found
-
-    monkeypatch.setattr(EngineCall, "run", watched)
-    monkeypatch.setattr("solm.fit.samples.LOGITS_AT_ONCE", 2 * 4 * 5 * cpu_lm.shapes.vocabulary)
-    before, after = draw_levels(SPACE, 2, 3, STEPS, torch.Generator().manual_seed(0))
-    collect_samples(cpu_lm, tokens(2, CONTEXT + STEPS + 1), CONTEXT, 1, before, after, SPACE)
-    assert len(passes) == STEPS // 5

@@ -13,7 +13,6 @@ from safetensors.torch import load_file, save
 import solm
 from helpers.models import tiny_model
 from helpers.policies import network
-from solm.cli.main import main
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
@@ -109,19 +108,6 @@ def altered(source, folder, change=lambda config: None, tensors=lambda weights: 
     return folder
 
 
-def test_a_changed_digit_in_config_or_weights_is_damage(saved, tmp_path):
-    for name in (CONFIG, WEIGHTS):
-        folder = tmp_path / name
-        shutil.copytree(saved, folder)
-        content = bytearray((folder / name).read_bytes())
-        place = content.index(b'"window": 32') + 10 if name == CONFIG else len(content) - 5
-        content[place] ^= 1
-        (folder / name).write_bytes(content)
-        with pytest.raises(DamagedFileError, match="do not match the digest"):
-            TrainedPolicy.from_pretrained(folder)
-    assert DamagedFileError.exit_code == 3
-
-
 def test_files_of_format_1_are_refused_by_name(saved, tmp_path):
     folder = altered(saved, tmp_path / "old", lambda config: config.update(format=1))
     with pytest.raises(DamagedFileError, match=r"damaged or of another version: format: .* 2"):
@@ -210,23 +196,3 @@ def test_what_needs_the_model_is_refused_when_it_is_attached(priced, tmp_path):
     trained = TrainedPolicy.from_pretrained(altered(priced, tmp_path / "heads", heads))
     with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):
         solm.attach(tiny_model("llama", torch.float32), trained)
-
-
-def test_generate_refuses_with_one_line_and_the_exit_code(priced, tmp_path, tiny_folder, monkeypatch, capsys):
-    deep = altered(priced, tmp_path / "deep", _set("network.layer", 4000))
-    negative = altered(priced, tmp_path / "negative", tensors=_fill("level_costs.0", -1.0))
-    damaged = tmp_path / "damaged"
-    shutil.copytree(priced, damaged)
-    (damaged / CONFIG).write_text((damaged / CONFIG).read_text().replace('"layer": 1', '"layer": 0'))
-    for folder, code, message in (
-        (deep, 2, "solm: --policy: the policy decides before layer 4000, the model has layers 0 to 1"),
-        (negative, 2, "solm: --policy: level_costs.0 of the policy holds -1; it must be at least 0"),
-        (damaged, 3, "do not match the digest"),
-    ):
-        monkeypatch.setattr("sys.argv", ["solm", "generate", "hello", "-m", str(tiny_folder), "-p", str(folder)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        assert left.value.code == code
-        told = capsys.readouterr()
-        assert (told.out, len(told.err.splitlines())) == ("", 1)
-        assert message in told.err

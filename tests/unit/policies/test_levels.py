@@ -29,14 +29,6 @@ def test_two_levels_enclose_a_target_and_are_the_outer_ones_beyond_the_ends(leve
         assert target < high + 1e-12
 
 
-def test_two_levels_takes_any_leading_shape_and_a_tolerance():
-    levels = np.broadcast_to(np.array([0.2, 0.5, 1.0]), (2, 3, 3))
-    lower, upper = two_levels(levels, np.array([[0.1, 0.2, 0.49999], [0.5, 0.9, 1.2]]))
-    assert lower.tolist() == [[0, 0, 0], [1, 1, 1]]
-    assert upper.tolist() == [[1, 1, 1], [2, 2, 2]]
-    assert two_levels(levels[0, :1], np.array([0.49999]), 1e-3)[0].tolist() == [1]
-
-
 @given(st.floats(0, 1), st.integers(0, 50), st.integers(1, 50), st.floats(0, 1))
 def test_what_is_due_brings_the_average_to_the_target(target, steps, horizon, average):
     spent = average * steps

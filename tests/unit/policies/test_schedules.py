@@ -12,7 +12,7 @@ from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
 from solm.paper.config import GRIDS
-from solm.policies.schedules import Dense, Random, Static, unroll
+from solm.policies.schedules import Random, Static, unroll
 
 SHAPES = ModelShapes(layers=4, hidden=64, intermediate=96, heads=4, kv_heads=2, head_dim=16, vocabulary=259, gated=True)
 
@@ -48,9 +48,3 @@ def test_random_is_a_permutation_and_differs_between_rows():
     assert np.array_equal(once[0], once[1])
     assert not np.array_equal(once[0], once[2])
     assert len(np.unique(once[0], axis=0)) > 40
-
-
-def test_dense_spends_everything():
-    space = GRIDS["joint-8"]
-    target = torch.full((2, 3), 0.5, dtype=torch.float64)
-    assert run_schedule(Dense(space), target, 5).tolist() == [[1.0] * 3] * 2

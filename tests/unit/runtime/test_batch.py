@@ -168,19 +168,3 @@ def test_a_copy_continues_from_where_it_was_taken(tiny_lm):
     torch.testing.assert_close(again.step(torch.tensor([7])).logits, whole.step(torch.tensor([7])).logits)
     with pytest.raises(DataError, match="cannot copy 91 tokens"):
         part.copy(91)
-
-
-def test_every_logit_of_a_prefill(tiny_lm):
-    ids = prompt(1, 50)
-    session = tiny_lm.session()
-    logits = session.prefill(ids, every_logit=True)
-    assert logits.shape[:2] == (1, 50)
-    torch.testing.assert_close(logits, tiny_lm.model(ids).logits)
-
-
-def test_forks_do_not_join(tiny_lm):
-    session, other = tiny_lm.session(), tiny_lm.session()
-    session.prefill(prompt(1, 40))
-    other.prefill(prompt(2, 40))
-    with pytest.raises(DataError, match="share a prefix"):
-        session.join(other.fork(2))

@@ -34,23 +34,6 @@ def test_a_reply_matches_and_ends(tiny_lm):
         tiny_lm.with_policy(None).generate(np.ones((1, 4), np.int64), grammar=grammar)
 
 
-@pytest.mark.parametrize(
-    ("grammar", "words"),
-    [
-        (solm.Grammar.regex("("), 'invalid regex "(": unclosed group'),
-        (solm.Grammar.regex("a" * 300 + "("), f'invalid regex "{"a" * 98}...": unclosed group'),
-        (solm.Grammar.json_schema({"type": "string", "pattern": "("}), "invalid regex: unclosed group"),
-        (solm.Grammar.lark("start: a\na: /[z-a]/"), 'at 2(4): invalid regex "[z-a]": invalid character class range'),
-        (solm.Grammar.lark("start: b"), 'at 1(8): unknown name: "b"'),
-    ],
-)
-def test_what_is_wrong_with_a_grammar_is_a_line_with_the_reason(tiny_lm, grammar, words):
-    with pytest.raises(solm.SolmError) as refused:
-        tiny_lm.compiler.compile(grammar)
-    assert str(refused.value).startswith(words)
-    assert "\n" not in str(refused.value)
-
-
 def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm, monkeypatch):
     """Of the compiled engine: tokens and logits; those that count, where others are approximate."""
     approximate, step = [], BaseSession.step

@@ -106,14 +106,6 @@ def test_a_reply_ends_at_a_stop_string(model, byte_tokenizer):
     assert found.shape[1] < whole.shape[1]
 
 
-def test_a_streamer_is_given_to_it(model, byte_tokenizer):
-    streamer = TextIteratorStreamer(byte_tokenizer, skip_prompt=True, skip_special_tokens=True, timeout=10)
-    made = model.generate(
-        input_ids=IDS[:1], max_new_tokens=6, do_sample=False, custom_generate=solm.custom_generate(streamer=streamer)
-    )
-    assert "".join(streamer) == byte_tokenizer.decode(made[0, 90:], skip_special_tokens=True)
-
-
 def test_what_it_cannot_do_is_refused(model, byte_tokenizer):
     loop = solm.custom_generate(budget="mlp=0.7")
     for options, message in [

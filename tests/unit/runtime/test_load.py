@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import solm
 from helpers.models import tiny_model
-from solm.core.errors import BudgetError, SolmError
+from solm.core.errors import SolmError
 
 
 @pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}])
@@ -36,16 +36,6 @@ def test_sparsity_is_a_config_or_the_name_of_a_preset(tiny_folder):
         solm.load(tiny_folder, sparsity="cp")
     with pytest.raises(SolmError, match="sparsity must be a SparsityConfig or the name of a preset, got dict"):
         solm.load(tiny_folder, sparsity={"page_size": 16})
-
-
-def test_a_revision_is_passed_on(tiny_folder, monkeypatch):
-    seen = []
-    load = AutoModelForCausalLM.from_pretrained
-    monkeypatch.setattr(
-        AutoModelForCausalLM, "from_pretrained", lambda *names, **given: (seen.append(given), load(*names, **given))[1]
-    )
-    solm.load(tiny_folder, revision="v2", backend="torch").detach()
-    assert seen[0]["revision"] == "v2"
 
 
 def test_a_tokenizer_of_ones_own_takes_the_place_of_a_missing_one(tmp_path, byte_tokenizer):
@@ -93,19 +83,3 @@ def test_threads_that_the_machine_lacks_are_a_mistake_on_every_backend(backend, 
     for threads in (0, 3):
         with pytest.raises(SolmError, match=f"threads {threads} is out of range: this machine has 1 to 2"):
             solm.load(tiny_folder, backend=backend, threads=threads)
-
-
-def test_the_threads_that_are_told_are_those_that_compute(tiny_folder, monkeypatch, caplog):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setenv("OMP_NUM_THREADS", "8")
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    with caplog.at_level("INFO", logger="solm"), solm.load(tiny_folder, backend="cpu") as lm:
-        assert lm.threads == 2
-    assert "2 threads" in caplog.text
-
-
-def test_dense_steps_cannot_meet_a_budget(tiny_lm):
-    ids = torch.arange(3, 20)[None]
-    with pytest.raises(BudgetError, match=r"budget 0\.9 needs another policy than dense"):
-        tiny_lm.generate(ids, policy="dense", budget=0.9, max_new_tokens=2)
-    assert tiny_lm.generate(ids, policy="dense", budget=1.0, max_new_tokens=2).tokens

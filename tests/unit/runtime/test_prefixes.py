@@ -98,7 +98,7 @@ def test_what_does_not_fit_or_is_turned_off_is_not_kept(new):
 
 
 @COMPILED
-@pytest.mark.parametrize("length", [*range(17, 52), 255, 256, 257, 259, 263, 300, 513, 517])
+@pytest.mark.parametrize("length", [17, 31, 32, 33, 36, 48, 51, 255, 257, 300, 517])
 def test_a_prompt_gives_the_same_logits_to_the_last_bit_whatever_was_kept(engine, length):
     ids, cache = prompt(5, length), PrefixCache(1e9, 16)
     expected = read(PrefixCache(0, 16), ids, lambda: CpuSession(engine, SPARSITY))[2]

@@ -116,8 +116,3 @@ def test_without_a_template_only_text_has_a_form(byte_tokenizer):
         encode(byte_tokenizer, "hi", "Be brief.")
     with pytest.raises(SolmError, match="text needs a tokenizer"):
         encode(None, "hi")
-
-
-def test_encode_takes_token_ids_in_any_form(tiny_lm):
-    for ids in ([5, 6, 7], np.array([5, 6, 7]), torch.tensor([[5, 6, 7]])):
-        assert tiny_lm.encode(ids).tolist() == [[5, 6, 7]]

@@ -16,7 +16,7 @@ from transformers import (
 
 from solm.backends.weight_sample import spread
 from solm.core.errors import SolmError
-from solm.runtime.sampling import Penalised, Plain, Sampler, _plain
+from solm.runtime.sampling import Penalised, Plain, Sampler
 
 
 def logits(seed: int, size: int = 300) -> np.ndarray:
@@ -38,19 +38,6 @@ def test_plain_scores_are_those_of_transformers_processors(seed, temperature, to
     given_ = logits(seed)
     np.testing.assert_allclose(Plain(temperature, top_k, top_p, min_p).scores(given_), expected[0].numpy(), rtol=1e-6)
     assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
-
-
-@pytest.mark.parametrize("penalty", [0.8, 1.3, 2])
-def test_a_penalty_for_repetition_is_that_of_transformers(penalty):
-    ids = np.array([[5, 9, 5, 250]])
-    penalised, processor = Penalised(ids, penalty), RepetitionPenaltyLogitsProcessor(float(penalty))
-    for seed, token in enumerate((7, 9, 299)):
-        expected = processor(torch.from_numpy(ids), torch.from_numpy(logits(seed))[None])[0].numpy()
-        given_ = logits(seed)
-        np.testing.assert_array_equal(penalised.scores(given_), expected)
-        assert np.array_equal(given_, logits(seed)), "the logits stay as they are"
-        penalised.add(token)
-        ids = np.append(ids, [[token]], axis=1)
 
 
 def test_biases_and_penalties_go_in_the_order_of_transformers_and_vllm():
@@ -96,20 +83,6 @@ def test_a_bias_on_a_token_that_does_not_exist_is_refused(tiny_lm):
         Sampler.of(tiny_lm, np.array([[7]]), 0, {"sequence_bias": {(over,): 1.0}})
 
 
-@pytest.mark.parametrize("value", ["1", True, float("nan"), float("inf")])
-def test_a_penalty_that_is_no_number_is_refused(tiny_lm, value):
-    with pytest.raises(SolmError, match="'frequency_penalty' must be a finite number"):
-        Sampler.of(tiny_lm, np.array([[7]]), 0, {"frequency_penalty": value})
-
-
-def test_tokens_are_drawn_as_often_as_their_probabilities_say():
-    sampler, scores = Sampler(7, plain=Plain()), np.array([2.0, 1.0, -np.inf, 0.0, 1.0], np.float32)
-    drawn = np.bincount([sampler.choose(scores) for _ in range(20_000)], minlength=5) / 20_000
-    expected = np.exp(scores) / np.exp(scores).sum()
-    np.testing.assert_allclose(drawn, expected, atol=0.012)
-    assert drawn[2] == 0
-
-
 @pytest.mark.parametrize("min_p", [0, 0.05])
 @pytest.mark.parametrize("top_p", [0.2, 0.5, 0.9, 1.0])
 def test_what_is_drawn_is_what_scores_say(top_p, min_p):
@@ -120,31 +93,6 @@ def test_what_is_drawn_is_what_scores_say(top_p, min_p):
     total = np.cumsum(weights)
     for place in np.random.default_rng(0).random(400):
         assert plain.draw(some, place) == int(np.searchsorted(total, place * total[-1], side="right"))
-
-
-@pytest.mark.parametrize("seed", [0, 5, -3, (1 << 64) - 1])
-def test_a_seed_says_what_is_drawn(seed):
-    def drawn(seed):
-        sampler = Sampler(seed, plain=Plain(1.5))
-        return [sampler.choose(logits(index)) for index in range(12)]
-
-    assert drawn(seed) == drawn(seed)
-    assert drawn(seed) != drawn(seed + 1)
-
-
-@pytest.mark.parametrize(
-    ("options", "plain"),
-    [
-        ({}, Plain(1.0, 50, 1.0)), ({"temperature": 0.7, "top_k": 0}, Plain(0.7, 0, 1.0)),
-        ({"repetition_penalty": 1.0, "min_length": 0, "transformers_version": "5"}, Plain(1.0, 50, 1.0)),
-        ({"repetition_penalty": 1.1}, None), ({"min_p": 0.1}, Plain(1.0, 50, 1.0, 0.1)),
-        ({"min_p": 1.1}, None), ({"bad_words_ids": [[7]]}, None),
-        ({"temperature": -1.0}, None), ({"top_p": 0.0}, None), ({"top_p": 2.0}, None), ({"top_k": -1}, None),
-        ({"temperature": "hot"}, None), ({"something_new": 3}, None),
-    ],
-)  # fmt: skip
-def test_what_is_not_plain_is_left_to_transformers(options, plain):
-    assert _plain(options) == plain
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import SPARSITY, profile_of, under_values
+from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve
 from solm.cli.main import main
 from solm.core.cost import StepTimings, read_timings
@@ -23,11 +23,6 @@ KNOWN = {
     "attention_ms": ((4.0, 5.0), (5.0, 9.0)), "mlp_ms": ((3.0, 4.0, 5.0), (7.0, 8.0, 9.0)), "joint_ms": (2.0, 3.0),
     "gigabytes_per_second": 30.0,
 }  # fmt: skip
-
-
-def test_dense_steps_are_interpolated_over_contexts():
-    known = StepTimings(**KNOWN)
-    assert [known.dense(context) for context in (100, 550, 9000)] == [5, 7, 9]
 
 
 def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
@@ -55,13 +50,6 @@ def test_another_machine_is_told_once_and_budgets_still_work(tiny_lm, caplog):
     assert lm.with_policy(None).timings is None, "they belong to the policy"
 
 
-def test_timings_name_the_threads_of_the_engine_and_not_those_of_torch(tiny_folder, monkeypatch):
-    lm = solm.load(tiny_folder, backend="cpu", threads=1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
-    found = measure(lm, torch.arange(1, 90)[None] % 50, (70,), rounds=1)
-    assert (found.threads, lm.threads) == (1, 1)
-
-
 def test_high_halves_of_weights_take_their_own_time(tiny_folder):
     StepTimings(**KNOWN, halved_ms=(2.0, 6.0))
     with pytest.raises(ValueError, match="halved_ms"):
@@ -72,38 +60,6 @@ def test_high_halves_of_weights_take_their_own_time(tiny_folder):
         assert found.check(lm.name, lm.backend.name, lm.sparsity) is found
         with pytest.raises(PolicyMismatchError, match="bits of weights"):
             found.model_copy(update={"halved_ms": ()}).check(lm.name, lm.backend.name, lm.sparsity)
-
-
-def test_steps_are_timed_as_greedy_decoding_runs_them(tiny_folder, monkeypatch):
-    with solm.load(str(tiny_folder)) as lm:
-        kind, approximate = type(lm.session(capacity=1)), set()
-        plain = kind.step
-
-        def step(session, tokens, keep=None, exact_largest=0):
-            approximate.add(exact_largest)
-            return plain(session, tokens, keep, exact_largest)
-
-        monkeypatch.setattr(kind, "step", step)
-        measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)
-    assert approximate == {1}
-
-
-def test_steps_are_timed_with_all_layers_alike_whatever_a_policy_does(value_lm, monkeypatch):
-    """So that it is known which shares a level reads (see `solm.core.cost`)."""
-    rules = value_lm.sparsity.under(profile_of(0.3, 0.5))
-    lm = LanguageModel(value_lm.backend, value_lm.tokenizer, None, rules, value_lm.name)
-    kind, seen = type(lm.session(capacity=1)), []
-    plain = kind.fork
-
-    def fork(session, rows=1, capacity=0, sparsity=None):
-        seen.append(sparsity)
-        return plain(session, rows, capacity, sparsity)
-
-    monkeypatch.setattr(kind, "fork", fork)
-    measure(lm, torch.randint(3, 259, (1, 101)), (100,), rounds=1)
-    used = [one for one in seen if one is not None]
-    assert rules.under(None) in used
-    assert rules not in used
 
 
 def test_disturbed_measurements_are_told_by_the_dense_step_and_the_lower_times_kept():
@@ -144,7 +100,7 @@ def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):
     "change",
     [
         {"attention_ms": [[1.0, 2.0]]}, {"mlp_ms": [[1.0, 2.0, 0.0], [1.0, 2.0, 3.0]]}, {"contexts": [1000, 100]},
-        {"joint_ms": [1.0]}, {"format": 2}, {"threads": 0}, {"extra": 1}, {"model": None},
+        {"format": 2}, {"extra": 1},
     ],
     ids=lambda change: next(iter(change)),
 )  # fmt: skip
