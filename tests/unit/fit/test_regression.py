@@ -26,7 +26,7 @@ def planted(noise: float) -> Samples:
     )  # fmt: skip
 
 
-def test_regression_finds_what_is_there_and_little_where_nothing_is():
+def test_regression_finds_what_is_there_and_trusts_it_as_far_as_held_out_samples_do():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     network, found = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
     assert found.explained[-1] > 0.2
@@ -35,26 +35,20 @@ def test_regression_finds_what_is_there_and_little_where_nothing_is():
     costs = [axis.detach() for axis in network.level_costs]
     assert float(costs[1][0]) == pytest.approx(0.5, abs=0.1)
     assert float(costs[0][0]) == pytest.approx(0, abs=0.1)
-    nothing = planted(noise=1)
-    nothing.divergence.copy_(torch.rand(nothing.cost.shape, generator=torch.Generator().manual_seed(3)))
-    assert fit_samples(nothing, config, 12, epochs=2, batch=512)[1].explained[-1] < 0.01
-
-
-def test_trust_in_the_network_is_the_slope_on_held_out_samples_less_its_error():
-    config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
-    network, found = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
     assert found.slopes[1] == pytest.approx(1, abs=0.25)
     assert 0 < found.errors[1] < 0.2
     assert float(network.trust[1]) == pytest.approx(min(found.slopes[1] - found.errors[1], 1))
+
+
+def test_little_is_found_and_trusted_where_there_is_nothing():
+    config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     luck = planted(noise=1)
     order = torch.randperm(luck.cost.numel(), generator=torch.Generator().manual_seed(4))
     luck.cost.copy_(luck.cost.flatten()[order].view(luck.cost.shape))
-    network, found = fit_samples(luck, config, 12, batch=512, dropout=0.1)
+    luck.divergence.copy_(torch.rand(luck.cost.shape, generator=torch.Generator().manual_seed(3)))
+    network, found = fit_samples(luck, config, 12, epochs=2, batch=512, dropout=0.1)
+    assert found.explained[-1] < 0.01
     assert float(network.trust[1]) < 0.2
-    few = Samples(*(getattr(luck, name)[:20] for name in Samples.__dataclass_fields__))
-    network, found = fit_samples(few, config, 2, batch=512, dropout=0.1)
-    assert found.errors[1] > 0.2, "two texts are held out"
-    assert float(network.trust[1]) == pytest.approx(min(max(found.slopes[1] - found.errors[1], 0), 1))
 
 
 def test_only_a_steps_own_part_of_attentions_cost_scales_with_sensitivity():
