@@ -1,18 +1,15 @@
 """Real GGUF files as sources of weights, against what transformers reads of them."""
 
-import os
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from solm.backends.cpu.files.layout import layout_of
-from solm.backends.cpu.files.repack import Arena, dequantise, repack
+from solm.backends.cpu.files.repack import dequantise
 from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.library import library
 from solm.backends.names import BUILTIN, gguf_of
-from solm.backends.torch.load import load_base
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
@@ -36,16 +33,3 @@ def test_the_built_in_file_is_the_model_that_transformers_reads(real_model):
     path = gguf_of(BUILTIN)
     assert path is not None
     compare(path, real_model[0])
-
-
-def test_a_larger_file_is_too_and_is_repacked_at_its_own_bits():
-    folder = os.environ.get("SOLM_MODELS")
-    files = [] if folder is None else sorted(Path(folder).glob("qwen2.5-coder-0.5b*q4_k_m.gguf"))
-    if not files:
-        pytest.skip("SOLM_MODELS names no folder with qwen2.5-coder-0.5b")
-    source, built = GgufFile(files[0]), library()
-    layout = layout_of(source, "auto")
-    assert set(layout.forms()) == {"4 bits", "5 bits", "6 bits", "8 bits"}
-    arena = Arena(layout.nbytes)
-    repack(source, layout, built, arena.address, 2)
-    compare(files[0], load_base(str(files[0]), "float32")[0])

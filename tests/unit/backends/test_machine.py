@@ -5,26 +5,12 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
 from solm.backends.machine import (
     cores_of,
     cpu_quota,
-    default_threads,
     free_memory,
-    threads_of,
 )
-
-
-def test_threads_of_a_block_are_torchs_too_until_its_end():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        with threads_of(1):
-            assert torch.get_num_threads() == default_threads() == 1
-        assert torch.get_num_threads() == 2
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="no glibc here")

@@ -107,23 +107,3 @@ def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
     assert torch.equal(expected, found)
     assert torch.equal(python.ledger.steps, native.ledger.steps)
     torch.testing.assert_close(python.ledger.spent, native.ledger.spent)
-
-
-def test_attention_is_dense_and_not_counted_until_it_can_be_controlled(engine):
-    """And the other axes are decided and counted from the first step on, by tokens and by stretches."""
-    policy = policy_of(SPACES["joint"], 1)
-    target = torch.tensor([[0.5123, 0.6071, 0.5037]] * 2, dtype=torch.float64)
-    python, native = both(engine, policy, target, 30, rows=2, context=5)
-    following = tokens(2, 30, seed=4)
-    one_by_one = native.fork(1)
-    expected, found = (session.extend(following).actions for session in (python, native))
-    stepped = torch.stack([one_by_one.step(following[:, step]).actions[:, 0] for step in range(30)], 1)
-    assert torch.equal(expected, found)
-    assert torch.equal(expected, stepped)
-    levels = torch.from_numpy(policy.space.levels)[found]
-    assert (levels[:, :16, 0] == len(policy.space.attention) - 1).all()
-    for axis, start in enumerate((16, 0, 0)):
-        assert len(levels[:, start : start + 14, axis].unique()) > 1
-    for session in (python, native, one_by_one):
-        assert session.ledger.steps.tolist() == [[14, 30, 30]] * 2
-    torch.testing.assert_close(native.ledger.spent, python.ledger.spent)

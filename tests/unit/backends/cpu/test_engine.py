@@ -158,27 +158,6 @@ def test_steps_forks_and_truncation_equal_the_torch_backend():
     control.detach()
 
 
-def test_what_is_spent_step_by_step_and_in_stretches_is_the_same():
-    control = TorchBackend(tiny_model("llama", torch.float32))
-    _, parent = pair(control, context=14)  # the first steps cannot be controlled yet
-    stepped, stretched = parent.fork(1), parent.fork(1)
-    following, keep = tokens(2, 60, seed=4), keep_of((0.3, 0.6, 6), 2, 60)
-    for step in range(39):
-        last = stepped.step(following[:, step], keep[:, step])
-    for first, end in ((0, 30), (30, 37), (37, 38), (38, 39)):
-        known = stretched.extend(following[:, first:end], keep[:, first:end])
-        if first == 30:
-            stretched = stretched.fork(1)
-    torch.testing.assert_close(last.hidden[:, -1], known.hidden[:, -1], atol=1e-3, rtol=0)
-    assert stepped.ledger.steps.tolist() == stretched.ledger.steps.tolist()
-    assert 0 < int(stepped.ledger.steps[0, 0]) < int(stepped.ledger.steps[0, 1]) == 39
-    torch.testing.assert_close(stepped.ledger.spent, stretched.ledger.spent, rtol=0, atol=1e-12)
-    forked, spent = stretched.fork(2), stretched.ledger.steps.tolist()
-    stretched.step(following[:, 39], keep[:, 39])
-    assert forked.ledger.steps.tolist() == [spent[0]] * 4
-    control.detach()
-
-
 @pytest.mark.parametrize("split", [False, True])
 def test_scores_in_stretches_are_those_of_one_pass(split):
     """Stretches, because the logits of all tokens would take much memory; or the logits of a few positions alone."""

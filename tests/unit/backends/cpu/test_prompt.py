@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from helpers.engine import engine_of
-from helpers.engine_edges import ACTIONS, SPARSITY, Rows, decider, of_many_lengths, tokens, under
+from helpers.engine_edges import ACTIONS, SPARSITY, Rows, tokens
 from helpers.models import tiny_model
 from solm.backends.cpu.engine import Engine
 from solm.core.sparsity import SparsityConfig
@@ -118,41 +118,3 @@ def test_known_schedules_equal_steps(precision):
     assert np.array_equal(np.concatenate(parts, 1), found.stream)
     before = split.run(ids, keep, last=1)
     assert np.array_equal(split.run(ids, keep, first=1, before=before).stream, found.stream)
-
-
-@pytest.mark.parametrize("precision", ["packed", "nested"])
-def test_a_dense_row_does_not_notice_neighbours_that_read_upper_bits(precision):
-    """To the last bit, in batches of any size; the neighbours read less, a file's own numbers too."""
-    engine = opened("qwen3", precision)
-    sparsity = SPARSITY.model_copy(update={"bits_site": "weights"})
-    for count in (2, 4, 16):
-        rows, following = Rows.beside(of_many_lengths(engine, count, sparsity)), tokens(count, 1, seed=count)
-        keep = torch.tensor([DENSE, *[(1.0, 0.6, 4)] * (count - 1)], dtype=torch.float64)[:, None]
-        mixed, dense = (rows.fork().run(following, actions) for actions in (keep, DENSE))
-        assert torch.equal(mixed.logits[0], dense.logits[0])
-        assert not torch.isclose(mixed.logits[1:], dense.logits[1:]).all(-1).any()
-
-
-@pytest.mark.parametrize("precision", ["float32", "int8", "nested"])
-def test_rows_decide_in_a_batch_as_they_do_alone(precision):
-    """Inside the pass, beside rows that follow a known schedule, for one token and for several."""
-    engine, sparsity = opened_nested(precision)
-    policy = decider(1, engine.sizes.hidden)
-    together, alone = Rows(engine, 8, sparsity), [Rows(engine, 1, sparsity) for _ in range(8)]
-    for some in (together, *alone):
-        under(some, policy)
-    together.states["decider"][3] = alone[3].states["decider"][0] = 0
-    ids = tokens(8, 90)
-    for first, end in ((0, 60), (60, 61), (61, 62), (62, 90)):
-        found = together.run(ids[:, first:end], decide=True)
-        for row, some in enumerate(alone):
-            steps = [some.run(ids[row : row + 1, q : q + 1], decide=True) for q in range(first, end)]
-            if precision == "float32":
-                assert found.actions[row].tolist() == [int(step.actions[0, 0]) for step in steps]
-    assert (found.actions[3] == -1).all()
-    assert len(np.unique(found.actions[0])) > 1
-    for row, some in enumerate(alone):
-        assert together.states["counted"][row].tolist() == some.states["counted"][0].tolist()
-        assert (some.states["counted"] > 0).all()
-        if precision == "float32":
-            assert together.states[row : row + 1].tobytes() == some.states.tobytes()

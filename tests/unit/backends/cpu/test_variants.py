@@ -7,11 +7,8 @@ import pytest
 
 from solm.backends.cpu import build, library
 from solm.backends.cpu.library import (
-    NO_AMX,
-    PERMISSION,
     VARIANTS,
     best_variant,
-    usable_features,
     variant_named,
 )
 from solm.core.errors import SolmError
@@ -89,22 +86,6 @@ def test_what_came_with_the_package_is_taken(beside):
     assert library.choose_engine("sse4", "").flags == ("-march=x86-64-v2",)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (lambda: elf(62, b"avx2", 40), "it is no shared library"),
-        (lambda: elf(183, b"avx2"), "it is for aarch64 and this machine is x86_64"),
-    ],
-    ids=["cut", "machine"],
-)
-def test_libraries_that_do_not_fit_are_refused_with_the_way_out(beside, content, message):
-    (beside / AVX2).write_bytes(content())
-    with pytest.raises(SolmError, match=message) as error:
-        library.choose_engine("", "")
-    assert f"reinstall solm, or delete {beside} and the engine is compiled here" in str(error.value)
-    assert "\n" not in str(error.value)
-
-
 def test_a_library_that_is_cut_short_is_known_before_it_is_loaded(tmp_path):
     engine = library.choose_engine("", "")
     content = (engine.path or build.built(engine.flags)).read_bytes()
@@ -152,19 +133,3 @@ def test_where_the_engine_cannot_run_torch_does(beside, tiny_folder, caplog, mon
         assert "\n" not in str(error.value)
     finally:
         library._library.cache_clear()
-
-
-def test_amx_runs_on_request_with_the_permission_of_the_kernel(monkeypatch):
-    """Which is asked for only where the processor has AMX."""
-    sapphire_rapids = NEEDS["amx"] - {PERMISSION}
-    monkeypatch.setattr(library, "cpu_features", lambda: sapphire_rapids)
-    monkeypatch.setattr(library.platform, "machine", lambda: "x86_64")
-    monkeypatch.setattr(library, "prebuilt_library", lambda name: None)
-    monkeypatch.setattr(library, "_permit_amx", lambda: True)
-    assert library.choose_engine("", "").flags == library.choose_engine("native", "").flags == ("-march=native", NO_AMX)
-    assert "-mamx-int8" in library.choose_engine("amx", "").flags
-    monkeypatch.setattr(library, "_permit_amx", lambda: False)
-    with pytest.raises(SolmError, match="cannot run amx, it lacks the kernel's permission for AMX; choose avx512"):
-        library.choose_engine("amx", "")
-    monkeypatch.setattr(library, "_permit_amx", lambda: pytest.fail("asked"))
-    assert usable_features(NEEDS["avx512"]) == NEEDS["avx512"]

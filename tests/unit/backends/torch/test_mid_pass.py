@@ -12,6 +12,7 @@ from solm.backends.torch.backend import TorchBackend
 from solm.policies.value_policy import ValuePolicy
 
 
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_a_mid_pass_decision_sees_its_layers_input_and_controls_the_layers_from_it_on(family):
     model, ids = tiny_model(family), tokens(2, CONTEXT + STEPS + 1)
     states = model(ids[:, :-1], output_hidden_states=True, use_cache=False).hidden_states

@@ -4,10 +4,8 @@ import pytest
 import torch
 
 from helpers.models import keep_of, tiny_model, tokens
-from solm.backends.torch import families
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.families import TESTED_FAMILIES, attention_sites, decoder_layers
-from solm.core.errors import UnsupportedModelError
 from solm.core.sparsity import PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
 
 FALL = tuple(1e9 * (percent < PERCENTAGES - 1) for percent in range(PERCENTAGES))
@@ -50,14 +48,4 @@ def test_every_family_reads_projections_by_what_passes(family):
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
     for handle in handles:
         handle.remove()
-    control.detach()
-
-
-def test_a_model_whose_attention_cannot_be_hooked_is_refused_where_it_is_asked_for(monkeypatch):
-    monkeypatch.setattr(families, "_OUT_NAMES", ("another_name",))
-    control = TorchBackend(tiny_model("llama"))
-    assert all(control.capability.axes.values())
-    control.session(SparsityConfig(window=16))
-    with pytest.raises(UnsupportedModelError, match=r"inputs of attention's projections is not supported on 'llama'"):
-        control.session(SparsityConfig(window=16, projection_part=0.1))
     control.detach()

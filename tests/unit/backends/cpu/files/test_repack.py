@@ -106,20 +106,6 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
             np.testing.assert_array_equal(memory[at : at + len(wanted)], wanted, err_msg=f"{part.tensors} {name}")
 
 
-def test_outputs_that_fill_no_blocks_become_int8(tmp_path):
-    path = tmp_path / "narrow.gguf"
-    narrow = {"hidden_size": 96, "head_dim": 16, "num_attention_heads": 4, "num_key_value_heads": 2}
-    kinds = {"v": TensorType.Q8_0, "q": TensorType.Q8_0, "k": TensorType.Q8_0}
-    write_gguf(path, "qwen2", lambda name: kinds.get(name, TensorType.Q5_1), **narrow)
-    forms = {name: [part.form for part in parts] for name, parts in layout_of(GgufFile(path), "auto").layers[1].items()}
-    assert forms["qkv"] == [Form(Target.OWN, QUANTISED[TensorType.Q8_0])]  # 64 + 32 + 32
-    assert forms["out"] == [INT8]  # 96
-    assert forms["gate_up"] == [Form(Target.OWN, QUANTISED[TensorType.Q5_1])]  # 96 + 96
-    kinds["v"] = TensorType.Q4_0
-    write_gguf(path, "qwen2", lambda name: kinds.get(name, TensorType.Q5_1), **narrow)
-    assert [part.form for part in layout_of(GgufFile(path), "auto").layers[1]["qkv"]] == [INT8]
-
-
 def test_weights_that_are_not_finite_are_refused(tmp_path):
     path = tmp_path / "inf.gguf"
     write_gguf(path, "llama", lambda name: TensorType.Q8_0, **WIDE)

@@ -8,7 +8,6 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from helpers.gguf_files import write_gguf
 from helpers.models import SIZES
 from solm.backends.cpu.files.config import from_config
-from solm.backends.cpu.files.rope import KINDS
 from solm.backends.cpu.files.sources import GgufFile
 from solm.core.errors import DamagedFileError, UnsupportedModelError
 
@@ -37,10 +36,6 @@ PARAMETERS = {
     ],
     "proportional": [{"factor": 2.0}, {"partial_rotary_factor": 0.5}],
 }  # fmt: skip
-
-
-def test_every_kind_that_transformers_has_is_known():
-    assert set(ROPE_INIT_FUNCTIONS) | {"default"} == set(KINDS) == set(PARAMETERS) | {"default"}
 
 
 @pytest.mark.parametrize(("kind", "given"), [(kind, given) for kind, all_ in PARAMETERS.items() for given in all_])

@@ -46,9 +46,7 @@ def listed(name: str, *shape: int, kind: int) -> bytes:
     [
         (b"blk.0.ffn_up", b"blk.0.ffn_xx", "blk.0.ffn_up.weight: it is missing"),
         (b"output_norm", b"outputxnorm", "output_norm.weight: it is missing"),
-        (b"token_embd", b"token_xxxx", "token_embd.weight: it is missing"),
         (b"llama.block_count", b"llama.block_xxxxx", "llama.block_count: it is missing"),
-        (b"llama.context_length", b"llama.context_xxxxxx", "llama.context_length: it is missing"),
         (
             field("llama.block_count", 4, struct.pack("<I", 1)), field("llama.block_count", 4, struct.pack("<I", 4000)),
             "blk.1.attn_q.weight: it is missing",
@@ -64,10 +62,6 @@ def listed(name: str, *shape: int, kind: int) -> bytes:
             "attention.head_count: must be a whole number from 1 to 4096, not 2.5",
         ),
         (
-            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 64, 16, kind=8),
-            r"blk.0.ffn_up.weight: its shape is \[16, 64\], not \[32, 32\]",
-        ),
-        (
             listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 1 << 63, 1 << 63, kind=8),
             "blk.0.ffn_up.weight: bytes .* lie past the end",
         ),
@@ -76,17 +70,9 @@ def listed(name: str, *shape: int, kind: int) -> bytes:
             "blk.0.ffn_up.weight: type IQ4_NL is not among F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, ",
         ),
         (
-            listed("output_norm.weight", 32, kind=0), listed("output_norm.weight", 32, kind=8),
-            "output_norm.weight: type Q8_0 is not among F32, F16, BF16",
-        ),
-        (
             field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
             field("general.name", 8, struct.pack("<Q", 1 << 30) + b"tiny"),
             "general.name: 1073741824 is more than 16777216",
-        ),
-        (
-            field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
-            field("general.name", 9, struct.pack("<IQ", 9, 1 << 40)), "general.name: 1099511627776 is more than",
         ),
         (
             field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
@@ -191,9 +177,7 @@ NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
         (lambda h: h[UP].update(shape=[-64, -96]), f"{UP}: shape: it is no list of whole numbers"),
         (lambda h: h[UP].update(shape=[1 << 63, 1 << 63]), f"{UP}: bytes .* do not hold F32"),
         (lambda h: h[UP].update(dtype="F8_E4M3"), f"{UP}: type F8_E4M3 is not among F32, F16, BF16"),
-        (lambda h: h[UP].update(data_offsets=[0]), f"{UP}: bytes"),
         (lambda h: h[NORM].update(data_offsets=[1 << 50, (1 << 50) + 256]), f"{NORM}: its bytes .* lie past the end"),
-        (lambda h: h[UP].update(dtype=[]), rf"{UP}: type \[\] is not among F32"),
         (lambda h: h.update({UP: 3}), f"{UP}: its entry is no object with dtype, shape, data_offsets"),
     ],
 )

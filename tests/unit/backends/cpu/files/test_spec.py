@@ -215,28 +215,17 @@ def test_what_is_not_described_is_named(given, words):
     [
         ({"hidden_size": None}, "hidden_size: it is missing"),
         ({"num_hidden_layers": 0}, "num_hidden_layers: must be a whole number from 1 to 4096, not 0"),
-        ({"num_attention_heads": True}, "num_attention_heads: must be a whole number from 1 to 4096, not True"),
         ({"vocab_size": 2**63}, "vocab_size: must be a whole number from 1 to 16777216, not 9223372036854775808"),
-        ({"rms_norm_eps": -1.0}, "rms_norm_eps: must be a number above 0, not -1.0"),
         ({"num_key_value_heads": 3}, "4 heads cannot share 3"),
         ({"eos_token_id": [2, 9999]}, r"eos_token_id: must be token ids below 259, not \[2, 9999\]"),
-        ({"no_rope_layers": [1]}, "no_rope_layers: must be a list of 2"),
-        ({"rope_scaling": [1]}, "rope_scaling: must be an object"),
         ({"rope_scaling": {"rope_type": "linear"}}, "factor: it is missing"),
         ({"rope_scaling": {"rope_type": "linear", "factor": "x" * 500}}, "factor: must be a number above 0, not 'xxx"),
         ({"rope_theta": float("nan")}, "rope_theta: must be a number above 0, not nan"),
-        ({"rope_theta": 10**400}, "rope_theta: must be a number above 0, not 1000"),
         (
             {"rope_scaling": {"rope_type": "longrope", "short_factor": [10**400] * 8, "long_factor": [1] * 8}},
             "short_factor: must be numbers above 0, not 1000",
         ),
-        ({"tie_word_embeddings": "yes"}, "tie_word_embeddings: must be true or false, not 'yes'"),
-        ({"model_type": "granite", "logits_scaling": 0}, "logits_scaling: must be a number above 0, not 0"),
         ({"model_type": "gemma3_text", "sliding_window": None}, "sliding_window: it is missing"),
-        (
-            {"model_type": "gemma3_text", "rope_parameters": {"full_attention": 3}},
-            "rope_parameters: must be objects by kinds of layers",
-        ),
     ],
 )
 def test_sizes_that_make_no_sense_are_named(given, words):
