@@ -16,14 +16,16 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED_DEV)
-	$(PIP) -e '.[ray,clients]' torchao
+	$(PIP) -e '.[clients]' torchao
 	$(BIN)/python -m pytest -m "" -rs
 
 lint: $(INSTALLED_DEV)
-	$(BIN)/ruff check src tests evidence notebooks hatch_build.py
-	$(BIN)/ruff format --check src tests evidence notebooks hatch_build.py
+	$(BIN)/ruff check src tests evidence notebooks hatch_build.py .ci
+	$(BIN)/ruff format --check src tests evidence notebooks hatch_build.py .ci
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python .ci/size.py
+	$(BIN)/python evidence/report.py --check
 	$(MAKE) docs
 
 docs: $(INSTALLED_DEV)
