@@ -70,7 +70,7 @@ def form_of(template: object) -> CallForm | None:
 
 def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
     """The token that the mark before a call is, where text does not show it; None: the mark is text like any other."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     token: int | None = None if backend is None else backend.token_to_id(form.begins)
     return None if token is None or backend.decode([token], skip_special_tokens=True) else token
 
