@@ -31,6 +31,9 @@ _GIB = 1 << 30
 _LEAST_WEIGHT = 0.5
 """Bytes: weights of 4 bits."""
 
+MOST_TEMPLATE = 1 << 20
+"""Bytes of a chat template."""
+
 
 def serve(
     model: ModelOptions,
@@ -269,7 +272,11 @@ def _use_template(tokenizer: Any, path: Path) -> None:
     from solm.runtime.prompts import chat_tokens
 
     try:
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            data = file.read(MOST_TEMPLATE + 1)
+        if len(data) > MOST_TEMPLATE:
+            raise SolmError(f"a chat template has at most {MOST_TEMPLATE:,} bytes")
+        tokenizer.chat_template = data.decode()
         chat_tokens(tokenizer, [{"role": "user", "content": "Hello"}])
-    except (OSError, ValueError, SolmError) as error:
+    except Exception as error:  # templates are programs, and fail in many ways
         raise SolmError(f"--set chat_template: {path} cannot be used: {error}") from error

@@ -6,7 +6,7 @@ import pytest
 
 from solm.backends import machine
 from solm.backends.cpu.files.layout import cache_memory
-from solm.cli.serve import _api_keys, _rows_that_fit, _use_template
+from solm.cli.serve import MOST_TEMPLATE, _api_keys, _rows_that_fit, _use_template
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.runtime.prepare import ModelFacts
@@ -77,3 +77,10 @@ def _built(**settings) -> ServeSettings | None:
         return ServeSettings(**settings)
     except ValueError:
         return None
+
+
+def test_a_chat_template_has_a_largest_size(tmp_path, byte_tokenizer):
+    path = tmp_path / "large.jinja"
+    path.write_bytes(b"x" * (MOST_TEMPLATE + 1))
+    with pytest.raises(SolmError, match="at most 1,048,576 bytes"):
+        _use_template(byte_tokenizer, path)
