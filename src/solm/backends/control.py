@@ -3,13 +3,13 @@
 The torch backend decides everything here. The cpu backend does so for the policies that its engine does not know.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from solm.backends.session import AnyPolicy
+from solm.backends.results import Split
 from solm.core.actions import DENSE, ActionSpace
 from solm.core.arrays import as_numpy, as_tensor
 from solm.core.budget import Ledger
@@ -17,10 +17,12 @@ from solm.core.cost import ModelShapes, axis_levels
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import PricedPolicy
-from solm.policies.schedules import Dense, Levels, Static, take, two_levels, unroll
+from solm.policies.schedules import Dense, Levels, Policy, Static, take, two_levels, unroll
 
 if TYPE_CHECKING:
     import torch
+
+AnyPolicy = Policy | PricedPolicy
 
 
 class Group(NamedTuple):
@@ -48,13 +50,12 @@ def groups_of(policies: Sequence[AnyPolicy | None]) -> list[Group]:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a pass follows. keep: [N, Q, 3] float64; actions: [N, Q] int64. With a `layer`, keep is of the layers before
-    it, and `choose` gives that of the others, from the residual stream [N, Q, H] that enters it, and sets `actions`."""
+    """What a pass follows. keep: [N, Q, 3] float64; actions: [N, Q] int64. With a `split`, keep is of the layers before
+    it, and its `choose` sets `actions`."""
 
     keep: np.ndarray
     actions: np.ndarray
-    layer: int | None = None
-    choose: "Callable[[torch.Tensor], np.ndarray] | None" = None
+    split: Split | None = None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Control:
             return rest
 
         layer = next(group.policy.layer for group, *_ in later if isinstance(group.policy, PricedPolicy))
-        return Decision(keep, actions, layer, choose)
+        return Decision(keep, actions, Split(layer, choose))
 
     def _possible(
         self, space: ActionSpace, kv_lengths: np.ndarray, before: int | None = None

@@ -1,7 +1,7 @@
 """What is asked of a pass and what it answers: known schedules, results, and scores of known tokens."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, Union
 
 import numpy as np
@@ -26,9 +26,22 @@ class SplitSchedule:
     before: Array
     after: Array
 
+    def __getitem__(self, place: Any) -> "SplitSchedule":
+        """The part at a place of its arrays, such as a stretch of steps."""
+        return SplitSchedule(self.layer, self.before[place], self.after[place])
+
 
 Schedule = Union[np.ndarray, "torch.Tensor", SplitSchedule]
 """A known schedule: [N, Q, 3] float64 for all layers, or one that changes inside the pass."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A schedule that changes inside a pass: `choose` gives keep [N, Q, 3] of the layers from `layer` on, from the
+    residual stream [N, Q, H] that enters it, a tensor."""
+
+    layer: int
+    choose: "Callable[[torch.Tensor], Array]"
 
 
 @dataclass(frozen=True)
@@ -51,25 +64,19 @@ class Result:
 
     def tensors(self) -> "Result":
         """The same as tensors, which share the arrays' memory."""
-        known = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: as_tensor(values) for name, values in known.items() if values is not None})
+        return Result(**{name: None if values is None else as_tensor(values) for name, values in vars(self).items()})
 
 
-@dataclass(frozen=True)
-class Scored:
-    """The same for known next tokens, with their log-probabilities [N, Q] float32; logits only where asked for.
+@dataclass(frozen=True, kw_only=True)
+class Scored(Result):
+    """The result of known next tokens, in tensors, with their log-probabilities [N, Q] float32; logits only where asked
+    for, else None.
 
     divergences: [N, Q] float32, KL in nats from the reference's predictions to these; None without a reference.
     """
 
     log_probabilities: "torch.Tensor"
-    hidden: "torch.Tensor"
-    realised: "torch.Tensor"
-    controllable: "torch.Tensor"
-    actions: "torch.Tensor | None" = None
-    stream: "torch.Tensor | None" = None
     divergences: "torch.Tensor | None" = None
-    logits: "torch.Tensor | None" = None
 
     @classmethod
     def of(
@@ -80,25 +87,20 @@ class Scored:
         keep_logits: bool = False,
     ) -> "Scored":
         """What `result` says of the tokens that follow [N, Q]. reference, keep_logits: as for `Session.score`."""
-
         from solm.backends.logits import divergences_of_forks, log_probabilities
 
         result = result.tensors()
-        known = log_probabilities(result.logits, following)
-        rest = (result.hidden, result.realised, result.controllable, result.actions, result.stream)
+        known: dict[str, Any] = vars(result) | {"logits": result.logits if keep_logits else None}
         apart = None if reference is None else divergences_of_forks(result.logits, reference)
-        return cls(known, *rest, apart, result.logits if keep_logits else None)
+        return cls(**known, log_probabilities=log_probabilities(result.logits, following), divergences=apart)
 
 
 def joined(parts: Sequence[_Part]) -> _Part:
     """Results of consecutive stretches of the same rows as one."""
     if len(parts) == 1:
         return parts[0]
-    found: dict[str, Any] = {}
-    for name in (field.name for field in fields(parts[0])):
-        values = [getattr(part, name) for part in parts]
-        found[name] = None if values[0] is None else _cat(values)
-    return type(parts[0])(**found)
+    stretches = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    return type(parts[0])(**{name: None if values[0] is None else _cat(values) for name, values in stretches.items()})
 
 
 def _cat(values: list[Any]) -> Any:

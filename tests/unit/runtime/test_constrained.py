@@ -9,7 +9,7 @@ pytest.importorskip("llguidance")
 
 import solm
 from helpers.texts import FOX
-from solm.backends.base import BaseSession
+from solm.backends.session import Session
 from solm.runtime.batch import Row, decode
 from solm.runtime.sampling import Sampler
 
@@ -36,9 +36,9 @@ def test_a_reply_matches_and_ends(tiny_lm):
 
 def test_rows_beside_one_under_a_grammar_are_the_same_to_the_last_bit(cpu_lm, monkeypatch):
     """Of the compiled engine: tokens and logits; those that count, where others are approximate."""
-    approximate, step = [], BaseSession.step
+    approximate, step = [], Session.step
     monkeypatch.setattr(
-        BaseSession, "step", lambda session, *known, **how: approximate.append(how) or step(session, *known, **how)
+        Session, "step", lambda session, *known, **how: approximate.append(how) or step(session, *known, **how)
     )
 
     def told(constrained):

@@ -1,17 +1,17 @@
 """Sessions of the cpu backend: rows whose prompts and steps run on the compiled engine."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.base import BaseSession, Split, check_cut, check_length, only
 from solm.backends.cpu.border import PAGE
 from solm.backends.cpu.call import Cache, EngineCall, decider_of
 from solm.backends.cpu.engine import Engine
 from solm.backends.machine import one_torch_thread
-from solm.backends.results import Result
-from solm.backends.session import AnyPolicy
+from solm.backends.results import Result, Split
+from solm.backends.session import AnyPolicy, Session, check_cut
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import FROM_THE_START, SparsityConfig
@@ -22,7 +22,7 @@ _CHUNK = 256  # tokens that the engine reads in one call while a prompt is read 
 _TAKEN = np.empty((0, 0, 0), np.float32)  # in place of logits that have been given to the caller
 
 
-class CpuSession(BaseSession):
+class CpuSession(Session):
     """N rows on the engine. See `solm.backends.session.Session`.
 
     Rows walk through the weights together; forks share whole pages with their parent. The engine
@@ -77,7 +77,7 @@ class CpuSession(BaseSession):
         if counts.min() < 1 or counts.max() > count or len(counts) != rows:
             raise DataError(f"lengths must be {rows} numbers in [1, {count}], got {counts.tolist()}")
         held = self._held if self.rows else np.zeros(rows, dtype=np.int64)
-        check_length(int((held + counts).max()), self._context)
+        self._check_length(int((held + counts).max()))
         fresh = not self.rows
         if fresh:
             longest = max(self._capacity, int(counts.max()))
@@ -178,7 +178,7 @@ class CpuSession(BaseSession):
         exact_largest: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
-        """As `BaseSession._pass`; the engine counts what was spent."""
+        """As `Session._pass`; the engine counts what was spent."""
         count = tokens.shape[1]
         self._prepare(count)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
@@ -207,7 +207,11 @@ class CpuSession(BaseSession):
                 actions = np.where(done.actions < 0, actions, done.actions)
         result = Result(done.logits, done.stream[:, skipped:], done.realised, controllable, actions)
         done.logits = _TAKEN  # or they would be in memory until the end of the next pass
-        return result if keep_logits is None else only(result, keep_logits - skipped)
+        if keep_logits is None:
+            return result
+        index = (as_numpy(keep_logits) - skipped)[..., None]
+        logits, hidden = (np.take_along_axis(values, index, 1) for values in (result.logits, result.hidden))
+        return replace(result, logits=logits, hidden=hidden)
 
     @staticmethod
     def _chosen(split: Split, enters: np.ndarray) -> Array:
@@ -218,8 +222,8 @@ class CpuSession(BaseSession):
             return split.choose(as_tensor(enters))
 
     def _prepare(self, count: int) -> None:
-        """As `BaseSession._prepare`."""
-        check_length(int(self._held.max()) + count, self._context)
+        """As `Session._prepare`."""
+        self._check_room(count)
         self._make_room(self._held + count)
 
     def _make_room(self, wanted: np.ndarray) -> None:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 
 from solm.backends import budgets
-from solm.backends.base import BaseSession, Split, check_cut
-from solm.backends.results import Result
+from solm.backends.results import Result, Split
+from solm.backends.session import Session, check_cut
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.plan import ActivePass, Layout, Plan, activate, make_plan
@@ -17,7 +17,7 @@ from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 
 
-class TorchSession(BaseSession):
+class TorchSession(Session):
     """N = S·K rows: K forks of each of S sequences. See `solm.backends.session.Session`.
 
     Until attention is controllable (KV length above sinks + window + 1) it is dense, whatever decides, and not counted
@@ -133,7 +133,7 @@ class TorchSession(BaseSession):
         exact_largest: int | np.ndarray = 0,
         decide: bool = False,
     ) -> Result:
-        """As `BaseSession._pass`; logits are always exact, and policies decide in Python."""
+        """As `Session._pass`; logits are always exact, and policies decide in Python."""
         count = tokens.shape[1]
         positions = self._positions(count)
         controllable = self._sparsity.controllable(positions + 1)
