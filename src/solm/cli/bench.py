@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from solm.cli import checks
-from solm.cli.options import JsonOption, ModelOptions, PolicyOption
-from solm.core.errors import argument, counted
+from solm.cli.options import ModelOptions
+from solm.cli.output import Progress, Result, read_weights
+from solm.core.errors import SolmError, argument, counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -20,33 +21,32 @@ _STEPS = 16
 
 def bench(
     model: ModelOptions,
-    policy: PolicyOption = None,
-    context: Annotated[
-        str, typer.Option(help="Context lengths, in tokens, at which steps are timed.")
-    ] = "64,1024,4096",
-    rounds: Annotated[int, typer.Option(help="Rounds, in each of which all settings take turns.", min=1, max=1000)] = 5,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="Write the timings here, for budgets in milliseconds.")
-    ] = None,
-    json: JsonOption = False,
-) -> None:
+    policy: str | None = None,
+    context: str = "64,1024,4096",
+    rounds: Annotated[int, typer.Option(min=1, max=1000)] = 5,
+    out: Path | None = None,
+) -> Result:
     """Measure this machine: milliseconds of a step at several levels of each axis, for several contexts.
 
     \b
     Examples:
       solm bench --policy builtin:smollm2-135m-cpu --out timings.json
       solm generate --policy builtin:smollm2-135m-cpu --timings timings.json --budget ms=2.5 "Why?"
+
+    Args:
+        context: Context lengths, in tokens, at which steps are timed.
+        rounds: Rounds, in each of which all settings take turns.
+        out: Write the timings here, for budgets in milliseconds.
     """
     import torch
 
-    from solm.cli.output import Progress, print_result, read_weights
     from solm.core.files import write_text
     from solm.evaluation.step_timing import measure
     from solm.evaluation.texts import token_stream
 
     checks.out_file(out)
     with argument("context"):
-        lengths = checks.counts(context)
+        lengths = _counts(context)
     prepared = model.prepare(policy)
     with argument("context"):
         prepared.check_room(lengths[-1] + _STEPS)
@@ -56,7 +56,18 @@ def bench(
         measured = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
-    print_result(measured.model_dump(mode="json"), json, _table(measured))
+    return Result(measured.model_dump(mode="json"), [_table(measured)])
+
+
+def _counts(text: str) -> tuple[int, ...]:
+    """The whole numbers of at least 1 in a list such as 64,1024, by rising size."""
+    try:
+        numbers = sorted({int(part) for part in text.split(",")})
+    except ValueError:
+        raise SolmError(f"{text!r} is not a list of whole numbers such as 64,1024") from None
+    if numbers[0] < 1:
+        raise SolmError(f"{numbers[0]} is out of range: it must be at least 1")
+    return tuple(numbers)
 
 
 def _table(times: "StepTimings") -> "Table":

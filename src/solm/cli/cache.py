@@ -4,12 +4,9 @@ import re
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import NamedTuple
 
-import typer
-
-from solm.cli.options import JsonOption
-from solm.cli.output import print_result
+from solm.cli.output import Result
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder
 
@@ -33,11 +30,7 @@ class Entry(NamedTuple):
     nbytes: int
 
 
-def cache(
-    action: Annotated[str, typer.Argument(help="list: show what is cached; clear: remove it.")] = "list",
-    names: Annotated[list[str] | None, typer.Argument(help="clear: names from the list; without any, all.")] = None,
-    json: JsonOption = False,
-) -> None:
+def cache(action: str = "list", names: list[str] | None = None, /) -> Result:
     """List or clear the cache: repacked weights, built engines, tokenizers and converted models.
 
     What is removed is made again when it is needed.
@@ -49,6 +42,10 @@ def cache(
       solm cache
       solm cache list --json
       solm cache clear
+
+    Args:
+        action: list: show what is cached; clear: remove it.
+        names: clear: names from the list; without any, all.
     """
     folder = cache_folder()
     if action not in ("list", "clear"):
@@ -74,7 +71,7 @@ def cache(
     if action == "clear":
         lines = [f"removed {len(found)} from {folder}: {total / 1e6:.1f} MB"]
     content = {"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total}
-    print_result(content, json, *lines)
+    return Result(content, lines)
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -9,7 +9,7 @@ import typer
 from solm.cli.generate import describe_speed, printed, show_cost
 from solm.cli.options import DECIDERS, ModelOptions, ReplyOptions, mention_policy
 from solm.cli.output import complain, read_weights, reason, say
-from solm.core.errors import ContextLengthError, DataError, SolmError, argument
+from solm.core.errors import ContextLengthError, DataError, SolmError, argument, check_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -64,8 +64,9 @@ class Talk:
 
     def start(self, system: str | None) -> None:
         """Begin anew, after a system message or without one."""
-        if system and not self.tokenizer.chat_template:
-            raise SolmError("this model has no chat template, so a system message has no place")
+        from solm.runtime.prompts import check_system
+
+        check_system(self.tokenizer, system or None)
         self.system = system or None
         self.messages = [{"role": "system", "content": system}] if system else []
         self._forget()
@@ -148,8 +149,6 @@ def chat(model: ModelOptions, options: ReplyOptions) -> None:
       solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
       echo "Why is the sky blue?" | solm chat --policy static
     """
-    from solm.core.errors import check_unicode
-
     generation = options.generation()
     prepared = options.prepare(model)
     with argument("budget"):

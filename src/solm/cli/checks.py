@@ -53,17 +53,6 @@ def plain(words: str) -> str:
     return words
 
 
-def counts(text: str) -> tuple[int, ...]:
-    """The whole numbers of at least 1 in a list such as 64,1024, by rising size."""
-    try:
-        numbers = sorted({int(part) for part in text.split(",")})
-    except ValueError:
-        raise SolmError(f"{text!r} is not a list of whole numbers such as 64,1024") from None
-    if numbers[0] < 1:
-        raise SolmError(f"{numbers[0]} is out of range: it must be at least 1")
-    return tuple(numbers)
-
-
 def out_file(path: Path | None) -> None:
     """Check that a file can be written at `path` of --out."""
     if path is None:

@@ -9,7 +9,8 @@ from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from solm.cli.options import DEFAULT_MODEL, JsonOption, ModelOption, RevisionOption, TrustOption
+from solm.cli.options import DEFAULT_MODEL
+from solm.cli.output import Result
 from solm.core.errors import counted
 
 if TYPE_CHECKING:
@@ -22,12 +23,7 @@ _FEATURES = (
 _INSTALL = "install one, such as: apt install g++ (or set CXX to a compiler)"
 
 
-def doctor(
-    model: ModelOption = DEFAULT_MODEL,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    json: JsonOption = False,
-) -> None:
+def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote_code: bool = False) -> Result:
     """Check this machine: processor, threads, compiled engine, memory bandwidth, and which backend would run a model.
 
     \b
@@ -40,7 +36,6 @@ def doctor(
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features
     from solm.backends.machine import accelerator_available, default_threads, usable_cores
-    from solm.cli.output import print_result
     from solm.core.errors import CacheFolderError, SolmError
     from solm.evaluation.step_timing import memory_bandwidth
 
@@ -95,7 +90,7 @@ def doctor(
     lines += [f"            {name} needs {', '.join(needs)}" for name, needs in report["engine"]["lacks"].items()]
     runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
     lines.append(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
-    print_result(report, json, *lines, *(f"to fix: {fix}" for fix in fixes))
+    return Result(report, [*lines, *(f"to fix: {fix}" for fix in fixes)])
 
 
 def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None, str | None]:

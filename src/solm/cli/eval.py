@@ -3,21 +3,14 @@
 import importlib.util
 import math
 import sys
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from solm.cli import checks
-from solm.cli.options import (
-    DataOption,
-    JsonOption,
-    ModelOptions,
-    PolicyOption,
-    RunSeedOption,
-    TimingsOption,
-)
+from solm.cli.options import ModelOptions, Seed
+from solm.cli.output import Progress, Result, output, read_weights, say
 from solm.core.errors import BudgetError, SolmError, argument
 
 if TYPE_CHECKING:
@@ -34,57 +27,21 @@ _TRIALS = 8
 _WRITTEN = (".json", ".html", ".png", ".svg")
 
 
-@dataclass(frozen=True)
-class EvaluatedModel(ModelOptions):
-    """The same, on torch where nothing else is said."""
-
-    backend: Annotated[
-        str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
-    ] = "torch"
-
-
 def evaluate(
-    data: DataOption,
-    model: EvaluatedModel,
-    policy: PolicyOption = None,
-    budgets: Annotated[
-        str | None,
-        typer.Option(
-            help="Such as 0.7,0.8, or auto: five between the lowest and 1. With step times (the policy's or --timings) "
-            "numbers are shares of the dense step's milliseconds, and speed=1.2,speed=1.4, ms=8 and loss=0.05 work; "
-            f"else, and as keep=0.6,keep=0.7, net keeps. By default auto with step times, else {_NET_KEEPS}."
-        ),
-    ] = None,
-    timings: TimingsOption = None,
-    texts: Annotated[int, typer.Option(help="Number of texts.")] = 64,
-    context: Annotated[int, typer.Option(help="Tokens read densely before the controlled ones.")] = 512,
-    length: Annotated[int, typer.Option(help="Controlled tokens per text that are scored.")] = 128,
-    space: Annotated[
-        str | None, typer.Option(help="Action space, such as joint-27; with a policy, one within the policy's own.")
-    ] = None,
-    baselines: Annotated[
-        str | None,
-        typer.Option(
-            help="More baselines, separated by commas: constant (always there for budgets in time), random (for net "
-            "keeps always there), teal, upper-bits."
-        ),
-    ] = None,
-    tuning: Annotated[
-        str | None,
-        typer.Option(help="Text that thresholds of teal are measured on; not the text that is evaluated."),
-    ] = None,
-    seed: RunSeedOption = 0,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--out",
-            "-o",
-            help="Write the result (.json), a page about it (.html) or a picture of perplexity against cost (.png, "
-            ".svg) here; may be repeated.",
-        ),
-    ] = None,
-    json: JsonOption = False,
-) -> None:
+    data: str,
+    model: ModelOptions = ModelOptions(backend="torch"),
+    policy: str | None = None,
+    budgets: str | None = None,
+    timings: Path | None = None,
+    texts: int = 64,
+    context: int = 512,
+    length: int = 128,
+    space: str | None = None,
+    baselines: str | None = None,
+    tuning: str | None = None,
+    seed: Seed = 0,
+    out: list[Path] | None = None,
+) -> Result:
     """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
 
     All of them spend on every axis what the policy spends.
@@ -97,8 +54,21 @@ def evaluate(
       solm eval --space joint-27 --data wiki.txt --budgets 0.6
       solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal,random
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
+
+    Args:
+        budgets: Such as 0.7,0.8, or auto: five between the lowest and 1. With step times (the policy's or --timings)
+            numbers are shares of the dense step's milliseconds, and speed=1.2,speed=1.4, ms=8 and loss=0.05 work; else,
+            and as keep=0.6,keep=0.7, net keeps. By default auto with step times, else 0.55,0.65,0.75.
+        texts: Number of texts.
+        context: Tokens read densely before the controlled ones.
+        length: Controlled tokens per text that are scored.
+        space: Action space, such as joint-27; with a policy, one within the policy's own.
+        baselines: More baselines, separated by commas: constant (always there for budgets in time), random (for net
+            keeps always there), teal, upper-bits.
+        tuning: Text that thresholds of teal are measured on; not the text that is evaluated.
+        out: Write the result (.json), a page about it (.html) or a picture of perplexity against cost (.png, .svg)
+            here; may be repeated.
     """
-    from solm.cli.output import Progress, output, print_result, read_weights, say
     from solm.core.actions import ActionSpace
     from solm.core.files import resumable
     from solm.evaluation import show
@@ -158,7 +128,7 @@ def evaluate(
     if strange is not None:
         say(strange)
     table = show.table(result, output().width)
-    print_result(result.model_dump(mode="json"), json, table, *show.verdict(result))
+    return Result(result.model_dump(mode="json"), [table, *show.verdict(result)])
 
 
 def _check_written(path: Path) -> None:

@@ -1,22 +1,12 @@
 """`solm fit`."""
 
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from solm.cli import checks
-from solm.cli.options import (
-    DataOption,
-    JsonOption,
-    KvCacheOption,
-    ModelArgument,
-    ModelOptions,
-    PrecisionOption,
-    RevisionOption,
-    RunSeedOption,
-    TrustOption,
-)
+from solm.cli.options import ModelOptions, Seed
+from solm.cli.output import Progress, Result, curve_table, read_weights, say
 from solm.core.errors import SolmError
 
 _LEAST_TOKENS = 2056
@@ -24,20 +14,17 @@ _LEAST_TOKENS = 2056
 
 
 def fit(
-    model: ModelArgument,
-    data: DataOption,
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the fit; an interrupted one there continues.")],
-    minutes: Annotated[
-        float | None,
-        typer.Option(help="Minutes to take, on this machine; by default 75 per billion weights, at least 5."),
-    ] = None,
-    precision: PrecisionOption = None,
-    kv_cache_dtype: KvCacheOption = None,
-    seed: RunSeedOption = 0,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    json: JsonOption = False,
-) -> None:
+    model: str,
+    /,
+    data: str,
+    out: Path,
+    minutes: float | None = None,
+    precision: str | None = None,
+    kv_cache_dtype: str | None = None,
+    seed: Seed = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> Result:
     """Make a policy for a model: time this machine, find an allocation, train, compare, and write policy and report.
 
     An interrupted fit continues with the same command. A quarter of every source is kept for the comparison.
@@ -47,9 +34,12 @@ def fit(
       solm fit qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --data texts/,code/ --out runs/qwen
       solm fit builtin:smollm2-135m --data pydoc:train --minutes 5 --out runs/smollm
       solm generate --model qwen2.5-coder-0.5b-instruct-q4_k_m.gguf --policy runs/qwen/policy --budget speed=1.1 "Why?"
+
+    Args:
+        out: Folder for the fit; an interrupted one there continues.
+        minutes: Minutes to take, on this machine; by default 75 per billion weights, at least 5.
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.cli.output import Progress, curve_table, print_result, read_weights, say
     from solm.core.interrupt import Interrupted
     from solm.evaluation import show
     from solm.fit.plan import PHASES
@@ -73,8 +63,8 @@ def fit(
     tokens = checks.streams([(name, sample(texts, seed)) for name, texts in sources], lm.tokenizer)
     sources.clear()  # from here on their tokens are enough
     numbers = {name: f"{number}/{len(PHASES)} {name}" for number, name in enumerate(PHASES, start=1)}
-    with Progress() as progress:
-        try:
+    try:
+        with Progress() as progress:
             result = run(
                 lm, tokens, out, minutes, seed,
                 lambda phase, done, total, left: progress.show(
@@ -82,13 +72,12 @@ def fit(
                 ),
                 say,
             )  # fmt: skip
-        except Interrupted as interrupted:
-            progress.stop()
-            say("interrupted; finished measurements are kept. The same command continues")
-            raise typer.Exit(interrupted.exit_code) from None
+    except Interrupted as interrupted:
+        say("interrupted; finished measurements are kept. The same command continues")
+        raise typer.Exit(interrupted.exit_code) from None
     policy = out / "policy"
     curve = TrainedPolicy.from_pretrained(policy).curve
     assert curve is not None
     points = [point.model_dump(mode="json") for point in curve.points]
     lines = [*show.verdict(result), f"policy: {policy}"]
-    print_result({"policy": str(policy), "points": points}, json, curve_table(curve), *lines)
+    return Result({"policy": str(policy), "points": points}, [curve_table(curve), *lines])

@@ -4,14 +4,12 @@ import sys
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
-
-import typer
+from typing import TYPE_CHECKING, Any
 
 from solm.cli import checks
-from solm.cli.options import JsonOption, ModelOptions, ReplyOptions, mention_policy
+from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
+from solm.cli.output import print_json, read_weights, reason, say
 from solm.core.errors import DataError, argument
 
 if TYPE_CHECKING:
@@ -22,19 +20,13 @@ _NOTICEABLE = 0.02
 """Share of the tokens read above what was requested."""
 
 
-@dataclass(frozen=True)
-class ShortReplyOptions(ReplyOptions):
-    """The same, for replies of half the length where nothing else is said."""
-
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 128
-
-
 def generate(
-    prompt: Annotated[str, typer.Argument(help="The prompt; - reads it from standard input.")],
+    prompt: str,
+    /,
     model: ModelOptions,
-    options: ShortReplyOptions,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the reply here, as JSON.")] = None,
-    json: JsonOption = False,
+    options: ReplyOptions = ReplyOptions(max_new_tokens=128),
+    out: Path | None = None,
+    json: bool = False,
 ) -> None:
     """Generate text under a compute budget. In a terminal, tokens are coloured by what they cost.
 
@@ -43,9 +35,11 @@ def generate(
       solm generate --policy builtin:smollm2-135m-cpu --budget 0.9 "Why is the sky blue?"
       solm generate --budget mlp=0.7 "Why is the sky blue?"
       solm generate --policy builtin:smollm2-135m-cpu --budget keep=0.7 --json "Hello" | jq .realised
+
+    Args:
+        prompt: The prompt; - reads it from standard input.
+        out: Write the reply here, as JSON.
     """
-    from solm.cli.output import print_result, read_weights, reason, say
-    from solm.core.errors import check_unicode
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length
     from solm.runtime.prompts import encode
@@ -54,9 +48,6 @@ def generate(
         text = sys.stdin.read() if prompt == "-" else prompt
     except OSError as error:
         raise DataError(f"PROMPT: cannot read standard input: {reason(error)}") from error
-    if not text.strip():
-        raise DataError("PROMPT: the prompt is empty")
-    check_unicode(text, "PROMPT: the prompt")
     generation, budget = options.generation(), options.budget
     checks.out_file(out)
     prepared = options.prepare(model)
@@ -80,9 +71,10 @@ def generate(
         reply = stream.reply
         if out is not None and moments:
             write_json(out, _described(lm, budget, reply))
-    print_result(_described(lm, budget, reply), json, "")
     if json:
+        print_json(_described(lm, budget, reply))
         return
+    print()
     saved = show_cost(lm, budget, reply, moments, ids.shape[1])
     if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
         first, last = lm.sparsity.sinks, lm.sparsity.window
@@ -129,7 +121,6 @@ def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: 
 
     The factor over dense steps is given where the model has timings of this machine and as many threads.
     """
-    from solm.cli.output import say
     from solm.core.budget import in_words
     from solm.runtime.reply import step_milliseconds
 

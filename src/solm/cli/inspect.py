@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from solm.cli.options import JsonOption, ModelArgument, RevisionOption, TrustOption
+from solm.cli.output import Result
 from solm.core.errors import DamagedFileError, SolmError
 
 if TYPE_CHECKING:
@@ -17,12 +17,7 @@ _CONTEXTS = (1024, 4096, 16_384)
 """Tokens for which memory is told, beside the model's own context."""
 
 
-def inspect(
-    model: ModelArgument,
-    revision: RevisionOption = None,
-    trust_remote_code: TrustOption = False,
-    json: JsonOption = False,
-) -> None:
+def inspect(model: str, /, revision: str | None = None, trust_remote_code: bool = False) -> Result:
     """Say what a model is, how much memory it takes, which axes and backends work on it, and why others do not. Reads
     no weights.
 
@@ -35,7 +30,6 @@ def inspect(
     from solm.backends.cpu.files.layout import readable_in_part
     from solm.backends.gguf_header import read_header
     from solm.backends.names import gguf_of
-    from solm.cli.output import print_result
 
     gguf = gguf_of(model)
     header = None if gguf is None else read_header(gguf)
@@ -70,7 +64,7 @@ def inspect(
         "combines": _supported(combines),
         "sliding_window_layers": len(capability.sliding),
     }
-    print_result(report, json, *_lines(report))
+    return Result(report, _lines(report))
 
 
 def _source(model: str, gguf: Path | None) -> "tuple[WeightSource | None, str | None]":

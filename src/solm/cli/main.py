@@ -17,8 +17,8 @@ from solm.cli.eval import PASSED_ON, evaluate, lm_eval
 from solm.cli.fit import fit
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
-from solm.cli.options import HELP, verb
-from solm.cli.output import is_of_output, prepare_streams, reason
+from solm.cli.options import verb
+from solm.cli.output import Result, is_of_output, prepare_streams, reason
 from solm.cli.policies import policies
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
@@ -28,9 +28,9 @@ app = typer.Typer(
     name="solm",
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    context_settings=HELP,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-VERBS: dict[str, Callable[..., None]] = {
+VERBS: dict[str, Callable[..., Result | None]] = {
     "quickstart": quickstart, "generate": generate, "chat": chat, "serve": serve, "fit": fit, "eval": evaluate,
     "bench": bench, "inspect": inspect, "policies": policies, "cache": cache, "doctor": doctor,
 }  # fmt: skip

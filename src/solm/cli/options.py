@@ -1,87 +1,73 @@
-"""Options that several commands share, alone or in groups, and those that every command has."""
+"""What makes a function a command, and the groups of options that several commands share."""
 
 import contextlib
+import copy
 import dataclasses
-import functools
 import inspect
 import json
 import logging
-import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
-from typer.models import ArgumentInfo
 
+from solm.cli.output import Result, print_result, say
 from solm.core.errors import BudgetError, SolmError, argument
 from solm.core.provenance import MOST_SEED
 
 if TYPE_CHECKING:
     from solm.runtime.prepare import Prepared
 
-RevisionOption = Annotated[str | None, typer.Option(help="Branch, tag or commit of a model on the hub.")]
-TrustOption = Annotated[
-    bool, typer.Option("--trust-remote-code", help="Run code that comes with a model. Only for models you trust.")
-]
-ModelArgument = Annotated[str, typer.Argument(help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Hub id, folder, .gguf file or builtin:smollm2-135m.")]
-PolicyOption = Annotated[
-    str | None,
-    typer.Option(
-        "--policy", "-p", help="Folder, hub id or builtin:... of a trained policy; auto: solm's own for the model."
-    ),
-]
-TimingsOption = Annotated[
-    Path | None, typer.Option("--timings", help="Step times, from solm bench --out; by default the policy's, if any.")
-]
-DataOption = Annotated[
-    str,
-    typer.Option(
-        "--data", "-d", help="Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc."
-    ),
-]
-PrecisionOption = Annotated[
-    str | None,
-    typer.Option(
-        help="Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
-        "bfloat16, int8 or nested (the MLP's in two halves of 4 bits; default for policies that choose weight bits, "
-        "unless a GGUF file's all have 6 or 8 bits)."
-    ),
-]
-KvCacheOption = Annotated[
-    str | None,
-    typer.Option(
-        "--kv-cache-dtype",
-        help="auto (16 bits or more), or int8 at half the size, with auto, int8 or nested weights. By default auto; "
-        "int8 for builtin:smollm2-135m, where no loss could be measured.",
-    ),
-]
-RunSeedOption = Annotated[int, typer.Option(help="Seed of all random numbers.", min=0, max=MOST_SEED)]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print one JSON object, and nothing else, on standard output.")
-]
-HELP: Any = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
-"""How help is asked for, and how wide it is at most."""
 DEFAULT_MODEL = "builtin:smollm2-135m"
 DECIDERS = ("dense", "static", "random")
 """Policies that need no training, by name."""
+Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED)]
+Positive = Annotated[int, typer.Option(min=1)]
+_OTHER_NAMES = {
+    "model": "-m", "policy": "-p", "budget": "-b", "data": "-d", "out": "-o", "quiet": "-q", "verbose": "-v",
+    "name": "--served-model-name", "max_rows": "--max-num-seqs",
+}  # fmt: skip
+"""Of options, beside their long names."""
+_MEANINGS = {
+    "model": "Hub id, folder, .gguf file or builtin:smollm2-135m.",
+    "policy": "Folder, hub id or builtin:... of a trained policy; auto: solm's own for the model.",
+    "timings": "Step times, from solm bench --out; by default the policy's, if any.",
+    "data": "Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc.",
+    "precision": "Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
+    "bfloat16, int8 or nested (the MLP's in two halves of 4 bits; default for policies that choose weight bits, "
+    "unless a GGUF file's all have 6 or 8 bits).",
+    "kv_cache_dtype": "auto (16 bits or more), or int8 at half the size, with auto, int8 or nested weights. By default "
+    "auto; int8 for builtin:smollm2-135m, where no loss could be measured.",
+    "revision": "Branch, tag or commit of a model on the hub.",
+    "trust_remote_code": "Run code that comes with a model. Only for models you trust.",
+    "seed": "Seed of all random numbers.",
+    "json": "Print one JSON object, and nothing else, on standard output.",
+    "threads": "Threads to compute with; by default one per usable core.",
+    "quiet": "No progress, only results and errors.",
+    "verbose": "Print more details.",
+}
+"""Of parameters that several commands have, where a command's own docstring does not say."""
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelOptions:
-    """Which model, and in what numbers it runs where: a group of options of the same names."""
+    """Which model, and in what numbers it runs where.
 
-    model: ModelOption = DEFAULT_MODEL
-    dtype: Annotated[str, typer.Option(help="Of the torch backend: auto, float32, bfloat16 or float16.")] = "auto"
-    backend: Annotated[
-        str, typer.Option(help="torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.")
-    ] = "auto"
-    precision: PrecisionOption = None
-    kv_cache_dtype: KvCacheOption = None
-    revision: RevisionOption = None
-    trust_remote_code: TrustOption = False
+    Args:
+        dtype: Of the torch backend: auto, float32, bfloat16 or float16.
+        backend: torch: simulates, on any device; cpu: the compiled engine; auto: cpu where it can run.
+    """
+
+    model: str = DEFAULT_MODEL
+    dtype: str = "auto"
+    backend: str = "auto"
+    precision: str | None = None
+    kv_cache_dtype: str | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
 
     def prepare(self, policy: str | None = None, timings: Path | None = None, sparsity: Any = None) -> "Prepared":
         """All of the model but its weights, with the policy and step times that it is to run with. Raises `SolmError`,
@@ -99,7 +85,6 @@ class ModelOptions:
 
 def mention_policy(prepared: "Prepared") -> None:
     """Say which policy ships for a model that is run without one. Its weights are compared when it is loaded."""
-    from solm.cli.output import say
     from solm.runtime.prepare import AUTO, shipped_policy
 
     with contextlib.suppress(SolmError):
@@ -109,48 +94,32 @@ def mention_policy(prepared: "Prepared") -> None:
 
 @dataclasses.dataclass(frozen=True)
 class ReplyOptions:
-    """What replies are generated with: a group of options of the same names."""
+    """What replies are generated with.
 
-    policy: Annotated[
-        str | None,
-        typer.Option(
-            "--policy",
-            "-p",
-            help="What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the "
-            "model, or dense, static, random.",
-        ),
-    ] = None
-    budget: Annotated[
-        str | None,
-        typer.Option(
-            "--budget",
-            "-b",
-            help="0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5, "
-            "loss=0.05 (nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.",
-        ),
-    ] = None
-    timings: TimingsOption = None
-    system: Annotated[str | None, typer.Option(help="System message, for models with a chat template.")] = None
-    max_new_tokens: Annotated[int, typer.Option(help="Longest reply.", min=1)] = 256
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Sample at this temperature; greedy at 0, and where no option of sampling is given.", min=0),
-    ] = None
-    top_p: Annotated[
-        float | None, typer.Option(help="Sample from the likeliest tokens of this total probability.", min=0, max=1)
-    ] = None
-    top_k: Annotated[
-        int | None, typer.Option(help="Sample from so many of the likeliest tokens; by default 50; 0: all.", min=0)
-    ] = None
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Another generation option as NAME=VALUE, such as min_p=0.05, repetition_penalty=1.1 or "
-            "presence_penalty=0.5; may be repeated.",
-        ),
-    ] = None
-    seed: Annotated[int, typer.Option(help="Seed of all random numbers.")] = 0
+    Args:
+        policy: What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the
+            model, or dense, static, random.
+        budget: 0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5,
+            loss=0.05 (nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.
+        system: System message, for models with a chat template.
+        max_new_tokens: Longest reply.
+        temperature: Sample at this temperature; greedy at 0, and where no option of sampling is given.
+        top_p: Sample from the likeliest tokens of this total probability.
+        top_k: Sample from so many of the likeliest tokens; by default 50; 0: all.
+        set: Another generation option as NAME=VALUE, such as min_p=0.05, repetition_penalty=1.1 or
+            presence_penalty=0.5; may be repeated.
+    """
+
+    policy: str | None = None
+    budget: str | None = None
+    timings: Path | None = None
+    system: str | None = None
+    max_new_tokens: Positive = 256
+    temperature: Annotated[float | None, typer.Option(min=0)] = None
+    top_p: Annotated[float | None, typer.Option(min=0, max=1)] = None
+    top_k: Annotated[int | None, typer.Option(min=0)] = None
+    set: list[str] | None = None
+    seed: int = 0
 
     @property
     def decider(self) -> str | None:
@@ -174,7 +143,7 @@ class ReplyOptions:
         """The model with the policy. Raises `SolmError`, which names the option, where it has no room for a reply or no
         place for the system message, or for a budget of the policy ``dense``, which spends everything."""
         from solm.core.budget import Budget, BudgetRequest
-        from solm.core.errors import check_unicode
+        from solm.runtime.prompts import check_system
 
         with argument("budget"):
             if self.policy == "dense" and BudgetRequest.parse(self.budget).value not in (1.0, Budget()):
@@ -182,13 +151,7 @@ class ReplyOptions:
         prepared = model.prepare(None if self.decider else self.policy, self.timings)
         with argument("max_new_tokens"):
             prepared.check_room(self.max_new_tokens)
-        with argument("system"):
-            if self.system is not None:
-                check_unicode(self.system, "the message")
-            if self.system is not None and not prepared.tokenizer.chat_template:
-                raise SolmError(
-                    "this model has no chat template, so a system message has no place; put it into the prompt"
-                )
+        check_system(prepared.tokenizer, self.system)
         return prepared
 
 
@@ -211,75 +174,95 @@ def assignments(given: Sequence[str] | None) -> dict[str, Any]:
     return values
 
 
-def verb(function: Callable[..., None]) -> Callable[..., None]:
-    """`function` as a command: every field of a parameter that is a group of options, a dataclass, is an option; there
-    are --threads, --quiet and --verbose; and an error of an argument begins with the name of its option."""
-    groups: dict[str, Any] = {}
-    parameters = []
-    for name, parameter in inspect.signature(function).parameters.items():
-        if dataclasses.is_dataclass(parameter.annotation):
-            groups[name] = parameter.annotation
-            hints = get_type_hints(parameter.annotation, include_extras=True)
-            defaults = {field.name: field.default for field in dataclasses.fields(parameter.annotation)}
-            parameters += [_parameter(each, hints[each], default) for each, default in defaults.items()]
-        else:
-            parameters.append(_parameter(name, parameter.annotation, parameter.default))
-    names = {parameter.name: _typed(parameter) for parameter in parameters}
+def verb(function: Callable[..., Result | None]) -> Callable[..., None]:
+    """`function` as a command.
 
-    @functools.wraps(function)
+    Parameters before ``/`` are arguments, the others options, and so is every field of one that is a dataclass. What
+    they mean stands under ``Args:`` in docstrings. A command that returns a `Result` has --json, and all of them have
+    --threads, --quiet and --verbose. An error of an argument begins with the name of its option.
+    """
+    words, own = _documented(function)
+    meanings, parameters, groups = _MEANINGS | own, list[inspect.Parameter](), dict[str, Any]()
+    signature = inspect.signature(function)
+    for parameter in signature.parameters.values():
+        group = parameter.annotation
+        if not dataclasses.is_dataclass(group):
+            parameters.append(parameter)
+            continue
+        groups[parameter.name] = group
+        meanings |= _documented(group)[1]
+        defaults = group if parameter.default is parameter.empty else parameter.default
+        for field in dataclasses.fields(group):
+            parameters.append(_option(field.name, field.type, getattr(defaults, field.name)))
+    has_result = signature.return_annotation is Result
+    if has_result:
+        parameters.append(_option("json", bool, False))
+    parameters += [_option("threads", int | None, None), _option("quiet", bool, False), _option("verbose", bool, False)]
+    arguments = [each.name for each in parameters if each.kind is each.POSITIONAL_ONLY]
+    typed = {each.name: each.name.upper() if each.name in arguments else _typed(each.name) for each in parameters}
+
     def run(*, threads: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
         log, handler = logging.getLogger("solm"), logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
         log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
         log.addHandler(handler)
+        as_json = has_result and given.pop("json")
         for name, group in groups.items():
             given[name] = group(**{field.name: given.pop(field.name) for field in dataclasses.fields(group)})
         try:
-            with _threads(threads):
-                function(**given)
+            with _computing_on(threads):
+                result = function(*[given.pop(name) for name in arguments], **given)
+            if result is not None:
+                print_result(result, as_json)
         except SolmError as error:
-            if error.argument not in names:
+            if error.argument not in typed:
                 raise
-            raise type(error)(f"{names[error.argument]}: {error}") from error
+            raise type(error)(f"{typed[error.argument]}: {error}") from error
         except KeyboardInterrupt as interrupted:  # typer would print nothing
             print("; ".join(["solm: interrupted", *map(str, interrupted.args)]), file=sys.stderr)
             raise typer.Exit(130) from None
         finally:
             log.removeHandler(handler)
 
-    parameters += [
-        _parameter("threads", Annotated[
-            int | None, typer.Option(help="Threads to compute with; by default one per usable core.")
-        ], None),
-        _parameter("quiet", Annotated[
-            bool, typer.Option("--quiet", "-q", help="No progress, only results and errors.")
-        ], False),
-        _parameter("verbose", Annotated[bool, typer.Option("--verbose", "-v", help="Print more details.")], False),
-    ]  # fmt: skip
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__doc__ = words
+    shown = [_as_typer_takes_it(each, meanings[each.name]) for each in parameters]
+    run.__signature__ = inspect.Signature(shown)  # type: ignore[attr-defined]
     return run
 
 
-def _parameter(name: str, kind: Any, default: Any) -> inspect.Parameter:
+def _documented(documented: object) -> tuple[str, dict[str, str]]:
+    """The docstring without its ``Args:``, which stand at its end, and what these say, by name."""
+    words, _, listed = inspect.cleandoc(documented.__doc__ or "").partition("\nArgs:\n")
+    entries = re.findall(r"^ {4}(\w+): (.+(?:\n {8}.+)*)", listed, re.MULTILINE)
+    return words, {name: " ".join(meaning.split()) for name, meaning in entries}
+
+
+def _option(name: str, kind: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
-def _typed(parameter: inspect.Parameter) -> str:
-    """What a user types for a parameter: the long name of its option, or an argument in capitals."""
-    info = get_args(parameter.annotation)[1] if get_origin(parameter.annotation) is Annotated else None
-    if isinstance(info, ArgumentInfo):
-        return parameter.name.upper()
-    given = [each for each in getattr(info, "param_decls", None) or () if each.startswith("--")]
-    return given[0] if given else "--" + parameter.name.replace("_", "-")
+def _typed(name: str) -> str:
+    """What a user types for the option of a parameter."""
+    return "--" + name.replace("_", "-")
 
 
-def _threads(threads: int | None) -> contextlib.AbstractContextManager[None]:
+def _as_typer_takes_it(parameter: inspect.Parameter, meaning: str) -> inspect.Parameter:
+    """An argument, or an option with its names and the range that its annotation may give."""
+    name, kind, info = parameter.name, parameter.annotation, typer.Argument()
+    if parameter.kind is not parameter.POSITIONAL_ONLY:
+        kind, ranged = get_args(kind) if get_origin(kind) is Annotated else (kind, typer.Option())
+        info = copy.copy(ranged)
+        info.param_decls = [_typed(name), _OTHER_NAMES[name]] if name in _OTHER_NAMES else [_typed(name)]
+    info.help = meaning
+    return parameter.replace(kind=parameter.KEYWORD_ONLY, annotation=Annotated[kind, info])
+
+
+def _computing_on(threads: int | None) -> contextlib.AbstractContextManager[None]:
     """Compute on so many threads while it lasts; None: on those that there are."""
     if threads is None:
         return contextlib.nullcontext()
-    cores = os.cpu_count() or 1
-    if not 1 <= threads <= cores:
-        raise SolmError(f"--threads: {threads} is out of range: this machine has 1 to {cores}")
-    from solm.backends.machine import threads_of
+    from solm.backends.machine import check_threads, threads_of
 
+    with argument("threads"):
+        check_threads(threads)
     return threads_of(threads)

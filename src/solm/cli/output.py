@@ -9,8 +9,9 @@ import shutil
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,16 +44,28 @@ def complain(text: str) -> None:
     _write((_ERASE if sys.stderr.isatty() else "") + text)
 
 
-def print_result(content: Any, as_json: bool, *parts: Any) -> None:
-    """The result of a command: one JSON object with --json, else texts and tables."""
+class Result(NamedTuple):
+    """What a command prints: one JSON object with --json, else texts and tables."""
+
+    content: dict[str, Any]
+    parts: Iterable["str | Table"]
+
+
+def print_result(result: Result, as_json: bool) -> None:
+    """On standard output."""
     if as_json:
-        print(json.dumps(content, ensure_ascii=False))
+        print_json(result.content)
         return
-    for part in parts:
+    for part in result.parts:
         if isinstance(part, str):
             print(part)
         else:
             output().print(part)
+
+
+def print_json(content: dict[str, Any]) -> None:
+    """One JSON object in one line."""
+    print(json.dumps(content, ensure_ascii=False))
 
 
 def output() -> "Console":
@@ -127,10 +140,6 @@ class Progress:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """End the display, which may be before the block ends."""
         self._ended.set()
         self._thread.join()
         if self._over:

@@ -1,13 +1,10 @@
 """`solm policies`."""
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from solm.cli import checks
-from solm.cli.options import JsonOption
-from solm.cli.output import curve_table, print_result
+from solm.cli.output import Result, curve_table
 from solm.core.curve import CURVE
 from solm.core.errors import SolmError, argument
 from solm.core.files import write_bytes
@@ -17,23 +14,14 @@ _ACTIONS = ("list", "show", "pull", "push")
 
 
 def policies(
-    action: Annotated[
-        str,
-        typer.Argument(
-            help="list: the policies that come with solm; show: one policy; pull: one from the hub; push: one to it."
-        ),
-    ] = "list",
-    name: Annotated[
-        str | None, typer.Argument(help="show: folder, hub id or builtin:... of a policy. pull: hub id. push: folder.")
-    ] = None,
-    repository: Annotated[str | None, typer.Argument(help="push: hub repository, such as me/my-policy.")] = None,
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="pull: folder for the policy; by default the hub's cache.")
-    ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a policy on the hub.")] = None,
-    private: Annotated[bool, typer.Option("--private", help="push: make the repository private.")] = False,
-    json: JsonOption = False,
-) -> None:
+    action: str = "list",
+    name: str | None = None,
+    repository: str | None = None,
+    /,
+    out: Path | None = None,
+    revision: str | None = None,
+    private: bool = False,
+) -> Result:
     """List the policies that come with solm, describe one, download one, or upload one with its model card.
 
     \b
@@ -43,6 +31,14 @@ def policies(
       solm policies show runs/a/policy --json
       solm policies pull me/my-policy --out policies/mine
       solm policies push runs/a/policy me/my-policy
+
+    Args:
+        action: list: the policies that come with solm; show: one policy; pull: one from the hub; push: one to it.
+        name: show: folder, hub id or builtin:... of a policy. pull: hub id. push: folder.
+        repository: push: hub repository, such as me/my-policy.
+        out: pull: folder for the policy; by default the hub's cache.
+        revision: Branch, tag or commit of a policy on the hub.
+        private: push: make the repository private.
     """
     if action not in _ACTIONS:
         raise SolmError(f"ACTION: unknown action {action!r}; choose {', '.join(_ACTIONS[:-1])} or {_ACTIONS[-1]}")
@@ -56,25 +52,24 @@ def policies(
     ):
         raise SolmError("--revision: it goes with a policy on the hub")
     if action == "list":
-        _list(name, json)
-    elif action == "show":
-        _show(name, revision, json)
-    elif action == "pull":
-        _pull(name, out, revision, json)
-    else:
-        _push(name, repository, private, json)
+        return _list(name)
+    if action == "show":
+        return _show(name, revision)
+    if action == "pull":
+        return _pull(name, out, revision)
+    return _push(name, repository, private)
 
 
-def _list(name: str | None, json: bool) -> None:
+def _list(name: str | None) -> Result:
     """The policies that ship."""
     if name is not None:
         raise SolmError(f"NAME: list takes none; run: solm policies show {name}")
     described = [_described(each, TrainedPolicy.from_pretrained(each).config) for each in shipped()]
-    lines = (f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described)
-    print_result({"policies": described}, json, *lines)
+    lines = [f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described]
+    return Result({"policies": described}, lines)
 
 
-def _show(name: str | None, revision: str | None, json: bool) -> None:
+def _show(name: str | None, revision: str | None) -> Result:
     """One policy."""
     if name is None:
         raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m-cpu")
@@ -83,10 +78,10 @@ def _show(name: str | None, revision: str | None, json: bool) -> None:
     described, curve = _described(name, trained.config), trained.curve
     measured = {} if curve is None else curve.as_dict()
     tables = [] if curve is None else [curve_table(curve)]
-    print_result(described | measured, json, *(f"{key:30} {value}" for key, value in _flat(described)), *tables)
+    return Result(described | measured, [*(f"{key:30} {value}" for key, value in _flat(described)), *tables])
 
 
-def _pull(name: str | None, out: Path | None, revision: str | None, json: bool) -> None:
+def _pull(name: str | None, out: Path | None, revision: str | None) -> Result:
     """Download the policy `name` of the hub and check it."""
     if name is None:
         raise SolmError("NAME: give the hub id of the policy to pull, such as: solm policies pull me/my-policy")
@@ -104,10 +99,10 @@ def _pull(name: str | None, out: Path | None, revision: str | None, json: bool) 
             if (folder / part).is_file():
                 write_bytes(out / part, (folder / part).read_bytes())
         folder = out
-    print_result({"policy": name, "folder": str(folder)}, json, str(folder))
+    return Result({"policy": name, "folder": str(folder)}, [str(folder)])
 
 
-def _push(name: str | None, repository: str | None, private: bool, json: bool) -> None:
+def _push(name: str | None, repository: str | None, private: bool) -> Result:
     """Upload the policy in the folder `name` with its card."""
     if name is None or repository is None:
         missing = "NAME: give the folder of the policy" if name is None else "REPOSITORY: give the hub repository"
@@ -116,7 +111,7 @@ def _push(name: str | None, repository: str | None, private: bool, json: bool) -
         trained = TrainedPolicy.from_pretrained(name)
     with argument("repository"):
         address = trained.push_to_hub(repository, private)
-    print_result({"policy": name, "address": address}, json, address)
+    return Result({"policy": name, "address": address}, [address])
 
 
 def _described(name: str, config: PolicyConfig) -> dict[str, Any]:

@@ -4,12 +4,13 @@ import importlib.util
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
 import typer
 
 from solm.cli import checks
-from solm.cli.options import DEFAULT_MODEL, JsonOption
+from solm.cli.options import DEFAULT_MODEL
+from solm.cli.output import Progress, output, print_json, say
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
@@ -19,14 +20,7 @@ _INTERRUPTED = 130
 
 
 def quickstart(
-    out: Annotated[Path, typer.Option("--out", "-o", help="Folder for everything that is made.")] = Path(
-        "runs/quickstart"
-    ),
-    minutes: Annotated[float, typer.Option(help="Minutes of the fit; more of them measure more.")] = 1.75,
-    pretrained: Annotated[
-        bool, typer.Option("--pretrained", help="Use the policy that comes with solm instead of fitting one.")
-    ] = False,
-    json: JsonOption = False,
+    out: Path = Path("runs/quickstart"), minutes: float = 1.75, pretrained: bool = False, json: bool = False
 ) -> None:
     """Decode under budgets; then fit, compare and use a policy for the embedded model, in minutes.
 
@@ -37,10 +31,14 @@ def quickstart(
       solm quickstart
       solm quickstart --pretrained --out runs/pretrained
       solm quickstart --out /tmp/quick --minutes 4
+
+    Args:
+        out: Folder for everything that is made.
+        minutes: Minutes of the fit; more of them measure more.
+        pretrained: Use the policy that comes with solm instead of fitting one.
     """
     from solm.backends.names import gguf_of
     from solm.cli.generate import paint
-    from solm.cli.output import Progress, output, print_result, say
     from solm.core.interrupt import Interrupted
 
     if importlib.util.find_spec("matplotlib") is None:
@@ -79,7 +77,7 @@ def quickstart(
     }  # fmt: skip
     lines = job.summary(speeds, result)
     if json:
-        print_result(made | {"summary": lines, "seconds": clock.seconds}, True)
+        print_json(made | {"summary": lines, "seconds": clock.seconds})
         return
     from solm.evaluation import show
 
@@ -101,7 +99,6 @@ def _show_speeds(speeds: "Speeds") -> None:
     """The table of speeds, the texts and how they differ."""
     from rich.table import Table
 
-    from solm.cli.output import output
     from solm.quickstart import COLUMNS, QUESTION
 
     console, dense = output(), speeds.replies[0]

@@ -11,14 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from solm.cli import checks
-from solm.cli.options import (
-    JsonOption,
-    ModelOptions,
-    PolicyOption,
-    TimingsOption,
-    assignments,
-    mention_policy,
-)
+from solm.cli.options import ModelOptions, assignments, mention_policy
+from solm.cli.output import print_json, read_weights, say
 from solm.core.errors import SolmError, argument
 
 if TYPE_CHECKING:
@@ -37,64 +31,19 @@ MOST_TEMPLATE = 1 << 20
 
 def serve(
     model: ModelOptions,
-    policy: PolicyOption = None,
-    timings: TimingsOption = None,
-    name: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--name",
-            "--served-model-name",
-            help="Name of the model for clients, in addition to --model; by default the last part of its path. May be "
-            "repeated: all names work, and answers contain the first.",
-        ),
-    ] = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; 0.0.0.0 opens the server to the network.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
-    uds: Annotated[
-        Path | None,
-        typer.Option(help="Unix socket to listen on in place of a port; --host says which names are accepted."),
-    ] = None,
-    max_rows: Annotated[
-        int | None,
-        typer.Option(
-            "--max-rows",
-            "--max-num-seqs",
-            help="Replies that decode together; by default 16, or as many as fit into memory.",
-        ),
-    ] = None,
-    max_model_len: Annotated[
-        int | None, typer.Option(help="Most tokens of a prompt and its reply together; by default the model's context.")
-    ] = None,
-    slo_tpot_ms: Annotated[
-        float | None,
-        typer.Option(
-            help="Milliseconds per token to stay below: under load budgets fall where that is measured to save time. "
-            "Without it only a request's own deadline_ms lowers its budget."
-        ),
-    ] = None,
-    slo_floor: Annotated[
-        str | None,
-        typer.Option(help="Lowest budget that --slo-tpot-ms may set, in any form of generate's --budget."),
-    ] = None,
-    api_key: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the "
-            "list of processes, unlike SOLM_API_KEYS."
-        ),
-    ] = None,
-    set: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            help="Another setting as NAME=VALUE, such as max_waiting=64, prefix_mb=512, "
-            "drain_seconds=5, ignore_unknown=true, root_path=/llm, allow_origins=https://example.org, "
-            "priority_floors.low=0.5 or key_floors.alice=0.8; may be repeated.",
-        ),
-    ] = None,
-    json: JsonOption = False,
+    policy: str | None = None,
+    timings: Path | None = None,
+    name: list[str] | None = None,
+    host: str = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
+    uds: Path | None = None,
+    max_rows: int | None = None,
+    max_model_len: int | None = None,
+    slo_tpot_ms: float | None = None,
+    slo_floor: str | None = None,
+    api_key: list[str] | None = None,
+    set: list[str] | None = None,
+    json: bool = False,
 ) -> None:
     """Serve a model over OpenAI's API, with a compute budget per request, and a page to try it at /.
 
@@ -108,6 +57,23 @@ def serve(
       SOLM_API_KEYS=secret solm serve --host 0.0.0.0 --slo-tpot-ms 25 --slo-floor 0.5
       SOLM_API_KEYS=a:one,b:two solm serve --slo-tpot-ms 25 --set priority_floors.low=0.5 --set key_floors.b=0.8
       solm serve --served-model-name gpt-4o-mini --max-num-seqs 8 --max-model-len 4096 --set ignore_unknown=true
+
+    Args:
+        name: Name of the model for clients, in addition to --model; by default the last part of its path. May be
+            repeated: all names work, and answers contain the first.
+        host: Address to listen on; 0.0.0.0 opens the server to the network.
+        port: Port to listen on.
+        uds: Unix socket to listen on in place of a port; --host says which names are accepted.
+        max_rows: Replies that decode together; by default 16, or as many as fit into memory.
+        max_model_len: Most tokens of a prompt and its reply together; by default the model's context.
+        slo_tpot_ms: Milliseconds per token to stay below: under load budgets fall where that is measured to save time.
+            Without it only a request's own deadline_ms lowers its budget.
+        slo_floor: Lowest budget that --slo-tpot-ms may set, in any form of generate's --budget.
+        api_key: API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the list
+            of processes, unlike SOLM_API_KEYS.
+        set: Another setting as NAME=VALUE, such as max_waiting=64, prefix_mb=512, drain_seconds=5, ignore_unknown=true,
+            root_path=/llm, allow_origins=https://example.org, priority_floors.low=0.5 or key_floors.alice=0.8; may be
+            repeated.
     """
     try:
         import uvicorn
@@ -117,7 +83,6 @@ def serve(
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
 
-    from solm.cli.output import print_result, say
     from solm.serving.settings import ServeSettings
 
     tracing_wanted()  # raises where something is missing for it
@@ -148,7 +113,7 @@ def serve(
         served = names[0] if names else prepared.model
         say(f"solm: {served} at {address}/v1, a page to try it at {address}/")
         if json:
-            print_result({"model": served, "address": f"{address}/v1", "page": f"{address}/"}, True)
+            print_json({"model": served, "address": f"{address}/v1", "page": f"{address}/"})
 
     service = _service(prepared, chosen, names, keys)
     app = create_app(service, local if host in local else None)
@@ -167,7 +132,6 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
     """What answers requests, around a model that belongs to the thread that decodes."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from solm.cli.output import read_weights
     from solm.serving.keys import KeyRing
     from solm.serving.logs import log_lines
     from solm.serving.service import Service

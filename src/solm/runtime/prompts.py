@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 
 from solm.core.arrays import Array, as_numpy, is_tensor
-from solm.core.errors import DataError, SolmError, check_unicode
+from solm.core.errors import DataError, SolmError, argument, check_unicode
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +63,23 @@ def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = Non
     messages = _conversation(prompt, system)
     if tokenizer is None:
         raise SolmError("text needs a tokenizer; pass one to attach or load, or pass token ids")
+    check_system(tokenizer, system)
     if not tokenizer.chat_template:
-        if system is not None:
-            raise SolmError("this model has no chat template, so a system message has no place; put it into the prompt")
         if not isinstance(prompt, str):
             raise SolmError("this model has no chat template, so a list of messages has no form; give one text")
         return _row(tokenizer.encode(prompt))
     return _row(chat_tokens(tokenizer, messages))
+
+
+def check_system(tokenizer: Any, system: str | None) -> None:
+    """Raises `SolmError` for a system message that is not valid Unicode, or that the chat template has no place for."""
+    if system is not None:
+        with argument("system"):
+            check_unicode(system, "the message")
+            if not tokenizer.chat_template:
+                raise SolmError(
+                    "this model has no chat template, so a system message has no place; put it into the prompt"
+                )
 
 
 def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:

@@ -65,7 +65,7 @@ GENERATE: list[tuple[list[str], int, str]] = [
     ([*MODEL, "--precision", "bfloat16", "--kv-cache-dtype", "int8", "x"], 2, "--kv-cache-dtype: an int8"),
     ([*MODEL, "--dtype", "float8", "x"], 2, "--dtype: unknown dtype 'float8'"),
     ([*MODEL, "--backend", "cpu", "--dtype", "float32", "x"], 2, "--dtype: float32 needs --backend torch"),
-    ([*MODEL, "--threads", "0", "x"], 2, "--threads: 0 is out of range"),
+    ([*MODEL, "--threads", "0", "x"], 2, "--threads: threads 0 is out of range"),
     ([*MODEL, "--out", "{text}/reply.json", "x"], 2, "--out: cannot write {text}/reply.json"),
     ([*MODEL, "--out", "{root}", "x"], 2, "--out: {root} is a folder; give a file"),
 ]

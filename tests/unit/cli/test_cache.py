@@ -1,6 +1,5 @@
 """`solm cache` lists and removes what solm has made, and nothing else."""
 
-import json
 import os
 import time
 
@@ -30,18 +29,16 @@ def folder(tmp_path, monkeypatch):
     return folder
 
 
-def test_entries_are_listed_with_their_kinds_and_sizes(folder, capsys):
+def test_entries_are_listed_with_their_kinds_and_sizes(folder):
     assert [(entry.path.name, entry.kind, entry.nbytes) for entry in entries(folder)] == [
         ("model-auto-0123456789abcdef.weights", "repacked weights", 3000),
         ("engine-0123456789abcdef.so", "built engine", 2000),
         ("tiny-0123456789abcdef", "converted model", 500),
         ("tokenizer-0123456789abcdef", "tokenizer", 400),
     ]
-    cache(json=True)
-    told = json.loads(capsys.readouterr().out)
+    told, lines = cache()
     assert (told["folder"], told["bytes"], len(told["entries"])) == (str(folder), 5900, 4)
-    cache()
-    assert "converted model   tiny-0123456789abcdef" in capsys.readouterr().out
+    assert "converted model   tiny-0123456789abcdef" in "\n".join(lines)
 
 
 def test_what_nobody_finished_is_listed_after_an_hour(folder):
@@ -50,13 +47,11 @@ def test_what_nobody_finished_is_listed_after_an_hour(folder):
     assert [entry.nbytes for entry in entries(folder) if entry.kind == "unfinished"] == [70, 60]
 
 
-def test_some_or_all_are_removed_and_nothing_else(folder, capsys):
-    cache("clear", ["engine-0123456789abcdef.so"], json=True)
-    assert json.loads(capsys.readouterr().out)["removed"] == [
+def test_some_or_all_are_removed_and_nothing_else(folder):
+    assert cache("clear", ["engine-0123456789abcdef.so"]).content["removed"] == [
         {"name": "engine-0123456789abcdef.so", "kind": "built engine", "bytes": 2000}
     ]
-    cache("clear")
-    assert "removed 3" in capsys.readouterr().out
+    assert "removed 3" in cache("clear").parts[0]
     assert sorted(path.name for path in folder.iterdir()) == [
         ".model-auto-0123456789abcdef.weights.abc", "engine-x.so", "link.weights", "mine-0123456789abcdef", "notes.txt",
         "tmpab12cd.so",
@@ -74,10 +69,9 @@ def test_mistakes_are_named(folder):
     assert len(entries(folder)) == 4
 
 
-def test_a_folder_that_is_not_there_holds_nothing(folder, monkeypatch, capsys):
+def test_a_folder_that_is_not_there_holds_nothing(folder, monkeypatch):
     monkeypatch.setenv("SOLM_CACHE", str(folder / "none"))
-    cache("clear")
-    assert "removed 0" in capsys.readouterr().out
+    assert "removed 0" in cache("clear").parts[0]
 
 
 def test_the_folder_is_where_the_environment_says(monkeypatch, tmp_path):

@@ -1,7 +1,5 @@
 """What `solm doctor` says of where a model runs; of models: tests/integration/test_command_line.py."""
 
-import json
-
 import pytest
 
 from helpers.gguf_files import write_gguf
@@ -13,26 +11,23 @@ def quick(monkeypatch):
     monkeypatch.setattr("solm.evaluation.step_timing.memory_bandwidth", lambda: 1.0)
 
 
-def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, quick, capsys):
+def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, quick):
     path = tmp_path / "model.gguf"
     write_gguf(path, "smollm3")  # which transformers does not read from GGUF files
-    doctor(model=str(path), json=True)
-    report = json.loads(capsys.readouterr().out)
+    report = doctor(model=str(path)).content
     assert report["model"]["error"] is None
     assert report["backend"]["auto"] == "cpu"
 
 
-def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch, capsys):
+def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch):
     monkeypatch.setattr("solm.backends.machine.accelerator_available", lambda: True)
-    doctor(model=str(tiny_folder), json=True)
-    assert json.loads(capsys.readouterr().out)["backend"] == {"auto": "torch", "reason": "there is an accelerator"}
+    assert doctor(model=str(tiny_folder)).content["backend"] == {"auto": "torch", "reason": "there is an accelerator"}
 
 
-def test_a_cache_folder_of_no_use_is_not_blamed_on_the_compiler(tiny_folder, monkeypatch, capsys):
+def test_a_cache_folder_of_no_use_is_not_blamed_on_the_compiler(tiny_folder, monkeypatch):
     monkeypatch.setenv("SOLM_CACHE", "/proc/solm")
     monkeypatch.setenv("SOLM_CXXFLAGS", "-DFRESH")  # an engine that is not built yet
     monkeypatch.setattr("solm.evaluation.step_timing.memory_bandwidth", lambda: 1.0)
-    doctor(model=str(tiny_folder), json=True)
-    (fix,) = (fix for fix in json.loads(capsys.readouterr().out)["fixes"] if "/proc/solm" in fix)
+    (fix,) = (fix for fix in doctor(model=str(tiny_folder)).content["fixes"] if "/proc/solm" in fix)
     assert fix.startswith("the cpu backend cannot be compiled to /proc/solm: ")
     assert fix.endswith("; set SOLM_CACHE to another folder")
