@@ -2,7 +2,7 @@
 
 from helpers.models import tokens
 from helpers.weights import MIXED, QuantisedModel
-from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.files.sources import LoadedModel
 from solm.backends.cpu.session import CpuSession
 from solm.core.sparsity import SparsityConfig
@@ -18,7 +18,7 @@ def engine_of(model, sparsity=SPARSITY, precision="float32", threads=None, kv_ca
     """The engine over a loaded model. precision ``packed``: the model's matrices become random blocks of GGUF types."""
     source = QuantisedModel(model, *MIXED) if precision == "packed" else LoadedModel(model)
     precision = "auto" if precision == "packed" else precision
-    return Engine(source, sparsity, precision, threads, kv_cache_dtype, **options)
+    return CpuBackend(source, sparsity, precision, threads, kv_cache_dtype, **options)
 
 
 def pair(control, sparsity=SPARSITY, context=100, rows=2, **options):

@@ -100,7 +100,8 @@ def joined(parts: Sequence[_Part]) -> _Part:
     if len(parts) == 1:
         return parts[0]
     stretches = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-    return type(parts[0])(**{name: None if values[0] is None else _cat(values) for name, values in stretches.items()})
+    whole: dict[str, Any] = {name: None if some[0] is None else _cat(some) for name, some in stretches.items()}
+    return type(parts[0])(**whole)
 
 
 def _cat(values: list[Any]) -> Any:

@@ -347,8 +347,11 @@ class Capability:
 class Backend(Protocol):
     """One loaded model and how it is run."""
 
-    shapes: ModelShapes
-    capability: Capability
+    @property
+    def shapes(self) -> ModelShapes: ...
+
+    @property
+    def capability(self) -> Capability: ...
 
     @property
     def device(self) -> "torch.device":

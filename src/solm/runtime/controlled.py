@@ -139,7 +139,7 @@ class ControlledModel:
     @property
     def threads(self) -> int:
         """Threads that steps run on."""
-        return self.backend.engine.threads if isinstance(self.backend, CpuBackend) else default_threads()
+        return self.backend.threads if isinstance(self.backend, CpuBackend) else default_threads()
 
     @property
     def timings_note(self) -> str | None:

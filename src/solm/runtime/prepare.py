@@ -325,9 +325,9 @@ def cpu_backend(
 def announce(backend: Backend, reason: str | None = None, expected: bool = False) -> None:
     """Say what is in use: backend, precision, KV cache and threads. reason: why it is not the cpu backend."""
     parts = [backend.name]
-    if isinstance(backend, CpuBackend) and not backend.engine.sizes.kv_int8:
-        parts.append(f"{'float32' if backend.engine.precision == 'float32' else 'bfloat16'} KV cache")
-    used = backend.engine.threads if isinstance(backend, CpuBackend) else default_threads()
+    if isinstance(backend, CpuBackend) and not backend.sizes.kv_int8:
+        parts.append(f"{'float32' if backend.precision == 'float32' else 'bfloat16'} KV cache")
+    used = backend.threads if isinstance(backend, CpuBackend) else default_threads()
     parts.append(counted(used, "thread"))
     # On another device torch is what one expects; on the CPU it saves no time.
     slow = reason is not None and backend.device.type == "cpu" and not expected

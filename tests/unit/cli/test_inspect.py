@@ -82,7 +82,7 @@ def test_the_cache_of_a_row_is_what_the_engine_takes(precision, kv_cache_dtype, 
     ) as lm:  # fmt: skip
         session = lm.session()
         session.prefill(np.zeros((1, 300), dtype=np.int64))
-        held = lm.backend.engine.page_memory()
+        held = lm.backend.page_memory()
         told = cache_memory(lm.shapes, 300, precision == "float32", kv_cache_dtype == "int8")
     # Two layers of two heads of 64, for 300 tokens: 19 pages, and 2 tiles of bounds.
     assert told == 2 * 2 * 2 * (19 * 16 * 64 * number + 2 * 16 * 64 * bound)

@@ -8,12 +8,10 @@ from solm.backends import budgets
 from solm.backends.cpu.border import LEAST_STEPS, MAGNITUDES
 from solm.backends.cpu.call import Cache, EngineCall
 from solm.backends.cpu.engine import Engine
-from solm.backends.cpu.files.repack import Progress
-from solm.backends.cpu.files.sources import WeightSource
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import Capability
 from solm.backends.weight_sample import sampled
-from solm.core.arrays import AnyArray, as_numpy, in_kind
+from solm.core.arrays import Array, as_numpy
 from solm.core.sparsity import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
 
 if TYPE_CHECKING:
@@ -24,32 +22,12 @@ _BITS = 17
 """Lower bits of a float32 that a bin does not tell apart: a sixty-fourth of a power of two is one bin."""
 
 
-class CpuBackend:
-    """See `solm.backends.session.Backend`. Steps read and compute only what an action keeps.
-
-    source: the weights, which the engine copies into its own layout, but for the embeddings. precision, threads,
-    kv_cache_dtype, progress: as for `Engine`. Raises as `Engine` does.
-    """
-
-    def __init__(
-        self,
-        source: WeightSource,
-        sparsity: SparsityConfig,
-        precision: str = "auto",
-        threads: int | None = None,
-        kv_cache_dtype: str = "auto",
-        progress: Progress | None = None,
-    ):
-        self.engine = Engine(source, sparsity, precision, threads, kv_cache_dtype, progress=progress)
-        self.shapes, self._sparsity = self.engine.shapes, sparsity
-        self.capability = Capability(
-            source.spec.family, tested=True, shapes=self.shapes, sliding=source.spec.sliding_layers
-        )
+class CpuBackend(Engine):
+    """See `solm.backends.session.Backend`. Steps read and compute only what an action keeps."""
 
     @property
-    def name(self) -> str:
-        """Such as ``cpu int8``."""
-        return self.engine.name
+    def capability(self) -> Capability:
+        return Capability(self.spec.family, tested=True, shapes=self.shapes, sliding=self.spec.sliding_layers)
 
     @property
     def device(self) -> "torch.device":
@@ -59,31 +37,34 @@ class CpuBackend:
 
     @property
     def dtype(self) -> str:
-        return self.engine.name.removeprefix("cpu ")
+        return self.name.removeprefix("cpu ")
 
     @property
     def context(self) -> int:
-        return self.engine.spec.context
-
-    def embed(self, tokens: AnyArray) -> AnyArray:
-        """As `Backend.embed`."""
-        return in_kind(self.engine.embed(as_numpy(tokens)), tokens)
+        return self.spec.context
 
     def sample_weights(self) -> dict[str, np.ndarray]:
         """As `Backend.sample_weights`, from the source: what the engine made of it does not count."""
-        return sampled(self.shapes.layers, self.engine.sample_layer)
+        return sampled(self.spec.layers, self.sample_layer)
 
     def session(self, sparsity: SparsityConfig, capacity: int = 0) -> CpuSession:
         """As `Backend.session`."""
-        return CpuSession(self.engine, sparsity, capacity)
+        return CpuSession(self, sparsity, capacity)
 
-    def channel_thresholds(self, windows: "torch.Tensor", sites: int = MLP_SITES) -> ChannelThresholds:
+    def channel_thresholds(self, windows: Array, sites: int = MLP_SITES) -> ChannelThresholds:
         """As `Backend.channel_thresholds`."""
-        return measure_thresholds(self.engine, self._sparsity, as_numpy(windows), sites)
+        histogram = np.zeros((self.sizes.layers, len(SITES), MAGNITUDES), np.uint32)
+        call = EngineCall(self, SparsityConfig())
+        for window in np.ascontiguousarray(as_numpy(windows), np.int64):
+            cache, state = (Cache(self, len(window)),), budgets.uncontrolled(1)
+            for first in range(0, len(window), _CHUNK):
+                part = window[None, first : first + _CHUNK]
+                call.run(cache, part, np.array([first]), state, logit_steps=0, histogram=histogram)
+        return ChannelThresholds.of(_limits_of(histogram[:, :sites]))
 
     def pages_held(self) -> tuple[int, int]:
         """As `Backend.pages_held`."""
-        memory = self.engine.page_memory()
+        memory = self.page_memory()
         return memory.pages, memory.bytes
 
     @property
@@ -95,22 +76,7 @@ class CpuBackend:
         """As `Backend.detach`; a loaded model was never changed."""
 
 
-def measure_thresholds(
-    engine: Engine, sparsity: SparsityConfig, windows: np.ndarray, sites: int = MLP_SITES
-) -> ChannelThresholds:
-    """The |x| above which every whole percentage of channels lies when windows [N, C] are read densely, at the first
-    `sites` of `SITES`."""
-    histogram = np.zeros((engine.sizes.layers, len(SITES), MAGNITUDES), np.uint32)
-    call = EngineCall(engine, sparsity.exact)
-    for window in np.ascontiguousarray(windows, np.int64):
-        cache, state = (Cache(engine, len(window)),), budgets.uncontrolled(1)
-        for first in range(0, len(window), _CHUNK):
-            part = window[None, first : first + _CHUNK]
-            call.run(cache, part, np.array([first]), state, logit_steps=0, histogram=histogram)
-    return ChannelThresholds.of(limits_of(histogram[:, :sites]))
-
-
-def limits_of(histogram: np.ndarray) -> np.ndarray:
+def _limits_of(histogram: np.ndarray) -> np.ndarray:
     """Limits [..., 101] float64 of the magnitudes that histograms [..., MAGNITUDES] count, to within a bin."""
     counts = histogram.reshape(-1, MAGNITUDES).astype(np.float64)
     limits = np.zeros((len(counts), PERCENTAGES))

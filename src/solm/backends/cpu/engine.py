@@ -21,6 +21,7 @@ from solm.backends.cpu.files.spec import Activation, ModelSpec
 from solm.backends.cpu.files.weight_cache import load_weights
 from solm.backends.cpu.library import library as built
 from solm.backends.machine import check_threads, default_threads
+from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.cost import ModelShapes
 from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
@@ -106,8 +107,8 @@ class Engine:
         precision: str = "auto",
         threads: int | None = None,
         kv_cache_dtype: str = "auto",
-        library: ctypes.CDLL | None = None,
         progress: Progress | None = None,
+        library: ctypes.CDLL | None = None,
     ):
         self.source, self.spec, self.precision = source, source.spec, precision
         reason = unsuited(source.spec, sparsity)
@@ -130,6 +131,9 @@ class Engine:
             raise UnsupportedModelError(f"the cpu backend cannot run this model: {error}") from None
         self.handle = made.value
         self.sizes = described.sizes
+        self.shapes = with_stored_bits(
+            shapes_of(self.spec), self.layout, precision == "float32", kv_cache_dtype == "int8"
+        )
         self.deciders: WeakKeyDictionary[ValuePolicy, Any] = WeakKeyDictionary()
         """What rows' records of this engine point to, see `solm.backends.cpu.call.decider_of`."""
 
@@ -140,12 +144,6 @@ class Engine:
             if self.precision == "nested":
                 raise SolmError("bits of weights need precision nested, and MLP sizes in multiples of 64")
             raise SolmError(f"bits of weights need precision nested or a file's own 4 to 8 bits, not {self.precision}")
-
-    @property
-    def shapes(self) -> ModelShapes:
-        """The model's sizes, as costs need them, with the bits in which they are stored."""
-        float32, int8 = self.precision == "float32", bool(self.sizes.kv_int8)
-        return with_stored_bits(shapes_of(self.spec), self.layout, float32, int8)
 
     @property
     def name(self) -> str:
@@ -163,11 +161,12 @@ class Engine:
         self.library.solm_pages(self.handle, counts)
         return PageMemory(*counts)
 
-    def embed(self, tokens: np.ndarray) -> np.ndarray:
-        """Input embeddings [..., H] float32 of tokens [...], as the first layer reads them. Raises `DamagedFileError`
-        for one outside the vocabulary."""
-        rows = dequantise(self.library, self.source.tensor("embedding"), tokens.reshape(-1), str(self.spec.file))
-        return rows.reshape(*tokens.shape, -1) * np.float32(self.sizes.embedding_scale)
+    def embed(self, tokens: AnyArray) -> AnyArray:
+        """Input embeddings [..., H] float32 of tokens [...], as the first layer reads them, in their kind. Raises
+        `DamagedFileError` for one outside the vocabulary."""
+        ids = as_numpy(tokens)
+        rows = dequantise(self.library, self.source.tensor("embedding"), ids.reshape(-1), str(self.spec.file))
+        return in_kind(rows.reshape(*ids.shape, -1) * np.float32(self.sizes.embedding_scale), tokens)
 
     def sample_layer(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """The middle row of a layer's down projection and the first of its norms by name, as transformers has them."""

@@ -8,7 +8,6 @@ import torch
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
-from solm.backends.cpu.backend import measure_thresholds
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
@@ -49,7 +48,7 @@ def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy
 
 def limits_of_any_text(engine):
     """Thresholds that suit the engine's model."""
-    return measure_thresholds(engine, SPARSITY, tokens(2, 64, seed=6).numpy())
+    return engine.channel_thresholds(tokens(2, 64, seed=6))
 
 
 class InPython(ValuePolicy):

@@ -11,7 +11,6 @@ from helpers.engine import engine_of, pair
 from helpers.engine_edges import Rows
 from helpers.models import keep_of, tiny_model, tokens
 from helpers.policies import BENDS, profile_of, with_hidden, with_projections
-from solm.backends.cpu.backend import measure_thresholds
 from solm.backends.cpu.border import MAGNITUDES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
@@ -43,7 +42,7 @@ def all_thresholds(control):
 
 
 def measured(control, *sites):
-    return measure_thresholds(engine_of(control.model), SPARSITY, tokens(4, 90, seed=6).numpy(), *sites)
+    return engine_of(control.model).channel_thresholds(tokens(4, 90, seed=6), *sites)
 
 
 def test_both_backends_measure_the_same(control, thresholds, all_thresholds):
