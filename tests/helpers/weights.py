@@ -6,7 +6,7 @@ from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 from gguf.quants import dequantize
 
-from solm.backends.cpu.files.sources import QUANTISED, LoadedModel, Tensor, meant, name_in
+from solm.backends.cpu.files.sources import QUANTISED, LoadedModel, Tensor
 
 # Outputs in 64s and inputs in 32s, with a last 64 outside of the 128s.
 GRID_SIZES = {"hidden_size": 64, "head_dim": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
@@ -67,10 +67,8 @@ class QuantisedModel(LoadedModel):
         weight.copy_(torch.from_numpy(dequantize(blocks, kind)))
         self._blocks[name] = kind, blocks
 
-    def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        stored = name_in(self.spec, name, layer, gguf=False)
-        if stored not in self._blocks:
-            return super().tensor(name, layer)
-        kind, blocks = self._blocks[stored]
-        shape = tuple(self._parameters[stored].shape)
-        return meant(self.spec, name, layer, Tensor(stored, kind, shape, blocks.reshape(-1)), gguf=False)
+    def _stored(self, name: str) -> Tensor:
+        if name not in self._blocks:
+            return super()._stored(name)
+        kind, blocks = self._blocks[name]
+        return Tensor(name, kind, tuple(self._parameters[name].shape), blocks.reshape(-1))

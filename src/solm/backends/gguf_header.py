@@ -18,7 +18,7 @@ from gguf.constants import (
     GGUFValueType,
 )
 
-from solm.core.errors import DamagedFileError, SolmError
+from solm.core.errors import DamagedFileError, SolmError, damaged
 
 _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4
@@ -132,7 +132,7 @@ class _Reader:
 
     def damaged(self, field: str, reason: str) -> DamagedFileError:
         shown = "".join(letter if letter.isprintable() else "?" for letter in field[:_LONGEST_SHOWN])
-        return DamagedFileError(f"{self.path} is damaged: {shown}: {reason}")
+        return damaged(self.path, shown, reason)
 
     def header(self) -> GgufHeader:
         if self._number("I", "magic") != GGUF_MAGIC:

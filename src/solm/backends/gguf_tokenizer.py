@@ -7,7 +7,7 @@ adds GPT-2's ``<|endoftext|>`` to a vocabulary that lacks it, as a token that th
 from typing import TYPE_CHECKING, Any
 
 from solm.backends.gguf_header import GgufHeader, read_arrays
-from solm.core.errors import DamagedFileError
+from solm.core.errors import damaged
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -41,7 +41,7 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
     kinds = arrays.get(_KINDS, [])
     for name in (_TOKENS, _MERGES):
         if not all(isinstance(text, str) for text in arrays.get(name, [])):
-            raise DamagedFileError(f"{header.path} is damaged: {name}: must be texts")
+            raise damaged(header.path, name, "must be texts")
     if not tokens or merges is None or any(merge.count(" ") != 1 for merge in merges):
         return None
     special = _special(metadata, tokens)

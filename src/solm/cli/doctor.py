@@ -96,13 +96,13 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
 def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None, str | None]:
     """Why the cpu backend cannot run a model, and why no backend can; None where it can."""
     from solm.backends.cpu.engine import unsuited, unsuited_config
-    from solm.backends.cpu.files.sources import spec_of
+    from solm.backends.cpu.files.sources import source_of
     from solm.backends.torch.load import base_config
     from solm.core.errors import SolmError
     from solm.core.sparsity import SparsityConfig
 
     with suppress(SolmError):  # of a model that only the torch backend knows, or of none
-        return unsuited(spec_of(model, revision), SparsityConfig()), None
+        return unsuited(source_of(model, revision).spec, SparsityConfig()), None
     try:
         config = base_config(model, trust, revision).get_text_config(decoder=True)
         return unsuited_config(config.to_dict(), model, SparsityConfig()), None

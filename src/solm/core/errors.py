@@ -28,6 +28,11 @@ class DamagedFileError(SolmError):
     exit_code = 3
 
 
+def damaged(file: object, field: str, reason: str) -> DamagedFileError:
+    """The error for `field` of a file."""
+    return DamagedFileError(f"{file} is damaged: {field}: {reason}")
+
+
 class CacheFolderError(SolmError):
     """A cache folder that cannot be used; the message says how to choose another."""
 

@@ -24,7 +24,7 @@ from solm.backends.cpu.files.spec import (
     Scales,
 )
 from solm.backends.gguf_header import GgufHeader
-from solm.core.errors import DamagedFileError, UnsupportedModelError
+from solm.core.errors import UnsupportedModelError, damaged
 
 _UNKNOWN = ("mlp_bias", "attention_bias", "attn_logit_softcapping", "final_logit_softcapping",
             "use_bidirectional_attention")  # fmt: skip
@@ -268,6 +268,6 @@ def _divisors(header: GgufHeader, name: str) -> list[float] | None:
     if tensor is None:
         return None
     if tensor.type != "F32" or len(tensor.shape) != 1 or tensor.shape[0] > MOST_WIDTH:
-        raise DamagedFileError(f"{header.path} is damaged: {name}: {tensor.type} {tensor.shape} is no row of F32")
+        raise damaged(header.path, name, f"{tensor.type} {tensor.shape} is no row of F32")
     values = np.fromfile(header.path, np.float32, tensor.shape[0], offset=tensor.offset)
     return [float(value) for value in values]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from solm.core.errors import DamagedFileError
+from solm.core.errors import DamagedFileError, damaged
 
 _LARGEST = sys.float_info.max
 _LONGEST_SHOWN = 60
@@ -27,7 +27,7 @@ class Fields:
         return self.names.get(name, name)
 
     def damaged(self, name: str, reason: str) -> DamagedFileError:
-        return DamagedFileError(f"{self.file} is damaged: {self.name_of(name)}: {reason}")
+        return damaged(self.file, self.name_of(name), reason)
 
     def get(self, name: str) -> Any:
         """The value as it is; None where the file has none."""

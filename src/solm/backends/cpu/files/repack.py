@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from solm.backends.cpu import border
 from solm.backends.cpu.files.layout import HeadForm, Layout, Part
 from solm.backends.cpu.files.sources import Tensor, WeightSource
-from solm.core.errors import DamagedFileError, DataError, SolmError
+from solm.core.errors import DataError, SolmError, damaged
 
 Progress = Callable[[int, int], None]
 """Called with how many of how many parts are done, the layers and the head."""
@@ -141,7 +141,7 @@ def vector(source: WeightSource, name: str, layer: int | None = None) -> NDArray
 
 def _finite(values: NDArray[np.float32], file: str, name: str) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
-        raise DamagedFileError(f"{file} is damaged: {name}: it holds values that are not finite")
+        raise damaged(file, name, "it holds values that are not finite")
     return values
 
 
@@ -149,4 +149,4 @@ def _check(code: int, message: ctypes.Array[ctypes.c_char], file: str, name: str
     try:
         border.check(code, message)
     except DataError as error:
-        raise DamagedFileError(f"{file} is damaged: {name}: {error}") from None
+        raise damaged(file, name, str(error)) from None

@@ -1,12 +1,13 @@
-"""What the engine is built from: a GGUF file, a folder of safetensors or a loaded model, behind one protocol."""
+"""What the engine is built from: a GGUF file, a folder of safetensors or a loaded model, behind one interface."""
 
 import hashlib
 import math
 import mmap
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType as TensorType
@@ -17,7 +18,7 @@ from solm.backends.cpu.files.fields import shown
 from solm.backends.cpu.files.spec import MODEL, ModelSpec, Place
 from solm.backends.gguf_header import read_header
 from solm.backends.names import folder_of, gguf_of
-from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
+from solm.core.errors import SolmError, UnsupportedModelError, damaged
 from solm.core.files import parse_object, read_object
 
 if TYPE_CHECKING:
@@ -105,143 +106,112 @@ def half_split(heads: int, head_dim: int) -> NDArray[np.int32]:
     return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
 
 
-class WeightSource(Protocol):
-    """A model's description and its tensors."""
+class WeightSource(ABC):
+    """A model's description and its tensors. gguf: which of a tensor's two names the source has it under."""
 
-    @property
-    def spec(self) -> ModelSpec: ...
+    spec: ModelSpec
+    gguf = False
+
+    def __init__(self) -> None:
+        self._files: list[tuple[Path, int]] = []  # and bytes of their headers
 
     @property
     def identity(self) -> str | None:
         """A digest that other files do not have; None for weights that are not in files."""
+        return identity_of(self._files) if self._files else None
 
     @property
     def times(self) -> list[int]:
         """When its files were changed last, in nanoseconds."""
+        return [path.stat().st_mtime_ns for path, _ in self._files]
 
     def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        """The tensor `name` (see `solm.backends.cpu.files.spec`) of a layer, or with None of the model. The head
-        of a model with a tied head is its embedding."""
+        """The tensor `name` (see `solm.backends.cpu.files.spec`) of a layer, or with None of the model: its rows of one
+        that is fused, and norms with what transformers adds to them. The head of a model with a tied head is its
+        embedding."""
+        spec = self.spec
+        place = spec.places(layer)["embedding" if name == "head" and spec.tied_head else name]
+        stored = self._stored(self._name(place))
+        if place.fused:
+            first = sum(spec.shape(other)[0] for other in place.fused[: place.fused.index(name)])
+            stored = stored.rows(first, spec.shape(name)[0])
+        if self.gguf:
+            if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
+                heads = spec.heads if name.startswith("q") else spec.kv_heads
+                stored = replace(stored, row_order=half_split(heads, spec.head_dim))
+        elif spec.description.norm_offset and name.endswith("norm"):
+            values = stored.floats() + np.float32(spec.description.norm_offset)
+            stored = Tensor(stored.name, TensorType.F32, stored.shape, values.view(np.uint8))
+        return stored
 
-    def release(self, tensor: Tensor) -> None:
+    def release(self, tensor: Tensor) -> None:  # noqa: B027
         """Let go of the memory that reading `tensor` took, where it is mapped from a file."""
 
+    @abstractmethod
+    def _stored(self, name: str) -> Tensor:
+        """The tensor that the source itself calls `name`, as it is there."""
 
-Listed = Mapping[str, tuple[TensorType, tuple[int, ...]]]
-"""Types and shapes of a source's tensors by the names that it has them under."""
+    def _name(self, place: Place) -> str:
+        return place.gguf if self.gguf else place.transformers
 
+    def _check(self, listed: Mapping[str, tuple[TensorType, tuple[int, ...]]]) -> None:
+        """Check that the source has the tensors that `spec` asks for, in their shapes and in supported types, and no
+        others. listed: types and shapes of all by its own names.
 
-def check_tensors(spec: ModelSpec, listed: Listed, gguf: bool, ignored: Iterable[str] = ()) -> None:
-    """Check that a source has the tensors that `spec` asks for, in their shapes and in supported types, and no others.
-
-    gguf: which of the two names counts. ignored: names that may be there as well. Raises `DamagedFileError` with file
-    and tensor; `UnsupportedModelError` for a tensor that the family does not have.
-    """
-    left = set(listed) - set(ignored)
-    for layer in (None, *range(spec.layers)):
-        for ours, place in spec.places(layer).items():
-            name = place.gguf if gguf else place.transformers
-            if name not in listed:
-                raise _damaged(spec.file, name, "it is missing")
-            kind, shape = listed[name]
-            left.discard(name)
-            wanted = _whole_shape(spec, ours, place)
-            if shape != wanted:
-                raise _damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
-            allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
-            if kind not in allowed:
-                names = ", ".join(some.name for some in allowed)
-                raise _damaged(spec.file, name, f"type {kind.name} is not among {names}")
-    if left:
-        raise UnsupportedModelError(f"{spec.file}: tensor {shown(min(left))} is not known in family {spec.family}")
-
-
-def ignored_of(spec: ModelSpec, listed: Iterable[str]) -> set[str]:
-    """Tensors that a transformers model may have beside its weights: a tied head's copy, and frequencies."""
-    copies = {MODEL["head"].transformers} if spec.tied_head else set()
-    return copies | {name for name in listed if name.endswith("rotary_emb.inv_freq")}
-
-
-def _damaged(file: Path | str, name: str, reason: str) -> DamagedFileError:
-    return DamagedFileError(f"{file} is damaged: {name}: {reason}")
+        Raises `DamagedFileError` with file and tensor; `UnsupportedModelError` for a tensor that the family does not
+        have.
+        """
+        spec = self.spec
+        ignored = _NOT_WEIGHTS if self.gguf else [name for name in listed if name.endswith("rotary_emb.inv_freq")]
+        copies = [MODEL["head"].transformers] if spec.tied_head and not self.gguf else []
+        left = set(listed).difference(ignored, copies)
+        for layer in (None, *range(spec.layers)):
+            for ours, place in spec.places(layer).items():
+                name = self._name(place)
+                if name not in listed:
+                    raise damaged(spec.file, name, "it is missing")
+                kind, shape = listed[name]
+                left.discard(name)
+                rows = sum(spec.shape(other)[0] for other in place.fused or (ours,))
+                wanted = (rows, *spec.shape(ours)[1:])
+                if shape != wanted:
+                    raise damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
+                allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
+                if kind not in allowed:
+                    names = ", ".join(some.name for some in allowed)
+                    raise damaged(spec.file, name, f"type {kind.name} is not among {names}")
+        if left:
+            raise UnsupportedModelError(f"{spec.file}: tensor {shown(min(left))} is not known in family {spec.family}")
 
 
-def name_in(spec: ModelSpec, name: str, layer: int | None, gguf: bool) -> str:
-    """What a source calls the tensor `name`, or the one that has it among its rows."""
-    place = _place(spec, name, layer)
-    return place.gguf if gguf else place.transformers
-
-
-def meant(spec: ModelSpec, name: str, layer: int | None, stored: Tensor, gguf: bool) -> Tensor:
-    """The tensor `name` of the one that a source has stored: its rows of a fused one, and norms with what transformers
-    adds to them."""
-    fused = _place(spec, name, layer).fused
-    if fused:
-        first = sum(spec.shape(other)[0] for other in fused[: fused.index(name)])
-        return stored.rows(first, spec.shape(name)[0])
-    offset = 0.0 if gguf else spec.description.norm_offset
-    if not offset or not name.endswith("norm"):
-        return stored
-    values = stored.floats() + np.float32(offset)
-    return Tensor(stored.name, TensorType.F32, stored.shape, values.view(np.uint8))
-
-
-def _place(spec: ModelSpec, name: str, layer: int | None) -> Place:
-    return spec.places(layer)["embedding" if name == "head" and spec.tied_head else name]
-
-
-def _whole_shape(spec: ModelSpec, name: str, place: Place) -> tuple[int, ...]:
-    """The shape of the tensor that has `name`, alone or among others."""
-    rows = sum(spec.shape(other)[0] for other in place.fused or (name,))
-    return (rows, *spec.shape(name)[1:])
-
-
-class _Stored(NamedTuple):
+class _Place(NamedTuple):
     """Where a tensor is: bytes [begin, end) of a file that is mapped into memory."""
 
     map: mmap.mmap
-    content: NDArray[np.uint8]
     type: TensorType
     shape: tuple[int, ...]
     begin: int
     end: int
 
 
-class _MappedFiles:
+class _MappedFiles(WeightSource):
     """Tensors that are views into read-only maps of files, which other processes share."""
 
-    spec: ModelSpec
-    gguf = False
-
     def __init__(self) -> None:
-        self._stored: dict[str, _Stored] = {}
-        self._files: list[tuple[Path, int]] = []  # and bytes of their headers
-
-    @property
-    def identity(self) -> str:
-        return identity_of(self._files)
-
-    @property
-    def times(self) -> list[int]:
-        return [path.stat().st_mtime_ns for path, _ in self._files]
-
-    def tensor(self, name: str, layer: int | None = None) -> Tensor:
-        theirs = name_in(self.spec, name, layer, self.gguf)
-        place = self._stored[theirs]
-        order = None
-        if self.gguf and self.spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
-            order = half_split(self.spec.heads if name.startswith("q") else self.spec.kv_heads, self.spec.head_dim)
-        stored = Tensor(theirs, place.type, place.shape, place.content[place.begin : place.end], order)
-        return meant(self.spec, name, layer, stored, self.gguf)
+        super().__init__()
+        self._places: dict[str, _Place] = {}
 
     def release(self, tensor: Tensor) -> None:
-        place = self._stored[tensor.name]
+        place = self._places[tensor.name]
         begin = place.begin // mmap.PAGESIZE * mmap.PAGESIZE
         place.map.madvise(mmap.MADV_DONTNEED, begin, place.end - begin)
 
-    def _check(self, ignored: Iterable[str]) -> None:
-        listed = {name: (place.type, place.shape) for name, place in self._stored.items()}
-        check_tensors(self.spec, listed, self.gguf, ignored)
+    def _stored(self, name: str) -> Tensor:
+        place = self._places[name]
+        return Tensor(name, place.type, place.shape, np.frombuffer(place.map, np.uint8)[place.begin : place.end])
+
+    def _check_places(self) -> None:
+        self._check({name: (place.type, place.shape) for name, place in self._places.items()})
 
 
 def identity_of(files: Iterable[tuple[Path, int]]) -> str:
@@ -277,12 +247,11 @@ class GgufFile(_MappedFiles):
         header = read_header(path)
         self.spec = from_gguf(header)
         map_ = _mapped(path)
-        content = np.frombuffer(map_, np.uint8)
         for tensor in header.tensors:
             kind, end = TensorType.__members__[tensor.type], tensor.offset + tensor.bytes
-            self._stored[tensor.name] = _Stored(map_, content, kind, tensor.shape[::-1], tensor.offset, end)
+            self._places[tensor.name] = _Place(map_, kind, tensor.shape[::-1], tensor.offset, end)
         self._files = [(path, min(tensor.offset for tensor in header.tensors))]
-        self._check(_NOT_WEIGHTS)
+        self._check_places()
 
 
 class SafetensorsFolder(_MappedFiles):
@@ -299,7 +268,7 @@ class SafetensorsFolder(_MappedFiles):
         self._files = [(path, 0)]
         for shard in _shards(folder):
             self._add(shard)
-        self._check(ignored_of(self.spec, self._stored))
+        self._check_places()
 
     def _add(self, path: Path) -> None:
         """Map a file and list its tensors."""
@@ -307,45 +276,40 @@ class SafetensorsFolder(_MappedFiles):
         size = len(map_)
         length = int.from_bytes(map_[:8], "little") if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-            raise DamagedFileError(f"{path} is damaged: header: it is said to take {length} of {size} bytes")
+            raise damaged(path, "header", f"it is said to take {length} of {size} bytes")
         header = parse_object(path, map_[8 : 8 + length])
         self._files.append((path, 8 + length))
-        content = np.frombuffer(map_, np.uint8)
         for name, entry in header.items():
             if name != "__metadata__":
-                self._stored[name] = _entry(path, name, entry, 8 + length, map_, content)
+                self._places[name] = _entry(path, name[:100], entry, 8 + length, map_)
 
 
 def _mapped(path: Path) -> "mmap.mmap":
     try:
         with path.open("rb") as file:
             if not file.seek(0, 2):
-                raise DamagedFileError(f"{path} is damaged: header: it is said to take 0 of 0 bytes")
+                raise damaged(path, "header", "it is said to take 0 of 0 bytes")
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a NUL
         raise SolmError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
-def _entry(path: Path, name: str, entry: Any, start: int, map_: mmap.mmap, content: NDArray[np.uint8]) -> _Stored:
+def _entry(path: Path, name: str, entry: Any, start: int, map_: mmap.mmap) -> _Place:
     """The tensor that an entry of a header describes; its data begins at `start`."""
-
-    def damaged(reason: str) -> DamagedFileError:
-        return DamagedFileError(f"{path} is damaged: {name[:100]}: {reason}")
-
     dtype, shape, place = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
     if not isinstance(shape, list) or not isinstance(place, list):
-        raise damaged(f"its entry is no object with {', '.join(_ENTRY)}")
+        raise damaged(path, name, f"its entry is no object with {', '.join(_ENTRY)}")
     kind = next((kind for kind in FLOATS if kind.name == dtype), None)
     if kind is None:
-        raise damaged(f"type {str(dtype)[:20]} is not among {', '.join(kind.name for kind in FLOATS)}")
+        raise damaged(path, name, f"type {str(dtype)[:20]} is not among {', '.join(kind.name for kind in FLOATS)}")
     for what, numbers in (("shape", shape), ("data_offsets", place)):
         if any(type(number) is not int or number < 0 for number in numbers):
-            raise damaged(f"{what}: it is no list of whole numbers")
+            raise damaged(path, name, f"{what}: it is no list of whole numbers")
     if len(place) != 2 or place[1] - place[0] != math.prod(shape) * (4 if kind == TensorType.F32 else 2):
-        raise damaged(f"bytes {place} do not hold {dtype} of shape {shape}")
-    if start + place[1] > len(content):
-        raise damaged(f"its bytes {place} lie past the end of the file")
-    return _Stored(map_, content, kind, tuple(shape), start + place[0], start + place[1])
+        raise damaged(path, name, f"bytes {place} do not hold {dtype} of shape {shape}")
+    if start + place[1] > len(map_):
+        raise damaged(path, name, f"its bytes {place} lie past the end of the file")
+    return _Place(map_, kind, tuple(shape), start + place[0], start + place[1])
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -356,11 +320,11 @@ def _shards(folder: Path) -> list[Path]:
         raise SolmError(f"{folder} has neither {_SINGLE} nor {_INDEX}")
     names = read_object(folder / _INDEX).get("weight_map")
     if not isinstance(names, dict) or not all(isinstance(name, str) and "/" not in name for name in names.values()):
-        raise DamagedFileError(f"{folder / _INDEX} is damaged: weight_map: it does not name files")
+        raise damaged(folder / _INDEX, "weight_map", "it does not name files")
     return [folder / name for name in sorted(set(names.values()))]
 
 
-class LoadedModel:
+class LoadedModel(WeightSource):
     """The parameters of `model`, which must stay as they are while the source is used. Those in float64 are read in
     float32.
 
@@ -371,8 +335,7 @@ class LoadedModel:
     def __init__(self, model: "PreTrainedModel"):
         import torch
 
-        self.identity: str | None = None
-        self.times: list[int] = []
+        super().__init__()
         config = model.config.get_text_config(decoder=True)
         self.spec = from_config(
             config.to_dict(), "the model's configuration", str(config.name_or_path or config.model_type)
@@ -383,21 +346,14 @@ class LoadedModel:
                 raise UnsupportedModelError(f"{name} is quantised already; weights must be floats")
             if weight.device.type != "cpu":
                 raise UnsupportedModelError(f"{name} is on {weight.device}; weights must be on the CPU")
-        listed = {name: (_type_of(weight), tuple(weight.shape)) for name, weight in self._parameters.items()}
-        check_tensors(self.spec, listed, gguf=False, ignored=ignored_of(self.spec, listed))
+        self._check({name: (_type_of(weight), tuple(weight.shape)) for name, weight in self._parameters.items()})
 
-    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+    def _stored(self, name: str) -> Tensor:
         import torch
 
-        theirs = name_in(self.spec, name, layer, gguf=False)
-        weight = self._parameters[theirs]
+        weight = self._parameters[name]
         weight = (weight if str(weight.dtype) in _TYPES else weight.float()).contiguous()
-        data = weight.flatten().view(torch.uint8).numpy()
-        stored = Tensor(theirs, _type_of(weight), tuple(weight.shape), data)
-        return meant(self.spec, name, layer, stored, gguf=False)
-
-    def release(self, tensor: Tensor) -> None:
-        pass
+        return Tensor(name, _type_of(weight), tuple(weight.shape), weight.flatten().view(torch.uint8).numpy())
 
 
 def _type_of(weight: "torch.Tensor") -> TensorType:
@@ -412,13 +368,3 @@ def source_of(name: str, revision: str | None = None) -> WeightSource:
     """
     gguf = gguf_of(name)
     return SafetensorsFolder(folder_of(name, revision)) if gguf is None else GgufFile(gguf)
-
-
-def spec_of(name: str, revision: str | None = None) -> ModelSpec:
-    """The cpu backend's description of a model, from a GGUF file's header or a folder's config.json alone. Raises as
-    `source_of` does."""
-    gguf = gguf_of(name)
-    if gguf is not None:
-        return from_gguf(read_header(gguf))
-    path = folder_of(name, revision) / "config.json"
-    return from_config(read_object(path), path, name)
