@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 from collections.abc import Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,60 +65,42 @@ def cpu_quota(system: Path = SYSTEM, processes: Path = PROCESSES) -> float | Non
     The smallest quota of a group and those around it counts.
     """
     quotas = []
-    for controllers, path in _control_groups(processes):
-        if not controllers:
-            for group in _groups_around(system / "fs/cgroup", path):
-                quota, _, period = _read(group / "cpu.max").strip().partition(" ")
-                quotas.append(_quota(quota, period))
-        elif "cpu" in controllers.split(","):
-            for mount in {controllers, "cpu"}:
-                for group in _groups_around(system / "fs/cgroup" / mount, path):
-                    quotas.append(_quota(_read(group / "cpu.cfs_quota_us"), _read(group / "cpu.cfs_period_us")))
-    return min((quota for quota in quotas if quota is not None), default=None)
+    for group in _control_groups("cpu", system, processes):
+        texts = _read(group / "cpu.max").split() or [_read(group / f"cpu.cfs_{of}_us") for of in ("quota", "period")]
+        with suppress(ValueError):  # "max", or no such file
+            quota, period = map(int, texts)
+            if quota > 0 and period > 0:  # -1: no limit
+                quotas.append(quota / period)
+    return min(quotas, default=None)
 
 
 def free_memory(system: Path = SYSTEM, processes: Path = PROCESSES) -> int:
     """Bytes that are free or can be freed, within the limits of the control groups of version 2 that the process is
-    in."""
+    in. What the kernel caches of files counts as free."""
     import psutil
 
     room = [int(psutil.virtual_memory().available)]
-    for controllers, path in _control_groups(processes):
-        if not controllers:
-            room += [_room_of_group(group, room[0]) for group in _groups_around(system / "fs/cgroup", path)]
+    for group in _control_groups("memory", system, processes):
+        with suppress(ValueError):  # "max", or no such file
+            limit, used = int(_read(group / "memory.max")), int(_read(group / "memory.current"))
+            cached = dict(line.split() for line in _read(group / "memory.stat").splitlines())
+            room.append(max(0, limit - used + int(cached.get("inactive_file", 0))))
     return min(room)
 
 
-def _room_of_group(group: Path, otherwise: int) -> int:
-    """What is left of a control group's limit, bytes; what the kernel caches of files counts as free."""
-    try:
-        limit, used = int(_read(group / "memory.max")), int(_read(group / "memory.current"))
-    except ValueError:  # "max", or no such file
-        return otherwise
-    cached = dict(line.split() for line in _read(group / "memory.stat").splitlines())
-    return max(0, limit - used + int(cached.get("inactive_file", 0)))
-
-
-def _control_groups(processes: Path) -> list[tuple[str, str]]:
-    """Controllers, empty for version 2, and path of every control group of this process."""
-    lines = (line.split(":", 2) for line in _read(processes / "self/cgroup").splitlines())
-    return [(parts[1], parts[2]) for parts in lines if len(parts) == 3]
-
-
-def _groups_around(mount: Path, path: str) -> list[Path]:
-    """The folder of the control group `path`, and of those around it, under their file system at `mount`. Where a
-    container does not see its own group's path, the root that it sees is its own."""
-    group = mount / path.strip("/")
-    return [group, *(parent for parent in group.parents if parent.is_relative_to(mount))]
-
-
-def _quota(quota: str, period: str) -> float | None:
-    """Cores by microseconds of time in a period; None where there is no limit, written as ``max`` or -1."""
-    try:
-        allowed, of = int(quota), int(period)
-    except ValueError:
-        return None
-    return allowed / of if allowed > 0 and of > 0 else None
+def _control_groups(controller: str, system: Path, processes: Path) -> list[Path]:
+    """The folders of the control groups of this process with `controller`, and of those around them. Where a container
+    does not see its own group's path, the root that it sees is its own."""
+    groups = []
+    for line in filter(None, _read(processes / "self/cgroup").splitlines()):
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        for mount in {controllers, controller} if controllers else {""}:  # of version 1, and 2
+            root = system / "fs/cgroup" / mount
+            group = root / path.strip("/")
+            groups += [group, *(parent for parent in group.parents if parent.is_relative_to(root))]
+    return groups
 
 
 def _siblings(number: int, system: Path) -> str:

@@ -143,37 +143,30 @@ class Tokenizer:
 def model_tokenizer(name: str, trust_remote_code: bool = False, revision: str | None = None) -> Any:
     """The tokenizer that comes with a model: a `Tokenizer`, or transformers' own where only that can be used.
 
-    What transformers makes of a model's files is kept in the cache folder, and read from there the next time. Raises
-    `SolmError` for a model without a tokenizer, or where there is none.
+    What is made of a model's files is kept in the cache folder, and read from there the next time. Raises `SolmError`
+    for a model without a tokenizer, or where there is none.
     """
-    has_chat_template(name)
-
-    def full() -> "PreTrainedTokenizerBase":
-        return transformers_tokenizer(name, trust_remote_code, revision)
-
-    if trust_remote_code:
-        return full()
     gguf = gguf_of(name)
-    files = [gguf] if gguf is not None else _files(folder_of(name, revision))
-    folder = cache_folder() / f"tokenizer-{_stamp(files)}"
-    quick = None if gguf is None or folder.is_dir() else _from_header(read_header(gguf))
-    if quick is not None:
-        with suppress(OSError):
-            made_folder(folder, quick.save)
-        return quick
-    if not folder.is_dir():
-        made = full()
-        facts = _facts_of(made)
-        if facts is None:
-            return made
+    header = None if gguf is None else read_header(gguf)
+    if header is not None and "tokenizer.ggml.tokens" not in header.metadata:
+        raise SolmError(f"model {name!r} has no tokenizer: the file has no field tokenizer.ggml.tokens")
+    if trust_remote_code:
+        return transformers_tokenizer(name, trust_remote_code, revision)
+    folder = cache_folder() / f"tokenizer-{_stamp(_files(folder_of(name, revision)) if gguf is None else [gguf])}"
+    if folder.is_dir():
         try:
-            made_folder(folder, Tokenizer(made.backend_tokenizer, facts).save)
-        except OSError:
-            return made
-    try:
-        return Tokenizer.load(folder)
-    except Exception:  # a damaged file, for which the package has no error of its own
-        return full()
+            return Tokenizer.load(folder)
+        except Exception:  # a damaged file, for which the package has no error of its own
+            return transformers_tokenizer(name, trust_remote_code, revision)
+    made = None if header is None else _from_header(header)
+    if made is None:
+        full = transformers_tokenizer(name, trust_remote_code, revision)
+        made = _without_transformers(full)
+        if made is None:
+            return full
+    with suppress(OSError):
+        made_folder(folder, made.save)
+    return made
 
 
 def transformers_tokenizer(
@@ -199,20 +192,6 @@ def transformers_tokenizer(
             raise not_loadable(name, missing) from missing
         reason = str(error).strip().split("\n")[0].rstrip(":. ")
         raise SolmError(f"model {name!r} has no tokenizer that can be read ({reason})") from error
-
-
-def has_chat_template(name: str) -> bool | None:
-    """Whether a GGUF file's tokenizer has a chat template, by the file's header; None for other models.
-
-    Raises `SolmError` for a file without a tokenizer.
-    """
-    gguf = gguf_of(name)
-    if gguf is None:
-        return None
-    metadata = read_header(gguf).metadata
-    if "tokenizer.ggml.tokens" not in metadata:
-        raise SolmError(f"model {name!r} has no tokenizer: the file has no field tokenizer.ggml.tokens")
-    return "tokenizer.chat_template" in metadata
 
 
 def _from_header(header: GgufHeader) -> Tokenizer | None:
@@ -259,12 +238,12 @@ def _byte_level() -> dict[str, int]:
     return {letter: byte for byte, letter in enumerate(byte_letters())}
 
 
-def _facts_of(tokenizer: "PreTrainedTokenizerBase") -> _Facts | None:
-    """What is kept of a tokenizer beside its tokenizer.json; None where `Tokenizer` could not stand in for it."""
+def _without_transformers(tokenizer: "PreTrainedTokenizerBase") -> Tokenizer | None:
+    """The same tokenizer on the `tokenizers` package alone; None where that could not stand in for it."""
     backend, template = getattr(tokenizer, "backend_tokenizer", None), tokenizer.chat_template
     cleans = tokenizer.clean_up_tokenization_spaces and type(getattr(backend, "model", None)).__name__ != "BPE"
     if backend is None or cleans or not isinstance(template, str | None):
         return None
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items() if isinstance(token, str)}
     settings = {name: getattr(tokenizer, name) for name in ("model_max_length", "padding_side", "truncation_side")}
-    return _Facts(template, special, list(tokenizer.all_special_ids), settings)
+    return Tokenizer(backend, _Facts(template, special, list(tokenizer.all_special_ids), settings))
