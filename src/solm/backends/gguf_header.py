@@ -2,21 +2,17 @@
 
 import math
 import mmap
+import os
 import struct
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from gguf.constants import (
-    GGML_QUANT_SIZES,
-    GGUF_DEFAULT_ALIGNMENT,
-    GGUF_MAGIC,
-    GGMLQuantizationType,
-    GGUFValueType,
-)
+import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGMLQuantizationType, GGUFReader, GGUFValueType
 
 from solm.core.errors import DamagedFileError, SolmError, damaged
 
@@ -29,11 +25,8 @@ _LONGEST_SHOWN = 100
 """Letters of a name in a message."""
 _LONGEST_KEPT = 4096
 """Numbers of an array that are kept. Longer ones belong to the tokenizer."""
-_SCALARS = {
-    GGUFValueType.UINT8: "B", GGUFValueType.INT8: "b", GGUFValueType.UINT16: "H", GGUFValueType.INT16: "h",
-    GGUFValueType.UINT32: "I", GGUFValueType.INT32: "i", GGUFValueType.FLOAT32: "f", GGUFValueType.UINT64: "Q",
-    GGUFValueType.INT64: "q", GGUFValueType.FLOAT64: "d", GGUFValueType.BOOL: "?",
-}  # fmt: skip
+_SCALARS = GGUFReader.gguf_scalar_to_np
+"""NumPy's types of numbers by GGUF's."""
 
 
 @dataclass(frozen=True)
@@ -97,47 +90,51 @@ def read_header(path: Path) -> GgufHeader:
     """
     try:
         status = path.stat()
-        return _read(path, status.st_size, status.st_mtime_ns)
     except OSError as error:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
+    return _read(path, status.st_size, status.st_mtime_ns)
 
 
 def read_arrays(path: Path, names: frozenset[str]) -> dict[str, list[Any]]:
     """The long arrays `names` of a file's metadata, as far as it has them. Raises as `read_header` does."""
-    try:
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            metadata = _Reader(path, content, names).header().metadata
-    except (OSError, ValueError) as error:
-        raise SolmError(f"cannot read {path}: {error}") from error
+    metadata = _Reader(path, names).header().metadata
     return {name: metadata[name] for name in names if isinstance(metadata.get(name), list)}
 
 
 @lru_cache(maxsize=4)
 def _read(path: Path, size: int, changed: int) -> GgufHeader:
     """The header of a file of this size and time; a large vocabulary takes a quarter of a second to pass over."""
-    with path.open("rb") as file:
-        if not file.seek(0, 2):
-            return _Reader(path, b"").header()
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            return _Reader(path, content).header()
+    return _Reader(path).header()
+
+
+def mapped(path: Path) -> mmap.mmap:
+    """The content of a file, mapped read-only. Raises `SolmError` for one that cannot be read, `DamagedFileError` for
+    an empty one."""
+    try:
+        with path.open("rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                raise damaged(path, "header", "the file is empty")
+            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a NUL
+        raise SolmError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 class _Reader:
     """Reads one file from its start; every read is checked against the file's size before it is made. whole: arrays
     that are kept whatever their length."""
 
-    def __init__(self, path: Path, content: "bytes | mmap.mmap", whole: frozenset[str] = frozenset()):
-        self.path, self.content, self.size, self.whole = path, content, len(content), whole
-        self.place = 0
+    def __init__(self, path: Path, whole: frozenset[str] = frozenset()):
+        self.path, self.content, self.whole = path, mapped(path), whole
+        self.size, self.place = len(self.content), 0
 
     def damaged(self, field: str, reason: str) -> DamagedFileError:
         shown = "".join(letter if letter.isprintable() else "?" for letter in field[:_LONGEST_SHOWN])
         return damaged(self.path, shown, reason)
 
     def header(self) -> GgufHeader:
-        if self._number("I", "magic") != GGUF_MAGIC:
+        if self._integer(4, "magic") != GGUF_MAGIC:
             raise DamagedFileError(f"{self.path} is not a GGUF file: it does not begin with GGUF")
-        version = self._number("I", "version")
+        version = self._integer(4, "version")
         if version & 0xFFFF == 0:
             raise self.damaged("version", "a big-endian file, which is not supported")
         if version not in _VERSIONS:
@@ -162,12 +159,17 @@ class _Reader:
         self.place += count
         return begin
 
-    def _number(self, code: str, field: str) -> Any:
-        begin = self._skip(struct.calcsize("<" + code), field)
-        return struct.unpack_from("<" + code, self.content, begin)[0]
+    def _integer(self, size: int, field: str) -> int:
+        """A whole number of `size` bytes."""
+        begin = self._skip(size, field)
+        return int.from_bytes(self.content[begin : self.place], "little")
+
+    def _numbers(self, kind: GGUFValueType, count: int, field: str) -> list[Any]:
+        dtype = np.dtype(_SCALARS[kind])
+        return list(np.frombuffer(self.content, dtype, count, self._skip(count * dtype.itemsize, field)).tolist())
 
     def _count(self, field: str, most: int) -> int:
-        count: int = self._number("Q", field)
+        count = self._integer(8, field)
         if count > most:
             raise self.damaged(field, f"{count} is more than {most}")
         return count
@@ -180,7 +182,7 @@ class _Reader:
             raise self.damaged(field, "it is not UTF-8") from None
 
     def _kind(self, field: str) -> GGUFValueType:
-        number = self._number("I", field)
+        number = self._integer(4, field)
         try:
             return GGUFValueType(number)
         except ValueError:
@@ -190,7 +192,7 @@ class _Reader:
         if kind == GGUFValueType.STRING:
             return self._text(field)
         if kind != GGUFValueType.ARRAY:
-            return self._number(_SCALARS[kind], field)
+            return self._numbers(kind, 1, field)[0]
         inner, length = self._kind(field), self._count(field, _LONGEST_ARRAY)
         if inner == GGUFValueType.ARRAY:
             raise self.damaged(field, "an array of arrays, which is not supported")
@@ -199,9 +201,9 @@ class _Reader:
         if inner == GGUFValueType.STRING:
             self._skip_texts(length, field)
         elif length <= _LONGEST_KEPT or field in self.whole:
-            return [self._number(_SCALARS[inner], field) for _ in range(length)]
+            return self._numbers(inner, length, field)
         else:
-            self._skip(length * struct.calcsize("<" + _SCALARS[inner]), field)
+            self._skip(length * np.dtype(_SCALARS[inner]).itemsize, field)
         return ArrayInfo(inner.name, length)
 
     def _skip_texts(self, count: int, field: str) -> None:
@@ -215,11 +217,11 @@ class _Reader:
 
     def _tensor(self, index: int) -> TensorInfo:
         name = self._text(f"name of tensor {index}")
-        dimensions = self._number("I", name)
+        dimensions = self._integer(4, name)
         if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise self.damaged(name, f"{dimensions} dimensions; expected 1 to {_MOST_DIMENSIONS}")
-        shape = tuple(self._number("Q", name) for _ in range(dimensions))
-        number = self._number("I", name)
+        shape = tuple(self._integer(8, name) for _ in range(dimensions))
+        number = self._integer(4, name)
         try:
             kind = GGMLQuantizationType(number)
         except ValueError:
@@ -227,7 +229,7 @@ class _Reader:
         block, size = GGML_QUANT_SIZES[kind]
         if shape[0] % block:
             raise self.damaged(name, f"rows of {shape[0]} values; type {kind.name} has blocks of {block}")
-        return TensorInfo(name, shape, kind.name, math.prod(shape) // block * size, self._number("Q", name))
+        return TensorInfo(name, shape, kind.name, math.prod(shape) // block * size, self._integer(8, name))
 
     def _placed(self, tensors: list[TensorInfo], metadata: dict[str, Any]) -> tuple[TensorInfo, ...]:
         """The tensors with offsets from the start of the file, checked against its size."""
@@ -246,7 +248,7 @@ class _Reader:
                 raise self.damaged(
                     tensor.name, f"bytes {offset} to {offset + tensor.bytes} lie past the end, at byte {self.size}"
                 )
-            placed[tensor.name] = TensorInfo(tensor.name, tensor.shape, tensor.type, tensor.bytes, offset)
+            placed[tensor.name] = replace(tensor, offset=offset)
         for before, after in pairwise(sorted(placed.values(), key=lambda tensor: tensor.offset)):
             if after.offset < before.offset + before.bytes:
                 raise self.damaged(after.name, f"it overlaps {before.name[:_LONGEST_SHOWN]}")

@@ -63,7 +63,7 @@ EMBEDDING = b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 5000)
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda content: b"", "magic: the file ends within it"),
+        (lambda content: b"", "header: the file is empty"),
         (lambda content: b"GGML" + content[4:], "is not a GGUF file"),
         (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], "version: 9 is not among 2, 3"),
         (lambda content: content[:4] + struct.pack(">I", 3) + content[8:], "version: a big-endian file"),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from solm.backends.cpu.files.config import from_config, from_gguf
 from solm.backends.cpu.files.fields import shown
 from solm.backends.cpu.files.spec import MODEL, ModelSpec, Place
-from solm.backends.gguf_header import read_header
+from solm.backends.gguf_header import mapped, read_header
 from solm.backends.names import folder_of, gguf_of
 from solm.core.errors import SolmError, UnsupportedModelError, damaged
 from solm.core.files import parse_object, read_object
@@ -246,7 +246,7 @@ class GgufFile(_MappedFiles):
         super().__init__()
         header = read_header(path)
         self.spec = from_gguf(header)
-        map_ = _mapped(path)
+        map_ = mapped(path)
         for tensor in header.tensors:
             kind, end = TensorType.__members__[tensor.type], tensor.offset + tensor.bytes
             self._places[tensor.name] = _Place(map_, kind, tensor.shape[::-1], tensor.offset, end)
@@ -272,7 +272,7 @@ class SafetensorsFolder(_MappedFiles):
 
     def _add(self, path: Path) -> None:
         """Map a file and list its tensors."""
-        map_ = _mapped(path)
+        map_ = mapped(path)
         size = len(map_)
         length = int.from_bytes(map_[:8], "little") if size >= 8 else 0
         if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
@@ -282,16 +282,6 @@ class SafetensorsFolder(_MappedFiles):
         for name, entry in header.items():
             if name != "__metadata__":
                 self._places[name] = _entry(path, name[:100], entry, 8 + length, map_)
-
-
-def _mapped(path: Path) -> "mmap.mmap":
-    try:
-        with path.open("rb") as file:
-            if not file.seek(0, 2):
-                raise damaged(path, "header", "it is said to take 0 of 0 bytes")
-            return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: no name of a file, such as one with a NUL
-        raise SolmError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, map_: mmap.mmap) -> _Place:
