@@ -22,7 +22,7 @@ from solm.backends.torch.session import TorchSession
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import PolicyConfig, TrainedPolicy
 from solm.serving.app import create_app
-from solm.serving.keys import ApiKey, KeyRing
+from solm.serving.keys import ApiKey
 from solm.serving.service import Service
 from solm.serving.settings import ServeSettings
 
@@ -62,7 +62,7 @@ def tiny_service(byte_tokenizer, policy=True, curve=False, template=TEMPLATE, **
 @contextmanager
 def running(service: Service, keys=(), hosts=("127.0.0.1", "localhost")):
     """The address of a server that answers for `service`. keys: API keys, or as `ApiKey.parse` reads them."""
-    service.keys = KeyRing([key if isinstance(key, ApiKey) else ApiKey.parse(key) for key in keys])
+    service.keys = [key if isinstance(key, ApiKey) else ApiKey.parse(key) for key in keys]
     app = create_app(service, hosts)
     server = uvicorn.Server(
         uvicorn.Config(app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75)

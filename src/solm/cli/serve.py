@@ -132,7 +132,6 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
     """What answers requests, around a model that belongs to the thread that decodes."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from solm.serving.keys import KeyRing
     from solm.serving.logs import log_lines
     from solm.serving.service import Service
 
@@ -142,7 +141,7 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
     def make() -> Service:
         lm = read_weights(prepared)
         aliases = [*names, prepared.model]
-        return Service(lm, chosen, names[0] if names else lm.name, thread=thread, aliases=aliases, keys=KeyRing(keys))
+        return Service(lm, chosen, names[0] if names else lm.name, thread=thread, aliases=aliases, keys=keys)
 
     loading = thread.submit(make)
     try:
@@ -155,12 +154,12 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
 def _api_keys(given: list[str] | None, chosen: "ServeSettings") -> "list[ApiKey]":
     """The keys of SOLM_API_KEYS and --api-key, with the floors and priorities that settings give them. Messages of
     errors hold no secret."""
-    from solm.serving.keys import ApiKey, KeyRing, read_keys
+    from solm.serving.keys import ApiKey, check_keys, read_keys
 
     if any(not text.strip() for text in given or []):
         raise SolmError("--api-key: it is empty")
     keys = [*read_keys(os.environ.get("SOLM_API_KEYS", "")), *(ApiKey.parse(text.strip()) for text in given or [])]
-    KeyRing(keys)  # raises where two are one
+    check_keys(keys)
     names = [key.name for key in keys if key.name]
     for setting, values in (("key_floors", chosen.key_floors), ("key_priorities", chosen.key_priorities)):
         for name in values:

@@ -13,7 +13,6 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
-from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
@@ -22,7 +21,7 @@ from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
 from solm.serving.http import HEADERS, RequestMiddleware, describe, hung_up, read_body, takes
 from solm.serving.logs import SpanSender, tracing_wanted
-from solm.serving.responses import ResponsesRequest, ResponseWriter
+from solm.serving.responses import ResponsesRequest, ResponseWriter, renamed
 from solm.serving.schema import ChatRequest, CompletionRequest, TokenizeRequest
 from solm.serving.service import Service
 from solm.serving.settings import FIXED_LIMITS
@@ -164,11 +163,8 @@ async def _complete(
     if isinstance(body, ResponsesRequest):
         try:
             exchange = await run_in_threadpool(service.open, body.as_chat(), identity, request.state.key)
-        except ValidationError as error:  # more as a chat than as a response, such as messages with instructions
-            message = f"input: too much for a chat ({error.errors()[0]['msg']})"
-            raise ApiError(400, message, "input", "invalid_value") from error
         except ApiError as error:
-            raise _renamed(error) from error
+            raise renamed(error) from error
         answer = ResponseWriter(body, exchange)
     else:
         answer = exchange = await run_in_threadpool(service.open, body, identity, request.state.key)
@@ -198,17 +194,6 @@ async def _gather(exchange: Exchange) -> None:
     """Wait for all replies of a request that is not streamed."""
     async for _ in exchange.each():
         continue
-
-
-def _renamed(error: ApiError) -> ApiError:
-    """Say what is wrong by the names that fields have in the Responses API."""
-    for name, theirs in (
-        ("response_format.json_schema", "text.format"), ("response_format", "text.format"),
-        (".function.parameters", ".parameters"), (".function.name", ".name"),
-    ):  # fmt: skip
-        error.message = error.message.replace(name, theirs, 1)
-        error.param = None if error.param is None else error.param.replace(name, theirs, 1)
-    return error
 
 
 async def _streamed(

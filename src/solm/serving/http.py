@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from solm.serving.errors import ApiError, from_validation
-from solm.serving.keys import KeyRing
+from solm.serving.keys import ApiKey, find_key
 from solm.serving.logs import SpanSender, trace_id
 from solm.serving.metrics import Metrics
 from solm.serving.settings import BODY_SECONDS, MAX_BODY
@@ -45,7 +45,7 @@ class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        keys: KeyRing,
+        keys: Sequence[ApiKey],
         metrics: Metrics,
         hosts: Sequence[str] | None = None,
         spans: SpanSender | None = None,
@@ -74,7 +74,7 @@ class RequestMiddleware:
         # With a root path, paths may come with it or without.
         is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
         try:
-            answer, key = self.app, self.keys.of_header(headers.get(b"authorization", b""))
+            answer, key = self.app, find_key(self.keys, headers.get(b"authorization", b""))
             if not self._named(headers.get(b"host", b"")):
                 answer = ApiError(400, "the Host header does not name this server", code="invalid_host").response()
             elif key is not None or is_open:

@@ -7,6 +7,7 @@ import hmac
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 
 from solm.core.errors import SolmError
 from solm.serving.settings import Priority
@@ -36,40 +37,37 @@ def read_keys(text: str) -> list[ApiKey]:
     return [ApiKey.parse(part.strip()) for part in text.split(",") if part.strip()]
 
 
-class KeyRing:
-    """The keys that are valid; without any, none is required. Raises `SolmError` where two keys have one name, or one
-    secret, of which only one key's floor would apply."""
+def check_keys(keys: Sequence[ApiKey]) -> None:
+    """Raise `SolmError` where two keys have one name, or one secret, of which only one key's floor would apply."""
+    for one, other in combinations(keys, 2):
+        if one.name and one.name == other.name:
+            raise SolmError(f"API keys: two keys are named {one.name!r}")
+        if one.secret == other.secret and one != other:
+            raise SolmError(f"API keys: the keys named {one.name!r} and {other.name!r} have the same secret")
 
-    def __init__(self, keys: Sequence[ApiKey] = ()):
-        self._digests = [(hashlib.sha256(key.secret.encode()).digest(), key) for key in keys]
-        names = [key.name for key in keys if key.name]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
-            raise SolmError(f"API keys: two keys are named {twice!r}")
-        by_secret: dict[bytes, ApiKey] = {}
-        for digest, key in self._digests:
-            other = by_secret.setdefault(digest, key)
-            if other != key:
-                raise SolmError(f"API keys: the keys named {other.name!r} and {key.name!r} have the same secret")
 
-    def of_header(self, header: bytes) -> ApiKey | None:
-        """The key in an Authorization header, as a bearer token or as the password of HTTP Basic; None for no valid
-        one. Where no key is required, any header is valid."""
-        if not self._digests:
-            return ApiKey("")
-        scheme, _, given = header.partition(b" ")
-        if scheme.lower() == b"basic":
-            try:
-                given = base64.b64decode(given, validate=True).partition(b":")[2]
-            except binascii.Error:
-                return None
-        elif scheme.lower() != b"bearer":
-            return None
+def find_key(keys: Sequence[ApiKey], header: bytes) -> ApiKey | None:
+    """The key in an Authorization header, as a bearer token or as the password of HTTP Basic; None for no valid one.
+    Where no key is required, any header is valid."""
+    if not keys:
+        return ApiKey("")
+    scheme, _, given = header.partition(b" ")
+    if scheme.lower() == b"basic":
         try:
-            secret = given.decode()
-        except UnicodeDecodeError:  # some clients send Latin-1
-            secret = given.decode("latin-1")
-        digest = hashlib.sha256(secret.strip().encode()).digest()
-        # All keys are compared, so that the time taken does not reveal which one matched.
-        matches = [key for valid, key in self._digests if hmac.compare_digest(digest, valid)]
-        return matches[0] if matches else None
+            given = base64.b64decode(given, validate=True).partition(b":")[2]
+        except binascii.Error:
+            return None
+    elif scheme.lower() != b"bearer":
+        return None
+    try:
+        secret = given.decode()
+    except UnicodeDecodeError:  # some clients send Latin-1
+        secret = given.decode("latin-1")
+    digest = _digest(secret.strip())
+    # All keys are compared, so that the time taken does not reveal which one matched.
+    matches = [key for key in keys if hmac.compare_digest(digest, _digest(key.secret))]
+    return matches[0] if matches else None
+
+
+def _digest(secret: str) -> bytes:
+    return hashlib.sha256(secret.encode()).digest()

@@ -1,32 +1,24 @@
 """`/v1/responses`, the stateless part: chat completions in the form of OpenAI's Responses API."""
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError
 
 from solm.serving.answers import Exchange, traced
-from solm.serving.errors import ApiError
+from solm.serving.errors import ApiError, from_validation
 from solm.serving.scheduler import Piece
 from solm.serving.schema import (
-    CalledFunction,
     ChatRequest,
     Function,
     FunctionName,
     Identity,
     JsonObject,
-    JsonSchema,
-    Message,
     Name,
-    NamedTool,
     ObjectText,
-    ResponseFormat,
     Sampled,
     Strict,
-    Tool,
-    ToolCall,
     only,
 )
 from solm.serving.settings import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOOLS
@@ -93,23 +85,21 @@ Item = Annotated[
 ]
 
 
-def _messages(items: list[InputItem | CallItem | CallOutputItem]) -> list[Message]:
+def _messages(items: list[InputItem | CallItem | CallOutputItem]) -> list[JsonObject]:
     """The same as a chat has it: calls belong to the assistant's message before them."""
-    messages: list[Message] = []
+    messages: list[JsonObject] = []
     for item in items:
         if isinstance(item, InputItem):
-            messages.append(Message(role=item.role, content=_text(item.content)))
+            messages.append({"role": item.role, "content": _text(item.content)})
         elif isinstance(item, CallOutputItem):
-            messages.append(Message(role="tool", content=_text(item.output), tool_call_id=item.call_id))
+            messages.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
         else:
-            function = CalledFunction(name=item.name, arguments=item.arguments)
-            call = ToolCall(id=item.call_id, type="function", function=function)
-            last = messages[-1] if messages and messages[-1].role == "assistant" else None
-            calls = [] if last is None else last.tool_calls or []
-            if last is None or len(calls) == MAX_TOOL_CALLS:
-                messages.append(Message(role="assistant", tool_calls=[call]))
-            else:
-                messages[-1] = last.model_copy(update={"tool_calls": [*calls, call]})
+            last = messages[-1] if messages else {}
+            if last.get("role") != "assistant" or len(last.get("tool_calls", ())) == MAX_TOOL_CALLS:
+                last = {"role": "assistant"}
+                messages.append(last)
+            function = {"name": item.name, "arguments": item.arguments}
+            last.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
     return messages
 
 
@@ -137,23 +127,6 @@ class TextFormat(Strict):
     description: str | None = None
     schema_: JsonObject | None = Field(None, alias="schema")
     strict: bool | None = None
-
-    @model_validator(mode="after")
-    def _check_schema(self) -> "TextFormat":
-        if self.type == "json_schema" and self.schema_ is None:
-            raise PydanticCustomError("missing_schema", "the type json_schema needs a schema")
-        if self.type != "json_schema" and self.schema_ is not None:
-            raise PydanticCustomError("wrong_type", "a schema needs the type json_schema")
-        return self
-
-    def as_chat(self) -> ResponseFormat:
-        """The same as a chat has it."""
-        schema = None
-        if self.schema_ is not None:
-            schema = JsonSchema(
-                name=self.name or "schema", description=self.description, schema=self.schema_, strict=self.strict
-            )
-        return ResponseFormat(type=self.type, json_schema=schema)
 
 
 class ResponseText(Strict):
@@ -186,24 +159,43 @@ class ResponsesRequest(Sampled):
     previous_response_id: Previous = None
 
     def as_chat(self) -> ChatRequest:
-        """The request of a chat whose reply is that of the response."""
+        """The request of a chat whose reply is that of the response. Raises `ApiError` where it is too much for one."""
         given = self.input
-        messages = [Message(role="user", content=given)] if isinstance(given, str) else _messages(given)
+        messages = [{"role": "user", "content": given}] if isinstance(given, str) else _messages(given)
         if self.instructions is not None:
-            messages.insert(0, Message(role="system", content=self.instructions))
-        shared: dict[str, Any] = {name: getattr(self, name) for name in Sampled.model_fields}
-        form = None if self.text is None or self.text.format is None else self.text.format.as_chat()
+            messages.insert(0, {"role": "system", "content": self.instructions})
+        chat: JsonObject = {name: getattr(self, name) for name in Sampled.model_fields}
+        chat |= {"messages": messages, "max_completion_tokens": self.max_output_tokens}
+        if self.text is not None and (form := self.text.format) is not None:
+            schema = None
+            if form.schema_ is not None:
+                shared = form.model_dump(include={"description", "strict"})
+                schema = {"name": form.name or "schema", "schema": form.schema_, **shared}
+            chat["response_format"] = {"type": form.type, "json_schema": schema}
         if self.tools != []:  # which is none; what else concerns tools then has no effect, as in OpenAI's API
             choice: Any = self.tool_choice
             if isinstance(choice, ResponseNamedTool):
-                choice = NamedTool(type="function", function=FunctionName(name=choice.name))
-            shared |= {"tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}
+                choice = {"type": "function", "function": {"name": choice.name}}
+            chat |= {"tool_choice": choice, "parallel_tool_calls": self.parallel_tool_calls}
             if self.tools is not None:
-                functions = [Function(**tool.model_dump(exclude={"type"})) for tool in self.tools]
-                shared["tools"] = [Tool(type="function", function=function) for function in functions]
-        return ChatRequest(
-            messages=messages, max_completion_tokens=self.max_output_tokens, response_format=form, **shared
-        )
+                functions = [tool.model_dump(include=set(Function.model_fields)) for tool in self.tools]
+                chat["tools"] = [{"type": "function", "function": function} for function in functions]
+        try:
+            return ChatRequest.model_validate(chat)
+        except ValidationError as error:  # more as a chat than as a response, such as messages with instructions
+            raise from_validation(error) from error
+
+
+def renamed(error: ApiError) -> ApiError:
+    """Say what is wrong by the names that fields have in the Responses API."""
+    for name, theirs in (
+        ("response_format.json_schema.schema", "text.format.schema"),
+        ("response_format.json_schema", "text.format.schema"), ("response_format", "text.format"),
+        (".function.parameters", ".parameters"), (".function.name", ".name"), ("messages", "input"),
+    ):  # fmt: skip
+        error.message = error.message.replace(name, theirs, 1)
+        error.param = None if error.param is None else error.param.replace(name, theirs, 1)
+    return error
 
 
 class ResponseWriter:
@@ -213,114 +205,111 @@ class ResponseWriter:
     def __init__(self, request: ResponsesRequest, exchange: Exchange):
         self.request, self.exchange = request, exchange
         self.identity = exchange.identity
-        self._sent = 0
+        self._number = 0
+        self._events = b""
+        """That are to be sent next."""
         self._items: list[dict[str, Any]] = []
         (self._choice,) = exchange.choices
 
     def whole(self) -> dict[str, Any]:
         """The response of a request that has been carried out."""
-        # The items are what counts here; nobody gets the events.
-        for _ in self._add(self._choice.text, last=True):
-            continue
+        self._add(self._choice.text, last=True)
         return self._done()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The server-sent events of a response. Raises `ApiError`."""
-        yield self._event("response.created", response=self._response("in_progress", []))
-        yield self._event("response.in_progress", response=self._response("in_progress", []))
+        self._event("response.created", response=self._response("in_progress", []))
+        self._event("response.in_progress", response=self._response("in_progress", []))
         if self._choice.reader is None:
-            for event in self._begin_message():
-                yield event
+            self._begin_message()
+        yield self._taken()
         async for _, arrived in self.exchange.each():
             if isinstance(arrived, Piece):
-                for event in self._add(arrived.text):
-                    yield event
-        for event in self._add("", last=True):
-            yield event
+                self._add(arrived.text)
+                yield self._taken()
+        self._add("", last=True)
         done = self._done()
-        for event in self._close(done["status"]):
-            yield event
-        yield self._event(f"response.{done['status']}", response=done)
+        self._event(f"response.{done['status']}", response=done)
+        yield self._taken()
 
     def failed(self, error: ApiError) -> bytes:
         """The event that ends a stream in place of the response."""
-        return self._event("error", code=error.code, message=error.message, param=error.param)
+        self._event("error", code=error.code, message=error.message, param=error.param)
+        return self._taken()
 
-    def _add(self, text: str, last: bool = False) -> Iterator[bytes]:
+    def _event(self, kind: str, **content: Any) -> None:
+        event = {"type": kind, **content, "sequence_number": self._number}
+        self._number += 1
+        self._events += f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode()
+
+    def _taken(self) -> bytes:
+        events, self._events = self._events, b""
+        return events
+
+    def _add(self, text: str, last: bool = False) -> None:
         """What more text of the reply makes of items, and the events of that. last: the reply ends with it, and has at
         least one item then."""
         for part in self._choice.parts(text, last):
             if isinstance(part, CallPart):
-                yield from self._call(part)
+                self._call(part)
             elif part:
-                yield from self._text(part)
+                self._text(part)
         if last and not self._items:
-            yield from self._begin_message()
+            self._begin_message()
 
-    def _text(self, text: str) -> Iterator[bytes]:
+    def _text(self, text: str) -> None:
         if not self._items or self._items[-1]["type"] != "message":
-            yield from self._close("completed")
-            yield from self._begin_message()
+            self._close("completed")
+            self._begin_message()
         (part,) = self._items[-1]["content"]
         part["text"] += text
-        yield self._event("response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[])
+        self._event("response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[])
 
-    def _begin_message(self) -> Iterator[bytes]:
-        message = {"type": "message", "id": self._name("msg"), "status": "in_progress", "role": "assistant"}
-        self._items.append(message | {"content": []})
-        yield self._event("response.output_item.added", **self._numbered(), item=self._items[-1])
-        self._items[-1]["content"].append(_part(""))
-        yield self._event("response.content_part.added", **self._place(), content_index=0, part=_part(""))
+    def _begin_message(self) -> None:
+        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+        self._begin({"type": "message", "role": "assistant", "content": []}, "msg")
+        self._items[-1]["content"].append(part)
+        self._event("response.content_part.added", **self._place(), content_index=0, part=part)
 
-    def _call(self, part: CallPart) -> Iterator[bytes]:
+    def _call(self, part: CallPart) -> None:
         if part.identity is not None:
-            yield from self._close("completed")
-            call = {"type": "function_call", "id": self._name("fc"), "call_id": part.identity, "name": part.name}
-            self._items.append(call | {"arguments": "", "status": "in_progress"})
-            yield self._event("response.output_item.added", **self._numbered(), item=self._items[-1])
+            self._close("completed")
+            self._begin({"type": "function_call", "call_id": part.identity, "name": part.name, "arguments": ""}, "fc")
         if part.arguments:
             self._items[-1]["arguments"] += part.arguments
-            yield self._event("response.function_call_arguments.delta", **self._place(), delta=part.arguments)
+            self._event("response.function_call_arguments.delta", **self._place(), delta=part.arguments)
 
-    def _close(self, status: str) -> Iterator[bytes]:
-        """The events that end the last item, where there is one that has not ended."""
+    def _begin(self, item: dict[str, Any], kind: str) -> None:
+        number = len(self._items)
+        identity = self.identity.replace("resp", kind, 1) + (f"_{number}" if number else "")
+        self._items.append(item | {"id": identity, "status": "in_progress"})
+        self._event("response.output_item.added", output_index=number, item=self._items[-1])
+
+    def _close(self, status: str) -> None:
+        """End the last item, where there is one that has not ended."""
         if not self._items or self._items[-1]["status"] != "in_progress":
             return
         item, place = self._items[-1], self._place()
         item["status"] = status
         if item["type"] == "message":
             (part,) = item["content"]
-            yield self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
-            yield self._event("response.content_part.done", **place, content_index=0, part=part)
+            self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
+            self._event("response.content_part.done", **place, content_index=0, part=part)
         else:
             done = {"arguments": item["arguments"], "name": item["name"]}
-            yield self._event("response.function_call_arguments.done", **place, **done)
-        yield self._event("response.output_item.done", **self._numbered(), item=item)
-
-    def _numbered(self) -> dict[str, Any]:
-        return {"output_index": len(self._items) - 1}
+            self._event("response.function_call_arguments.done", **place, **done)
+        self._event("response.output_item.done", output_index=place["output_index"], item=item)
 
     def _place(self) -> dict[str, Any]:
-        return {"item_id": self._items[-1]["id"], **self._numbered()}
-
-    def _name(self, kind: str) -> str:
-        """The identity of the next item."""
-        number = len(self._items)
-        return self.identity.replace("resp", kind, 1) + (f"_{number}" if number else "")
-
-    def _event(self, kind: str, **content: Any) -> bytes:
-        event = {"type": kind, **content, "sequence_number": self._sent}
-        self._sent += 1
-        return f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode()
+        return {"item_id": self._items[-1]["id"], "output_index": len(self._items) - 1}
 
     def _done(self) -> dict[str, Any]:
-        """The response at its end; the last item may still be in progress, and is then shown as it will be."""
+        """End the last item, and give the response as it is then."""
         choice = self._choice
         assert choice.ended is not None
         status = "incomplete" if choice.ended.reason == "length" else "completed"
-        *before, last = self._items
-        before = [item | {"status": "completed"} for item in before]
-        response = self._response(status, [*before, last | {"status": status}])
+        self._close(status)
+        response = self._response(status, self._items)
         if status == "incomplete":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
         used = self.exchange.usage()
@@ -335,11 +324,11 @@ class ResponseWriter:
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
         request = self.request
-        form = None if request.text is None or request.text.format is None else request.text.format
+        form = None if request.text is None else request.text.format
         shown = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
-        chosen = (
-            request.tool_choice if isinstance(request.tool_choice, str | None) else request.tool_choice.model_dump()
-        )
+        choice: Any = request.tool_choice or "auto"
+        if isinstance(choice, ResponseNamedTool):
+            choice = choice.model_dump()
         return {
             "id": self.identity, "object": "response", "created_at": self.exchange.created, "status": status,
             "model": self.exchange.model, "output": output, "error": None, "incomplete_details": None,
@@ -347,10 +336,6 @@ class ResponseWriter:
             "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
             "user": request.user, "store": False, "background": False, "previous_response_id": None,
             "truncation": "disabled", "text": {"format": shown},
-            "parallel_tool_calls": request.parallel_tool_calls is not False, "tool_choice": chosen or "auto",
+            "parallel_tool_calls": request.parallel_tool_calls is not False, "tool_choice": choice,
             "tools": [tool.model_dump() for tool in request.tools or []],
         }  # fmt: skip
-
-
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

@@ -23,7 +23,7 @@ from solm.serving.answers import Choice, Exchange
 from solm.serving.budgets import RequestBudget, RequestBudgets
 from solm.serving.constraints import CallGrammars, Constraints, offered
 from solm.serving.errors import ApiError
-from solm.serving.keys import ApiKey, KeyRing
+from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
 from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Prompt, Tool, ToolCall
@@ -53,13 +53,12 @@ class Service:
         name: str,
         thread: Executor | None = None,
         aliases: Sequence[str] = (),
-        keys: KeyRing | None = None,
+        keys: Sequence[ApiKey] = (),
     ):
         if lm.tokenizer is None:
             raise SolmError("serving needs a tokenizer")
-        self.lm, self.settings, self.name = lm, settings, name
+        self.lm, self.settings, self.name, self.keys = lm, settings, name, keys
         self._names = {name, *aliases}
-        self.keys = KeyRing() if keys is None else keys
         self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))

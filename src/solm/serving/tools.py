@@ -10,7 +10,8 @@ from typing import Any
 from solm.runtime.batch import overlap
 
 _SPACE = " \n\r\t"
-_STRUCTURE = re.compile(r'[{}"\\]')
+_STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}]', re.DOTALL)
+"""A brace, a string, or the beginning of one."""
 
 
 @dataclass(frozen=True)
@@ -75,33 +76,23 @@ def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
     return None if token is None or backend.decode([token], skip_special_tokens=True) else token
 
 
-class Braces:
-    """Where an object ends in JSON that comes in pieces."""
+class ObjectEnd:
+    """Looks for the end of a JSON object in a text that grows and has the object's first brace at `start` or later."""
 
-    def __init__(self, depth: int = 0):
-        self.depth, self._quoted, self._escaped = depth, False, False
+    def __init__(self, start: int = 0):
+        self._place, self._depth = start, 0
+        self._end: int | None = None
 
-    def end(self, text: str, start: int = 0) -> int | None:
-        """The place after the last brace of the object in `text`, of which all up to `start` was seen before; None: not
-        yet."""
-        place = start
-        while place < len(text):
-            if self._escaped:
-                self._escaped, place = False, place + 1
-                continue
-            match = _STRUCTURE.search(text, place)
-            if match is None:
+    def find(self, text: str) -> int | None:
+        """The place after the last brace; None: not yet."""
+        while self._end is None and (match := _STRUCTURE.search(text, self._place)) is not None:
+            if match[0] == '"':  # of a string that has not ended
                 return None
-            place, sign = match.end(), match[0]
-            if sign == "\\":
-                self._escaped = self._quoted
-            elif sign == '"':
-                self._quoted = not self._quoted
-            elif not self._quoted:
-                self.depth += 1 if sign == "{" else -1
-                if self.depth <= 0:
-                    return place
-        return None
+            self._place = match.end()
+            self._depth += {"{": 1, "}": -1}.get(match[0], 0)
+            if match[0] == "}" and self._depth <= 0:
+                self._end = self._place
+        return self._end
 
 
 @dataclass
@@ -127,12 +118,11 @@ class CallReader:
     """
 
     def __init__(self, form: CallForm, tools: Collection[str]):
-        self._form, self._tools, self._text, self._read = form, tools, "", self._content
+        self._form, self._tools = form, tools
         self._bare = form.bare
         """Whether a call may begin here without its mark."""
-        self._opened, self._braces, self._seen = "", Braces(), 0
-        """Of a call whose name has not been read: what came before it, its braces, and how much of it they have seen.
-        Afterwards only the braces of what is being read count."""
+        self._open("", "")
+        self._read = self._content
         self.calls = 0
 
     def push(self, text: str) -> list[str | CallPart]:
@@ -146,7 +136,7 @@ class CallReader:
     def finish(self) -> list[str | CallPart]:
         """What is left at the end of the reply: a call that did not begin properly is content."""
         left, self._text = self._text, ""
-        if self._read == self._head:
+        if self._read == self._call and not self._sent:
             return [self._opened + left]
         if self._read == self._content:
             left = left.lstrip(_SPACE) if self.calls else left
@@ -178,31 +168,47 @@ class CallReader:
         return False
 
     def _open(self, opened: str, rest: str) -> None:
-        """A call may begin with `rest`; if not, `opened` is content."""
-        self._opened, self._text, self._read = opened, rest, self._head
-        self._braces, self._seen = Braces(), 0
+        """A call may begin with `rest`; if not, `opened` is content. `_text` keeps the call until its end; `_sent` of
+        it was read, 0: its name is not known yet."""
+        self._opened, self._text, self._read = opened, rest, self._call
+        self._whole, self._sent = ObjectEnd(), 0
 
     def _say(self, parts: list[str | CallPart], text: str) -> None:
         text = text.lstrip(_SPACE) if self.calls else text
         if text:
             parts.append(text)
 
-    def _head(self, parts: list[str | CallPart]) -> bool:
-        """The name of a call, or all of one whose fields are in another order."""
-        match = _HEAD.match(self._text)
-        if match is not None and match[1] in self._tools:
-            parts.append(self._begun(match[1]))
-            self._text, self._read, self._braces = self._text[match.end() :], self._arguments, Braces()
-            return True
+    def _call(self, parts: list[str | CallPart]) -> bool:
+        """A call: where its name comes first, its arguments as they come; else all of it at its end."""
+        head = _HEAD.match(self._text)
+        if head is not None and head[1] in self._tools:
+            return self._arguments(parts, head[1], head.end())
         begun = self._text.lstrip(_SPACE + "[,")
         if not begun:
             return False
-        end = self._braces.end(self._text, self._seen) if begun[0] == "{" else 0
+        end = self._whole.find(self._text) if begun[0] == "{" else 0
         if end is None:
-            self._seen = len(self._text)
             return False
         inner, self._text = self._text[:end], self._text[end:]
         self._read = self._tail if self._other(parts, inner) else self._content
+        return True
+
+    def _arguments(self, parts: list[str | CallPart], name: str, start: int) -> bool:
+        """The arguments of a call, which begin at `start`, as the model writes them."""
+        if not self._sent:
+            parts.append(self._begun(name))
+            self._sent, self._inner = start, ObjectEnd(start)
+        stop = self._inner.find(self._text)
+        more = self._text[self._sent : stop]
+        self._sent += len(more)
+        if parts and isinstance(parts[-1], CallPart):  # the beginning of the same call
+            parts[-1].arguments += more
+        elif more:
+            parts.append(CallPart(self.calls - 1, more))
+        end = stop if stop is None or self._form.ends else self._whole.find(self._text)
+        if end is None:
+            return False
+        self._text, self._read = self._text[end:], self._tail
         return True
 
     def _begun(self, name: str, arguments: str = "") -> CallPart:
@@ -223,28 +229,6 @@ class CallReader:
             return True
         parts.append(self._opened + inner)
         return False
-
-    def _arguments(self, parts: list[str | CallPart]) -> bool:
-        """The arguments of a call, as the model writes them."""
-        end = self._braces.end(self._text)
-        read, self._text = self._text[:end], "" if end is None else self._text[end:]
-        if parts and isinstance(parts[-1], CallPart):  # the beginning of the same call
-            parts[-1].arguments += read
-        elif read:
-            parts.append(CallPart(self.calls - 1, read))
-        if end is None:
-            return False
-        self._read, self._braces = self._tail if self._form.ends else self._around, Braces(1)
-        return True
-
-    def _around(self, parts: list[str | CallPart]) -> bool:
-        """What is left of the object around the arguments."""
-        end = self._braces.end(self._text)
-        self._text = "" if end is None else self._text[end:]
-        if end is None:
-            return False
-        self._read = self._tail
-        return True
 
     def _tail(self, parts: list[str | CallPart]) -> bool:
         """What is left of a call, up to its end or the beginning of the next one."""
