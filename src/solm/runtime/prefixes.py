@@ -51,15 +51,8 @@ class PrefixCache:
     def find(self, ids: np.ndarray, capacity: int) -> Session | None:
         """A session with room for `capacity` tokens that has read as many whole pages of ids [C] as are kept; None
         where none is."""
-        found = self._begin(ids)
+        found = self._use(ids[: max(0, len(ids) - _LEAST_READ)])
         return found[-1].kept.session.copy(len(found) * self.page, capacity) if found else None
-
-    def known(self, ids: np.ndarray) -> int:
-        """How many tokens a session that `find` gives for ids [C] has read."""
-        return len(self._begin(ids)) * self.page
-
-    def _begin(self, ids: np.ndarray) -> list[_Page]:
-        return self._use(ids[: max(0, len(ids) - _LEAST_READ)])
 
     def keep(self, ids: np.ndarray, session: Session) -> None:
         """Keep the whole pages of `session`, one row that has read ids [C] and began with what `find` gave."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -104,17 +105,14 @@ class Job:
     arrived: float = 0.0
     expires: float = float("inf")
     cancelled: bool = False
-    kept: int | None = None
-    """Tokens of the prompt that were kept of earlier ones when its turn came first."""
-    row: "Row | None" = None
-    """What is read of the prompt, while it makes way for another."""
 
 
 class Row(BatchRow):
-    """A job whose prompt is read, and that decodes then.
+    """A job that waits until its prompt is read, and decodes then.
 
     read: tokens of the prompt that `session` has read; cached: those of them that were kept. begun, last: seconds at
     which its first and its last token were chosen. granted: shares that governor and deadline let the next steps spend.
+    Raises what is wrong with the job's options of sampling.
     """
 
     def __init__(self, lm: LanguageModel, job: Job):
@@ -220,10 +218,9 @@ class Scheduler:
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         metrics.count_pages(lm.backend.pages_held)
         self._batch = Batch[Row](lm)
-        self._reading: Row | None = None
-        """The row whose prompt is being read."""
-        self._waiting: tuple[deque[Job], ...] = tuple(deque() for _ in PRIORITIES)
-        """By rank of their priority, in the order of their arrival. Changed while `_changed` is held."""
+        self._waiting: tuple[deque[Row], ...] = tuple(deque() for _ in PRIORITIES)
+        """Rows whose prompts are not read, or not to their ends, by rank of their priority, in the order of their
+        arrival. Changed while `_changed` is held."""
         self._changed = threading.Condition()
         self._some_cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -260,16 +257,18 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
-        return sum(map(len, self._waiting)) + (self._reading is not None) + len(self._batch.rows)
+        return sum(map(len, self._waiting)) + len(self._batch.rows)
 
     def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs. Raises `ApiError` (429) where too many wait, while the server stops, and after it failed."""
+        """Queue jobs. Raises what `Row` does, and `ApiError` (429) where too many wait, while the server stops, and
+        after it failed."""
+        rows = [Row(self.lm, job) for job in jobs]
         with self._changed:
-            self.check_room(len(jobs))
-            for job in jobs:
-                job.arrived = self.clock()
-                job.expires = job.arrived + self.settings.max_seconds
-                self._waiting[job.budget.rank].append(job)
+            self.check_room(len(rows))
+            for row in rows:
+                row.job.arrived = self.clock()
+                row.job.expires = row.job.arrived + self.settings.max_seconds
+                self._waiting[row.job.budget.rank].append(row)
             self._changed.notify()
 
     def check_room(self, rows: int) -> None:
@@ -312,13 +311,11 @@ class Scheduler:
             end = _FAILED
         with self._changed:  # what is submitted from now on is refused
             self.failed = end is _FAILED
-            rows = [*self._batch.clear(), *([] if self._reading is None else [self._reading])]
-            left = [*(job for jobs in self._waiting for job in jobs), *(row.job for row in rows)]
-            self._reading = None
-            for jobs in self._waiting:
-                jobs.clear()
-        for job in left:
-            self._fail(job, end)
+            left = [*chain(*self._waiting), *self._batch.clear()]
+            for rows in self._waiting:
+                rows.clear()
+        for row in left:
+            self._fail(row.job, end)
         self._send()
         self._measure()
 
@@ -337,12 +334,10 @@ class Scheduler:
                 self._send()
 
     def _measure(self) -> None:
-        metrics, governor, rows, reading = self.metrics, self.governor, self._batch.rows, self._reading
+        metrics, governor, rows = self.metrics, self.governor, self._batch.rows
         running, waiting = [0] * len(PRIORITIES), list(map(len, self._waiting))
         for row in rows:
             running[row.job.budget.rank] += 1
-        if reading is not None:
-            waiting[reading.job.budget.rank] += 1
         metrics.running.set(len(rows))
         metrics.waiting.set(sum(waiting))
         metrics.set_classes(running, waiting, governor.dials)
@@ -357,28 +352,25 @@ class Scheduler:
         """Drop cancelled jobs, and fail those that have expired."""
         now = self.clock()
 
-        def over(job: Job) -> bool:
-            if not job.cancelled and now < job.expires:
+        def over(row: Row) -> bool:
+            if not row.job.cancelled and now < row.job.expires:
                 return False
-            job.row = None  # it refers to the job, too: without this its pages would be free only some time later
-            if job.cancelled:
+            if row.job.cancelled:
                 self.metrics.ended.labels("cancelled").inc()
             else:
-                self._fail(job, Failed(f"not complete after {self.settings.max_seconds:g} s", "timeout"))
+                self._fail(row.job, Failed(f"not complete after {self.settings.max_seconds:g} s", "timeout"))
             return True
 
         with self._changed:
-            for jobs in self._waiting:
+            for rows in self._waiting:
                 if self._some_cancelled:
-                    left = [job for job in jobs if not over(job)]
-                    jobs.clear()
-                    jobs.extend(left)
-                while jobs and over(jobs[0]):  # the oldest expires first
-                    jobs.popleft()
+                    left = [row for row in rows if not over(row)]
+                    rows.clear()
+                    rows.extend(left)
+                while rows and over(rows[0]):  # the oldest expires first
+                    rows.popleft()
             self._some_cancelled = False
-        if self._reading is not None and over(self._reading.job):
-            self._reading = None
-        for row in [row for row in self._batch.rows if over(row.job)]:
+        for row in [row for row in self._batch.rows if over(row)]:
             self._batch.leave(row)
 
     def _fail(self, job: Job, failed: Failed) -> None:
@@ -386,75 +378,62 @@ class Scheduler:
         job.emit(failed)
 
     def _read(self) -> None:
-        """Read a stretch of the next prompt, where the rows that decode can spare the time."""
-        job = self._turn()
-        if job is None:
+        """Read a stretch of the first prompt of the highest priority, where the rows that decode can spare the time."""
+        row = next((rows[0] for rows in reversed(self._waiting) if rows), None)
+        if row is None or len(self._batch.rows) >= self.settings.max_rows:
             return
-        begun, tokens = self.clock(), 0
+        job, begun, tokens = row.job, self.clock(), 0
         try:
-            self._reading = self._reading or self._open(job)
-            tokens = self._read_on(self._reading)
+            if row.session is None:
+                self._open(row)
+            end = chunk_end(len(job.ids), row.read, self.settings.prefill_chunk)
+            replies = [other.progress(begun) for other in self._batch.rows]
+            joins = row.read == row.cached and job.max_tokens > 1
+            if not self.governor.may_read(end - row.read, replies, joins):
+                return
+            tokens = end - row.read
+            self._read_to(row, end)
         except Exception as error:
-            self._reading = None
+            tokens = 0
+            self._take(row)
             self._broken(job, error)
         # Log-probabilities of a prompt take longer: they say nothing about other prompts.
         self.governor.was_read(0 if job.echo else tokens, self.clock() - begun)
 
-    def _turn(self) -> Job | None:
-        """The job of whose prompt a stretch is read now; None where none waits, or where the rows that decode cannot
-        spare the time. A prompt that is being read makes way for one of higher priority."""
-        first = next((jobs[0] for jobs in reversed(self._waiting) if jobs), None)
-        if self._reading is not None:
-            job = self._reading.job
-            if first is None or first.budget.rank <= job.budget.rank:
-                return job if self._may_read(job, self._reading.read, joins=False) else None
-            job.row, self._reading = self._reading, None
-            with self._changed:
-                self._waiting[job.budget.rank].appendleft(job)
-        if first is None or len(self._batch.rows) >= self.settings.max_rows:
-            return None
-        if first.kept is None:
-            first.kept = 0 if first.echo else self.prefixes.known(first.ids)
-        done = first.kept if first.row is None else first.row.read
-        return first if self._may_read(first, done, joins=first.max_tokens > 1) else None
+    def _open(self, row: Row) -> None:
+        """Give a row the session that reads its prompt, which begins with what is kept of earlier ones."""
+        job, capacity = row.job, len(row.job.ids) + row.job.max_tokens
+        kept = None if job.echo else self.prefixes.find(job.ids, capacity)
+        row.session = self.lm.session(capacity) if kept is None else kept
+        row.read = row.cached = 0 if kept is None else kept.length(0)
+        if row.cached:
+            self.metrics.tokens.labels("cached").inc(row.cached)
 
-    def _may_read(self, job: Job, done: int, joins: bool) -> bool:
-        tokens, now = chunk_end(len(job.ids), done, self.settings.prefill_chunk) - done, self.clock()
-        return self.governor.may_read(tokens, [row.progress(now) for row in self._batch.rows], joins)
-
-    def _open(self, job: Job) -> Row:
-        """The row of the job whose turn it is, which waits no more. Raises what is wrong with the job."""
-        with self._changed:
-            self._waiting[job.budget.rank].popleft()
-        row, job.row = job.row, None
-        if row is None:
-            row, capacity = Row(self.lm, job), len(job.ids) + job.max_tokens
-            kept = None if job.echo else self.prefixes.find(job.ids, capacity)
-            row.session = self.lm.session(capacity) if kept is None else kept
-            row.read = row.cached = 0 if kept is None else kept.length(0)
-            if row.cached:
-                self.metrics.tokens.labels("cached").inc(row.cached)
-        return row
-
-    def _read_on(self, row: Row) -> int:
-        """Read a stretch of a prompt, and at its end let the row join the others. Returns how many tokens were read."""
+    def _read_to(self, row: Row, end: int) -> None:
+        """Read a prompt up to `end`; where that is its own, let the row join the others."""
         job, session, done, begun = row.job, row.session, row.read, self.clock()
         assert session is not None
-        row.read = chunk_end(len(job.ids), done, self.settings.prefill_chunk)
-        logits = session.prefill(job.ids[None, done : row.read], every_logit=job.echo)
+        logits = session.prefill(job.ids[None, done:end], every_logit=job.echo)
+        row.read = end
         self.metrics.reads.observe(self.clock() - begun)
-        self.metrics.tokens.labels("prompt").inc(row.read - done)
+        self.metrics.tokens.labels("prompt").inc(end - done)
         if job.echo:
             row.echo(logits[0], done)
             logits = logits[:, -1]
-        if row.read == len(job.ids):
+        if end == len(job.ids):
             if not job.echo:
                 self.prefixes.keep(job.ids, session)
+            self._take(row)
             row.session = None
             self._batch.join(row, logits[0], session)
             self._report(row)
-            self._reading = None
-        return row.read - done
+
+    def _take(self, row: Row) -> None:
+        """A row waits no more."""
+        with self._changed:
+            rows = self._waiting[row.job.budget.rank]
+            if rows and rows[0] is row:
+                rows.popleft()
 
     def _step(self) -> None:
         """One token for every row that decodes."""

@@ -110,7 +110,7 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
             return Job(prompt(0, length), 100, budget, ends.append, sampling={"do_sample": False})
 
         def stepped(*_) -> None:
-            if scheduler._reading is not None:
+            if any(row.read for rows in scheduler._waiting for row in rows):
                 raise MemoryError
 
         scheduler.governor.stepped = stepped
