@@ -1,6 +1,5 @@
 """A hook of mkdocs: writes the command line reference and the table of families from the code itself."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import typer
@@ -23,9 +22,9 @@ def families() -> str:
     ]
     windows = {None: "", "all": "all layers", "last": "the last layers"}
     for name, family in FAMILIES.items():
-        places = family.names(SimpleNamespace(qkv_bias=family.qkv_bias))
+        places = family.names
         normed = [what for what, key in (("inputs", ""), ("outputs", "_output")) if f"attention{key}_norm" in places]
-        own = {None: "", "head": "normed by head", "whole": "normed"}[family.qk_norms]
+        own = "" if "q_norm" not in places else "normed" if family.whole_norms else "normed by head"
         heads = [own, "biases" if family.qkv_bias else "", "fused" if places["q"].fused else ""]
         every = family.sliding
         sliding = f"{every - 1} of {every} layers" if isinstance(every, int) else windows[every]

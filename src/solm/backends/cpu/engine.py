@@ -207,7 +207,7 @@ class Engine:
             layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
             kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
             precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
-            kv_int8=kv_cache_dtype == "int8", threads=threads, whole_norms=spec.whole_norms,
+            kv_int8=kv_cache_dtype == "int8", threads=threads, whole_norms=spec.description.whole_norms,
             activation=get_args(Activation).index(spec.activation), epsilon=spec.epsilon,
             embedding_scale=self._embedding_scale(embedding), softmax_scale=spec.scales.softmax,
             residual_scale=spec.scales.residual, logit_scale=spec.scales.logits,
@@ -251,10 +251,11 @@ class Engine:
 
 def _product(parts: Sequence[Part], address: int) -> Any:
     """The product of these matrices in memory from `address` on, whose outputs stand one after another."""
-    return border.Product(part=tuple(_matrix(part.moved(address)) for part in parts), parts=len(parts))
+    return border.Product(part=tuple(_matrix(part, address) for part in parts), parts=len(parts))
 
 
-def _matrix(part: Part) -> Any:
+def _matrix(part: Part, address: int) -> Any:
     numbers = part.form.numbers
     packed = {} if numbers is None else {"bits": numbers.bits, "group": numbers.group, "centre": numbers.centre}
-    return border.Matrix(data=part.data, scale=part.scale, grid=part.grid, outputs=part.outputs, **packed)
+    places = {name: address + place for name, place in part.places.items()}
+    return border.Matrix(**places, outputs=part.outputs, **packed)

@@ -4,13 +4,12 @@ much memory a model takes there."""
 import hashlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import IntEnum
 
 from solm.backends.cpu.border import PAGE, STRIP
 from solm.backends.cpu.files.sources import QUANTISED, Numbers, Tensor, WeightSource
 from solm.core.cost import ModelShapes
-from solm.core.errors import SolmError
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "nested")
 """``auto``: a file's own types, and int8 for floats. ``nested``: 8 bits in two halves of 4."""
@@ -103,24 +102,14 @@ _CHOSEN = {"int8": INT8, "bfloat16": Form(Target.BFLOAT16), "float32": Form(Targ
 
 @dataclass(frozen=True)
 class Part:
-    """Neighbouring tensors of a product that are stored as one matrix. tensors: our names. data, scale, grid:
-    addresses, within a `Layout` counted from its start; None for those that the form lacks."""
+    """Neighbouring tensors of a product that are stored as one matrix. tensors: our names. places: where the parts that
+    its form has begin, counted from the layout's start."""
 
     form: Form
     tensors: tuple[str, ...]
     inputs: int
     outputs: int
-    data: int
-    scale: int | None
-    grid: int | None
-
-    def moved(self, by: int) -> "Part":
-        return replace(
-            self,
-            data=self.data + by,
-            scale=None if self.scale is None else self.scale + by,
-            grid=None if self.grid is None else self.grid + by,
-        )
+    places: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -157,9 +146,7 @@ class Layout:
 
 
 def layout_of(source: WeightSource, precision: str) -> Layout:
-    """How the matrices of a source are stored with `precision`; raises `SolmError` for an unknown one."""
-    if precision not in PRECISIONS:
-        raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
+    """How the matrices of a source are stored with `precision`, one of `PRECISIONS`."""
     layers, place, orders = [], 0, hashlib.sha256()
     for layer in range(source.spec.layers):
         sites = {}
@@ -170,10 +157,10 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
             parts = []
             for form, members in _forms(tensors, precision):
                 inputs, outputs = tensors[members[0]].inputs, sum(tensors[name].outputs for name in members)
-                at = {}
+                places = {}
                 for what, size in form.sizes(inputs, outputs).items():
-                    at[what], place = place, _up(place + size, _LINE)
-                parts.append(Part(form, members, inputs, outputs, at["data"], at.get("scale"), at.get("grid")))
+                    places[what], place = place, _up(place + size, _LINE)
+                parts.append(Part(form, members, inputs, outputs, places))
             sites[site] = tuple(parts)
         layers.append(sites)
     head = HeadForm.of(source.tensor("head"), precision)

@@ -59,7 +59,7 @@ def repack(
             first = 0
             for name in part.tensors:
                 tensor = source.tensor(name, number)
-                _repack(library, tensor, part.moved(address), first, threads, file)
+                _repack(library, tensor, part, address, first, threads, file)
                 source.release(tensor)
                 first += tensor.outputs
         if progress is not None:
@@ -71,13 +71,15 @@ def repack(
         progress(count, count)
 
 
-def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, first: int, threads: int, file: str) -> None:
-    message = border.message()
-    order = tensor.row_order
+def _repack(
+    library: ctypes.CDLL, tensor: Tensor, part: Part, address: int, first: int, threads: int, file: str
+) -> None:
+    message, order = border.message(), tensor.row_order
+    at = {name: address + place for name, place in part.places.items()}
     code = library.solm_repack(
         tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, tensor.inputs,
         None if order is None else order.ctypes.data, part.form.target, first, part.outputs,
-        part.data, part.scale, part.grid, threads, message,
+        at["data"], at.get("scale"), at.get("grid"), threads, message,
     )  # fmt: skip
     _check(code, message, file, tensor.name)
 

@@ -1,12 +1,12 @@
 """What a model is, apart from its weights: sizes, positions, norms and tensors; and the families that the engine runs.
 
-A new family is one function that names the tensors of a layer, and one entry of `FAMILIES` that describes it.
+A new family is a table of the tensors of a layer, and one entry of `FAMILIES` that describes it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from solm.backends.cpu.files.rope import Rope
 from solm.core.errors import DamagedFileError
@@ -27,18 +27,6 @@ class Place:
     fused: tuple[str, ...] = ()
 
 
-class Sizes(Protocol):
-    """What of a model's description decides which tensors a layer has."""
-
-    @property
-    def qkv_bias(self) -> bool: ...
-
-
-Names = Callable[[Sizes], dict[str, Place]]
-"""Gives the tensors of a layer by our names: matrices q, k, v, out, gate, up and down; norms of the inputs of attention
-and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
-(q_norm, k_norm); q_bias, k_bias and v_bias. Those that a layer lacks are left out."""
-
 GGUF_LAYER, TRANSFORMERS_LAYER = "blk.{}.", "model.layers.{}."
 """What files write before the names of layer {}."""
 MODEL = {
@@ -48,66 +36,36 @@ MODEL = {
 }
 """Tensors outside the layers. A model with a tied head lacks `head`."""
 
-
-def _matrices(sizes: Sizes) -> dict[str, Place]:
-    """The seven matrices of a layer, and the biases where there are any."""
-    places = {
-        "q": Place("attn_q.weight", "self_attn.q_proj.weight"),
-        "k": Place("attn_k.weight", "self_attn.k_proj.weight"),
-        "v": Place("attn_v.weight", "self_attn.v_proj.weight"),
-        "out": Place("attn_output.weight", "self_attn.o_proj.weight"),
-        "gate": Place("ffn_gate.weight", "mlp.gate_proj.weight"),
-        "up": Place("ffn_up.weight", "mlp.up_proj.weight"),
-        "down": Place("ffn_down.weight", "mlp.down_proj.weight"),
-    }
-    if sizes.qkv_bias:
-        places |= {f"{n}_bias": Place(f"attn_{n}.bias", f"self_attn.{n}_proj.bias") for n in ("q", "k", "v")}
-    return places
-
-
-_QK_NORMS = {
+_MATRICES = {
+    "q": Place("attn_q.weight", "self_attn.q_proj.weight"),
+    "k": Place("attn_k.weight", "self_attn.k_proj.weight"),
+    "v": Place("attn_v.weight", "self_attn.v_proj.weight"),
+    "out": Place("attn_output.weight", "self_attn.o_proj.weight"),
+    "gate": Place("ffn_gate.weight", "mlp.gate_proj.weight"),
+    "up": Place("ffn_up.weight", "mlp.up_proj.weight"),
+    "down": Place("ffn_down.weight", "mlp.down_proj.weight"),
+}
+_BIASES = {f"{n}_bias": Place(f"attn_{n}.bias", f"self_attn.{n}_proj.bias") for n in ("q", "k", "v")}
+_LLAMA = _MATRICES | {
+    "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
+    "mlp_norm": Place("ffn_norm.weight", "post_attention_layernorm.weight"),
+}
+_QWEN3 = _LLAMA | {
     "q_norm": Place("attn_q_norm.weight", "self_attn.q_norm.weight"),
     "k_norm": Place("attn_k_norm.weight", "self_attn.k_norm.weight"),
 }
-
-
-def llama(sizes: Sizes) -> dict[str, Place]:
-    return _matrices(sizes) | {
-        "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
-        "mlp_norm": Place("ffn_norm.weight", "post_attention_layernorm.weight"),
-    }
-
-
-def qwen3(sizes: Sizes) -> dict[str, Place]:
-    return llama(sizes) | _QK_NORMS
-
-
-def olmo2(sizes: Sizes) -> dict[str, Place]:
-    return (
-        _matrices(sizes)
-        | _QK_NORMS
-        | {
-            "attention_output_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight"),
-            "mlp_output_norm": Place("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
-        }
-    )
-
-
-def gemma3(sizes: Sizes) -> dict[str, Place]:
-    return olmo2(sizes) | {
-        "attention_norm": Place("attn_norm.weight", "input_layernorm.weight"),
-        "mlp_norm": Place("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
-    }
-
-
-def phi3(sizes: Sizes) -> dict[str, Place]:
-    attention, mlp = ("q", "k", "v"), ("gate", "up")
-    return (
-        llama(sizes)
-        | dict.fromkeys(attention, Place("attn_qkv.weight", "self_attn.qkv_proj.weight", attention))
-        | dict.fromkeys(mlp, Place("ffn_up.weight", "mlp.gate_up_proj.weight", mlp))
-    )
-
+_GEMMA3 = _QWEN3 | {
+    "mlp_norm": Place("ffn_norm.weight", "pre_feedforward_layernorm.weight"),
+    "attention_output_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight"),
+    "mlp_output_norm": Place("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
+}
+_OLMO2 = {name: place for name, place in _GEMMA3.items() if name not in ("attention_norm", "mlp_norm")}
+_QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
+_PHI3 = (
+    _LLAMA
+    | dict.fromkeys(_QKV, Place("attn_qkv.weight", "self_attn.qkv_proj.weight", _QKV))
+    | dict.fromkeys(_GATE_UP, Place("ffn_up.weight", "mlp.gate_up_proj.weight", _GATE_UP))
+)
 
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 """Of the gate of an MLP; the second is GELU by its approximation with tanh."""
@@ -117,9 +75,12 @@ Activation = Literal["silu", "gelu_pytorch_tanh"]
 class Family:
     """What the layers of a family are.
 
-    names: of the tensors of a layer. architecture: what GGUF files call the family. qk_norms: of queries and keys, over
-    a ``head`` each or over the ``whole`` of all heads. interleaved: in GGUF files, the rows of q and k stand so that
-    neighbours are rotated together. qkv_bias: of transformers models; a GGUF file shows whether it has any.
+    names: of the tensors of a layer by ours: matrices q, k, v, out, gate, up and down; norms of the inputs of attention
+    and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
+    (q_norm, k_norm). Those that a layer lacks are left out, and so are biases. architecture: what GGUF files call the
+    family. whole_norms: queries and keys are normed over all heads together. interleaved: in GGUF files, the rows of q
+    and k stand so that neighbours are rotated together. qkv_bias: of transformers models; a GGUF file shows whether it
+    has any.
     no_rope_interval: every so many layers, one has no rotary positions, where the file does not say which.
     activation: of the MLP's gate, where the file does not say which. norm_offset: what transformers adds to the weights
     of norms, which GGUF files have added already. root_embeddings: embeddings are multiplied by the root of the hidden
@@ -129,9 +90,9 @@ class Family:
     defaults: of transformers' configuration, where they are not `DEFAULTS`.
     """
 
-    names: Names
+    names: Mapping[str, Place]
     architecture: str
-    qk_norms: Literal["head", "whole"] | None = None
+    whole_norms: bool = False
     interleaved: bool = False
     qkv_bias: bool = False
     no_rope_interval: int | None = None
@@ -146,17 +107,17 @@ class Family:
 DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
 
 FAMILIES = {
-    "llama": Family(llama, "llama", interleaved=True),
-    "mistral": Family(llama, "llama", interleaved=True, sliding="all", defaults={"sliding_window": 4096}),
-    "qwen2": Family(llama, "qwen2", qkv_bias=True, sliding="last"),
-    "qwen3": Family(qwen3, "qwen3", qk_norms="head", sliding="last", defaults={"head_dim": 128}),
+    "llama": Family(_LLAMA, "llama", interleaved=True),
+    "mistral": Family(_LLAMA, "llama", interleaved=True, sliding="all", defaults={"sliding_window": 4096}),
+    "qwen2": Family(_LLAMA, "qwen2", qkv_bias=True, sliding="last"),
+    "qwen3": Family(_QWEN3, "qwen3", sliding="last", defaults={"head_dim": 128}),
     "smollm3": Family(
-        llama, "smollm3", interleaved=True, no_rope_interval=4,
+        _LLAMA, "smollm3", interleaved=True, no_rope_interval=4,
         defaults={"rope_theta": 2_000_000.0, "tie_word_embeddings": True},
     ),
-    "olmo2": Family(olmo2, "olmo2", qk_norms="whole", defaults={"rms_norm_eps": 1e-5}),
+    "olmo2": Family(_OLMO2, "olmo2", whole_norms=True, defaults={"rms_norm_eps": 1e-5}),
     "gemma3_text": Family(
-        gemma3, "gemma3", qk_norms="head", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
+        _GEMMA3, "gemma3", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
         sliding=6, sliding_theta=10_000.0,
         defaults={
             "head_dim": 256, "query_pre_attn_scalar": 256, "rope_theta": 1_000_000.0, "sliding_window": 4096,
@@ -164,9 +125,9 @@ FAMILIES = {
         },
     ),
     "phi3": Family(
-        phi3, "phi3", sliding="all", defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
+        _PHI3, "phi3", sliding="all", defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
     ),
-    "granite": Family(llama, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
+    "granite": Family(_LLAMA, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
 }  # fmt: skip
 """By transformers' name. Where GGUF files do not tell two families apart, they are of the first."""
 
@@ -225,17 +186,12 @@ class ModelSpec:
     def description(self) -> Family:
         return FAMILIES[self.family]
 
-    @property
-    def whole_norms(self) -> bool:
-        """Whether queries and keys are normed over all heads together."""
-        return self.description.qk_norms == "whole"
-
     def places(self, layer: int | None) -> dict[str, Place]:
         """Our names of the tensors of a layer, or with None of those outside the layers, and what files call them."""
         if layer is None:
             return {name: place for name, place in MODEL.items() if name != "head" or not self.tied_head}
         gguf, transformers = GGUF_LAYER.format(layer), TRANSFORMERS_LAYER.format(layer)
-        places = self.description.names(self)
+        places = {**self.description.names, **(_BIASES if self.qkv_bias else {})}
         return {
             name: Place(gguf + place.gguf, transformers + place.transformers, place.fused)
             for name, place in places.items()
@@ -254,13 +210,14 @@ class ModelSpec:
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a tensor by our name: [outputs, inputs] of a matrix, [channels] of a norm or bias."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        whole = self.description.whole_norms
         shapes: dict[str, tuple[int, ...]] = {
             "embedding": (self.vocabulary, self.hidden), "head": (self.vocabulary, self.hidden),
             "q": (queries, self.hidden), "k": (keys, self.hidden), "v": (keys, self.hidden),
             "out": (self.hidden, queries), "gate": (self.intermediate, self.hidden),
             "up": (self.intermediate, self.hidden), "down": (self.hidden, self.intermediate),
-            "q_norm": (queries if self.whole_norms else self.head_dim,),
-            "k_norm": (keys if self.whole_norms else self.head_dim,),
+            "q_norm": (queries if whole else self.head_dim,),
+            "k_norm": (keys if whole else self.head_dim,),
             "q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,),
         }  # fmt: skip
         return shapes.get(name, (self.hidden,))

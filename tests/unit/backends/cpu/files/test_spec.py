@@ -19,7 +19,7 @@ from solm.core.errors import DamagedFileError, UnsupportedModelError
 
 OURS = (
     "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "context", "qkv_bias", "bos",
-    "eos", "activation", "whole_norms", "layers_without_rope", "sliding_window", "sliding_layers",
+    "eos", "activation", "layers_without_rope", "sliding_window", "sliding_layers",
 )  # fmt: skip
 KINDS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
