@@ -5,22 +5,23 @@ takes: some schemas of a hundred lines keep a thread busy for hours, and a threa
 does not depend on the vocabulary, so that the process has one of single bytes, and little memory.
 """
 
-import json
 import os
-import select
-import subprocess
-import sys
+import signal
 import time
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
 
-from solm.runtime.grammars import GrammarError, lark_of
+from solm.runtime.grammars import GrammarError, lark_of, matcher_error, parser_limits
 
 _STARTED = 60.0
 """Seconds until the process has to answer for the first time."""
 _MEMORY = 1 << 30
 """Bytes that it may address beyond what it does at its start."""
-_END = "</s>"
+_GONE = (OSError, EOFError)
+"""What the end of a process raises at the pipe to it."""
 
 
 class GrammarTooSlowError(GrammarError):
@@ -35,134 +36,108 @@ class GrammarTrial:
 
     def __init__(self, vocabulary: int):
         self._vocabulary = vocabulary
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: BaseProcess | None = None
+        self.pipe: Connection | None = None
 
     def run(self, grammar: str, seconds: float) -> None:
         """Compile `Grammar.text` there.
 
         Raises `GrammarError` for a grammar that is malformed or too large, `GrammarTooSlowError` after `seconds`.
         """
-        self._done({"grammar": grammar}, seconds)
+        self._ask("compile", grammar, seconds)
 
     def converted(self, gbnf: str, seconds: float) -> str:
         """`solm.runtime.grammars.lark_of` there; raises as `run`."""
-        return str(self._done({"gbnf": gbnf}, seconds))
+        return self._ask("convert", gbnf, seconds)
 
-    def _done(self, asked: dict[str, str], seconds: float) -> Any:
-        """What the process makes of it."""
+    def _ask(self, what: str, text: str, seconds: float) -> str:
         if seconds <= 0:
             raise GrammarTooSlowError("not compiled in time, with the grammars before it")
-        process = self.process
-        if process is None or process.poll() is not None:
-            process = self.process = _started(self._vocabulary)
+        if self.process is None or self.pipe is None or not self.process.is_alive():
+            self._start()
+        pipe = self.pipe
+        assert pipe is not None
         try:
-            answer = _asked(process, {**asked, "seconds": seconds}, seconds)
-        except TimeoutError:
-            self.close()
-            raise GrammarTooSlowError(f"not compiled in {seconds:.3g} s") from None
-        except (OSError, ValueError):
+            pipe.send((what, text, seconds))
+            if not pipe.poll(seconds):
+                self.close()
+                raise GrammarTooSlowError(f"not compiled in {seconds:.3g} s")
+            wrong, made = pipe.recv()
+        except _GONE:
             self.close()
             raise GrammarError(f"compiling it takes more than {_MEMORY >> 20} MiB of memory") from None
-        if answer["error"] is not None:
-            raise GrammarError(answer["error"])
-        return answer.get("lark")
+        if wrong is not None:
+            raise GrammarError(wrong)
+        return str(made)
+
+    def _start(self) -> None:
+        self.close()
+        spawn = get_context("spawn")
+        pipe, theirs = spawn.Pipe()
+        process = spawn.Process(target=_answer_all, args=(theirs, self._vocabulary), daemon=True)
+        process.start()
+        theirs.close()
+        self.process, self.pipe = process, pipe
+        try:
+            ready = pipe.poll(_STARTED) and pipe.recv()
+        except _GONE:
+            ready = False
+        if not ready:
+            self.close()
+            raise GrammarError("the process that tries grammars does not start")
 
     def close(self) -> None:
         """End the process, whatever it does."""
-        process, self.process = self.process, None
-        if process is not None:
+        process, pipe = self.process, self.pipe
+        self.process = self.pipe = None
+        if process is not None and pipe is not None:
             process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                assert pipe is not None
-                try:
-                    pipe.close()
-                except OSError:  # what was written and never read
-                    continue
+            process.join()
+            pipe.close()
 
 
-def _started(vocabulary: int) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen(
-        [sys.executable, "-m", __name__, str(vocabulary)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        _answer(process, time.monotonic() + _STARTED)
-    except (OSError, ValueError) as error:
-        process.kill()
-        process.wait()
-        raise GrammarError("the process that tries grammars does not start") from error
-    return process
-
-
-def _asked(process: "subprocess.Popen[bytes]", question: object, seconds: float) -> dict[str, str | None]:
-    """What the process says to a question; raises `TimeoutError`, and `OSError` or `ValueError` where it has ended."""
-    end = time.monotonic() + seconds
-    assert process.stdin is not None
-    process.stdin.write(json.dumps(question).encode() + b"\n")
-    process.stdin.flush()
-    return _answer(process, end)
-
-
-def _answer(process: "subprocess.Popen[bytes]", end: float) -> dict[str, str | None]:
-    assert process.stdout is not None
-    line, waiting = b"", select.poll()
-    waiting.register(process.stdout, select.POLLIN)
-    while not line.endswith(b"\n"):
-        if not waiting.poll(max(0.0, 1000 * (end - time.monotonic()))):
-            raise TimeoutError
-        part = os.read(process.stdout.fileno(), 1 << 16)
-        if not part:
-            raise ValueError("the process has ended")
-        line += part
-    answer: dict[str, str | None] = json.loads(line)
-    return answer
-
-
-def _try_all(vocabulary: int) -> None:
-    """In the process: compile or convert what comes, line by line, and say what is wrong with it."""
+def _answer_all(pipe: Connection, vocabulary: int) -> None:
+    """In the process: compile or convert what comes, and say what is wrong with it and what was made."""
     import resource
 
     from llguidance import LLMatcher, LLTokenizer
 
-    from solm.runtime.grammars import matcher_error, parser_limits
-
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
     tokenizer, limits = LLTokenizer(_bytes_alone(), n_vocab=vocabulary), parser_limits()
     addressed = Path("/proc/self/statm")
     if addressed.exists():
         most = int(addressed.read_text().split()[0]) * resource.getpagesize() + _MEMORY
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    out = os.fdopen(os.dup(1), "w")
-    print("{}", file=out, flush=True)
-    for line in sys.stdin:
-        asked = json.loads(line)
-        # Also where the server has ended meanwhile.
-        most = int(time.process_time() + 2 * asked["seconds"] + 2)
-        resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-        if "gbnf" in asked:
-            try:
-                found = {"error": None, "lark": lark_of(asked["gbnf"])}
-            except GrammarError as error:
-                found = {"error": str(error)}
-        else:
-            matcher = LLMatcher(tokenizer, asked["grammar"], log_level=0, limits=limits)
-            if not matcher.is_error():
-                matcher.compute_bitmask()
-            found = {"error": matcher_error(matcher)}
-        print(json.dumps(found), file=out, flush=True)
+    pipe.send(True)
+    with suppress(*_GONE):  # where the server has ended
+        while True:
+            what, text, seconds = pipe.recv()
+            # Also where the server has ended meanwhile.
+            most = int(time.process_time() + 2 * seconds + 2)
+            resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
+            wrong = made = None
+            if what == "convert":
+                try:
+                    made = lark_of(text)
+                except GrammarError as error:
+                    wrong = str(error)
+            else:
+                matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
+                if not matcher.is_error():
+                    matcher.compute_bitmask()
+                wrong = matcher_error(matcher)
+            pipe.send((wrong, made))
 
 
 def _bytes_alone() -> str:
     """A tokenizer of all bytes, as the tokenizers package writes it."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    letters = [*pre_tokenizers.ByteLevel.alphabet(), _END]
+    end = "</s>"
+    letters = [*pre_tokenizers.ByteLevel.alphabet(), end]
     made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(letters)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens([_END])
+    made.add_special_tokens([end])
     return made.to_str()
-
-
-if __name__ == "__main__":
-    _try_all(int(sys.argv[1]))

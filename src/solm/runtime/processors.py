@@ -61,8 +61,3 @@ def prepared(options: Mapping[str, Any], ids: Array) -> tuple[Any, Any, Any]:
     except ValueError as error:
         raise SolmError(f"generation options: {' '.join(str(error).split())}") from error
     return processors, bool(found.do_sample), found.eos_token_id
-
-
-def known_option(name: str) -> bool:
-    """Whether transformers knows a generation option of this name."""
-    return name in GenerationConfig().to_dict()

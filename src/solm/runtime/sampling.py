@@ -110,25 +110,12 @@ class Plain:
     top_p: float = 1.0
     min_p: float = 0.0
 
-    def scores(self, logits: np.ndarray) -> np.ndarray:
-        scores = self._tempered(logits)
-        ids, _ = self._possible(scores)
-        if ids is None:
-            return scores.copy()
-        left = np.full(len(scores), -np.inf, np.float32)
-        left[ids] = scores[ids]
-        return left
-
     def draw(self, logits: np.ndarray, place: float) -> int:
         """The token at `place` in [0, 1) of the distribution that logits [V] give."""
-        ids, weights = self._possible(self._tempered(logits))
+        scores = logits.astype(np.float32, copy=False)
+        ids, weights = self._possible(scores if self.temperature == 1 else scores / np.float32(self.temperature))
         found = _drawn(weights, place)
         return found if ids is None else int(ids[found])
-
-    def _tempered(self, logits: np.ndarray) -> np.ndarray:
-        """Logits [V] over the temperature, float32; the logits themselves, where it is 1."""
-        scores = logits.astype(np.float32, copy=False)
-        return scores if self.temperature == 1 else scores / np.float32(self.temperature)
 
     def _possible(self, scores: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
         """Tokens that can be chosen by scores [V], in rising order, None for all; and their weights, 1 for the
@@ -265,12 +252,6 @@ class Sampler:
             self.constraint.add(chosen)
         return chosen
 
-    def scores(self, logits: np.ndarray) -> np.ndarray:
-        """What the next token is chosen by [V] float32, from logits [V]."""
-        for change in self._changes:
-            logits = change.scores(logits)
-        return logits.astype(np.float32) if self.plain is None else self.plain.scores(logits)
-
 
 def _penalties(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Options without those that `Penalised` carries out, and what it is given for them; values that only transformers
@@ -313,7 +294,7 @@ def _plain(options: Mapping[str, Any]) -> Plain | None:
 
 
 def _refusal(name: str, own: Mapping[str, Any]) -> str:
-    from solm.runtime.processors import known_option
+    from transformers import GenerationConfig
 
-    what = "is not supported" if name in own or known_option(name) else "is unknown"
+    what = "is not supported" if name in own or hasattr(GenerationConfig(), name) else "is unknown"
     return f"generation option {name!r} {what}; supported are {', '.join(SUPPORTED)}"

@@ -45,7 +45,7 @@ def test_what_takes_too_long_is_ended_and_the_next_one_is_compiled(trial):
     ended = trial.process
     with pytest.raises(GrammarTooSlowError, match=r"not compiled in 0\.5 s"):
         trial.run(ENDLESS.text, 0.5)
-    assert ended.returncode is not None
+    assert ended.exitcode is not None
     with pytest.raises(ProcessLookupError):
         os.kill(ended.pid, 0)
     with pytest.raises(GrammarTooSlowError, match="not compiled in time"):
@@ -55,7 +55,7 @@ def test_what_takes_too_long_is_ended_and_the_next_one_is_compiled(trial):
 
 def test_a_process_that_ends_by_itself_is_a_grammar_that_is_refused(trial):
     trial.run(Grammar.regex("a").text, 60)
-    trial.process.stdin.write(b"no JSON\n")
+    trial.pipe.send("no question")
     with pytest.raises(GrammarError, match="MiB of memory"):
         trial.run(Grammar.regex("b").text, 60)
     trial.run(Grammar.regex("b").text, 60)
