@@ -10,7 +10,6 @@ from helpers.models import tiny_model
 from helpers.policies import under_values
 from solm.core.errors import SolmError
 from solm.paper.config import SPARSITY as PAPER
-from solm.runtime.prepare import default_kv_cache
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 
@@ -66,8 +65,6 @@ def test_the_engine_is_the_default_and_says_how_it_runs(tiny_folder, caplog):
         reply = lm.generate("A long enough prompt. " * 9, budget=0.97, max_new_tokens=30, min_new_tokens=30)
         assert reply.compute.bytes == pytest.approx(0.97, abs=0.02)
     assert "cpu int8, bfloat16 KV cache, " in caplog.text
-    assert default_kv_cache("builtin:smollm2-135m", "auto") == "int8"
-    assert default_kv_cache("builtin:smollm2-135m", "bfloat16") == default_kv_cache("other", "auto") == "auto"
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def generate(
     prepared = options.prepare(model)
     with argument("prompt"):
         ids = encode(prepared.tokenizer, text, options.system)
-        check_length(ids.shape[1], options.max_new_tokens, prepared.context)
+        check_length(ids.shape[1], options.max_new_tokens, prepared.facts.context)
     with argument("budget"):
         prepared.budgets().budget(budget, ids.shape[1] + options.max_new_tokens // 2)
     if options.policy is None and budget is not None:

@@ -180,7 +180,7 @@ def _check_floors(prepared: "Prepared", chosen: "ServeSettings") -> None:
     met = prepared.budgets()
     for typed, floor in floors.items():
         try:
-            met.budget(floor, prepared.context or 1 << 20, clamp=True)
+            met.budget(floor, prepared.facts.context or 1 << 20, clamp=True)
         except SolmError as error:
             raise type(error)(f"{typed}: {error}") from error
 
@@ -193,7 +193,7 @@ def _rows_that_fit(prepared: "Prepared", chosen: "ServeSettings", explicit: bool
     """
     from solm.backends.machine import free_memory
 
-    context = chosen.max_model_len or prepared.context
+    context = chosen.max_model_len or prepared.facts.context
     if context is None:
         return chosen
     shapes, row = prepared.facts.shapes, prepared.cache_bytes(context)

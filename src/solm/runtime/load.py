@@ -6,20 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from solm.backends.cpu.files.repack import Progress
 from solm.core.budget import BudgetLike
-from solm.core.errors import SolmError, UnsupportedModelError
+from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
 from solm.runtime.language_model import LanguageModel, ending
-from solm.runtime.prepare import (
-    Prepared,
-    announce,
-    check_backend,
-    cpu_backend,
-    engine_sparsity,
-    facts_of,
-    noted,
-    policy_called,
-)
+from solm.runtime.prepare import Prepared
 
 if TYPE_CHECKING:
     import torch
@@ -105,31 +96,10 @@ def attach(
 
     Arguments and errors as for `load`; the default of `backend` is ``torch``.
     """
-    if isinstance(policy, str | Path):
-        policy = policy_called(policy, lambda: facts_of(model.config))
-    check_backend(backend, precision, kv_cache_dtype, False)
-    how = engine_sparsity(policy, sparsity)
-    reason = None
-    if backend != "torch":
-        from solm.backends.cpu.files.sources import LoadedModel
-
-        try:
-            made = cpu_backend(LoadedModel(model), how, "", precision, kv_cache_dtype, threads)
-            announce(made)
-            return noted(LanguageModel(made, tokenizer, policy, how, model=model))
-        except UnsupportedModelError as error:
-            if backend == "cpu":
-                raise
-            reason = str(error)
-    from solm.backends.torch.backend import TorchBackend
-
-    torch_backend = TorchBackend(model)
-    try:
-        announce(torch_backend, reason)
-        return noted(LanguageModel(torch_backend, tokenizer, policy, sparsity))
-    except SolmError:
-        torch_backend.detach()
-        raise
+    return Prepared(
+        "", policy, tokenizer=tokenizer, sparsity=sparsity, device="cpu", backend=backend, precision=precision,
+        kv_cache_dtype=kv_cache_dtype, threads=threads, loaded=model,
+    ).load()  # fmt: skip
 
 
 def custom_generate(

@@ -1,7 +1,6 @@
 """All that is known of a model before its weights are read: its sizes, its policy, the backend that will run it."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +9,9 @@ from solm.backends.cpu.backend import CpuBackend
 from solm.backends.cpu.engine import check_precision, shapes_of, unsuited
 from solm.backends.cpu.files.layout import FLOATS, cache_memory, layout_of, readable_in_part, with_stored_bits
 from solm.backends.cpu.files.repack import Progress
-from solm.backends.cpu.files.sources import WeightSource, source_of
-from solm.backends.cpu.files.spec import ModelSpec
-from solm.backends.machine import accelerator_available, check_threads, default_threads, keep_freed_memory
+from solm.backends.cpu.files.sources import LoadedModel, WeightSource, source_of
+from solm.backends.machine import accelerator_available, check_threads, keep_freed_memory
 from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loadable
-from solm.backends.session import Backend
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budgets
@@ -29,6 +26,7 @@ from solm.runtime.language_model import LanguageModel
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
 BACKENDS = ("torch", "cpu", "auto")
 AUTO = "auto"
@@ -49,18 +47,9 @@ class ModelFacts:
         return like.model_copy(update={"family": self.family, **sizes})
 
 
-def facts_of(config: Any) -> ModelFacts:
-    """From a configuration of transformers."""
-    from solm.backends.torch.families import model_shapes
-
-    text = config.get_text_config(decoder=True)
-    context = getattr(text, "max_position_embeddings", None)
-    return ModelFacts(str(text.model_type), context, model_shapes(text, gated=True))
-
-
-def policy_called(name: str | Path, facts: Callable[[], ModelFacts]) -> TrainedPolicy:
+def policy_called(name: str | Path, facts: ModelFacts) -> TrainedPolicy:
     """The trained policy called `name`: a folder, hub id or ``builtin:...``, or ``auto``. Errors as for both."""
-    return TrainedPolicy.from_pretrained(shipped_policy(facts()) if name == AUTO else name)
+    return TrainedPolicy.from_pretrained(shipped_policy(facts) if name == AUTO else name)
 
 
 def shipped_policy(facts: ModelFacts) -> str:
@@ -78,9 +67,10 @@ def shipped_policy(facts: ModelFacts) -> str:
 class Prepared:
     """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
 
-    Fields up to `shard` are the arguments of `solm.load`. trained: the policy. source: the weights as the cpu backend
-    reads them; None where torch will run the model, and reason then says why, where that is a choice. Raises
-    `SolmError`, whose `argument` names the field that is wrong.
+    Fields up to `shard` are the arguments of `solm.load`. loaded: transformers' model, where there is one already, in
+    place of a name. trained: the policy. source: the weights as the cpu backend reads them; None where torch will run
+    the model, and reason then says why, where that is a choice. Raises `SolmError`, whose `argument` names the field
+    that is wrong.
     """
 
     model: str
@@ -98,6 +88,7 @@ class Prepared:
     threads: int | None = None
     timings: str | Path | None = None
     shard: bool = False
+    loaded: "PreTrainedModel | None" = None
     trained: TrainedPolicy | None = field(init=False, default=None)
     times: StepTimings | None = field(init=False, default=None)
     source: WeightSource | None = field(init=False, default=None)
@@ -105,7 +96,45 @@ class Prepared:
     facts: ModelFacts = field(init=False)
 
     def __post_init__(self) -> None:
-        check_backend(self.backend, self.precision, self.kv_cache_dtype, self.shard)
+        self._check_options()
+        if self.timings is not None:
+            with argument("timings"):
+                self.times = read_timings(Path(self.timings))
+                self.times.check_model(self.model, self.backend)
+        with argument("model"):
+            self.facts = self._read_files()
+        if self.policy is not None:
+            with argument("policy"):
+                trained = self.policy
+                if not isinstance(trained, TrainedPolicy):
+                    trained = policy_called(trained, self.facts)
+                trained.check(self.facts.identity(trained.config.base), self.facts.shapes)
+                self.trained = trained
+        if self.source is not None:
+            reason = unsuited(self.source.spec, self.how)
+            if reason is not None:
+                self._without_engine(UnsupportedModelError(f"the cpu backend cannot run this model: {reason}"))
+            self._check_numbers()
+        if self.loaded is None:
+            with argument("model"):
+                self.tokenizer = self.tokenizer or model_tokenizer(self.model, self.trust_remote_code, self.revision)
+
+    def _check_options(self) -> None:
+        """Refuse options that no model could be loaded with."""
+        with argument("backend"):
+            if self.backend not in BACKENDS:
+                raise SolmError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+            if self.shard and self.backend == "cpu":
+                raise SolmError("backend cpu needs the whole model in one process; shard goes with the torch backend")
+        with argument("precision"):
+            check_precision(self.precision or "auto")
+        with argument("kv_cache_dtype"):
+            check_precision(self.precision or "auto", self.kv_cache_dtype or "auto")
+        if self.backend == "torch" and (self.precision is not None or self.kv_cache_dtype is not None):
+            cache = f"a KV cache in {self.kv_cache_dtype}"
+            what = cache if self.precision is None else f"precision {self.precision}"
+            with argument("kv_cache_dtype" if self.precision is None else "precision"):
+                raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
         with argument("dtype"):
             dtype_name(self.dtype)
         with argument("sparsity"):
@@ -113,48 +142,47 @@ class Prepared:
         if self.threads is not None:
             with argument("threads"):
                 check_threads(self.threads)  # a mistake, and no reason for `auto` to go on without the engine
-        if self.timings is not None:
-            with argument("timings"):
-                self.times = read_timings(Path(self.timings))
-                self.times.check_model(self.model, self.backend)
-        with argument("model"):
-            self._read_files()
-        if self.policy is not None:
-            with argument("policy"):
-                trained = self.policy
-                if not isinstance(trained, TrainedPolicy):
-                    trained = policy_called(trained, lambda: self.facts)
-                trained.check(self.facts.identity(trained.config.base), self.facts.shapes)
-                self.trained = trained
-        if self.source is not None:
-            self._check_engine()
-        with argument("model"):
-            self.tokenizer = self.tokenizer or model_tokenizer(self.model, self.trust_remote_code, self.revision)
 
-    def _read_files(self) -> None:
-        """The weights' files as the cpu backend reads them, or why it does not; and what they say of the model."""
+    def _read_files(self) -> ModelFacts:
+        """What the files say of the model; and the weights as the cpu backend reads them, or why it does not."""
+        loaded = self.loaded
         if self.backend != "torch":
-            self.reason = _elsewhere(self.device, self.device_map, self.shard)
+            self.reason = self._elsewhere()
             if self.reason is not None and self.backend == "cpu":
                 raise SolmError(f"the cpu backend cannot run this model: {self.reason}")
         if self.backend != "torch" and self.reason is None:
             try:
-                self.source = source_of(self.model, self.revision)
+                self.source = source_of(self.model, self.revision) if loaded is None else LoadedModel(loaded)
             except SolmError as error:
                 self._without_engine(error)
             else:
                 spec = self.source.spec
-                self.facts = ModelFacts(spec.family, spec.context, shapes_of(spec))
-                return
-        self.facts = model_facts(self.model, self.revision, self.trust_remote_code)
+                return ModelFacts(spec.family, spec.context, shapes_of(spec))
+        from solm.backends.torch.families import model_shapes
+        from solm.backends.torch.load import base_config
 
-    def _check_engine(self) -> None:
-        """Refuse, or leave to torch, what the engine cannot carry out on this model."""
-        assert self.source is not None
-        reason = unsuited(self.source.spec, self.how)
-        if reason is not None:
-            self._without_engine(UnsupportedModelError(f"the cpu backend cannot run this model: {reason}"))
-        self._check_numbers()
+        try:
+            config = base_config(self.model, self.trust_remote_code, self.revision) if loaded is None else loaded.config
+            text: Any = config.get_text_config(decoder=True)
+            context = getattr(text, "max_position_embeddings", None)
+            return ModelFacts(str(text.model_type), context, model_shapes(text, gated=True))
+        except (TypeError, AttributeError, ArithmeticError) as error:  # sizes that make no sense
+            raise not_loadable(self.model, error) from error
+
+    def _elsewhere(self) -> str | None:
+        """Why the model does not run on the CPU of this process; None if it does."""
+        if self.shard:
+            return "it needs the whole model in one process"
+        if self.device_map is not None:
+            return "it runs on the CPU only"
+        if self.device not in (None, "cpu"):
+            from solm.backends.torch.load import check_device
+
+            if check_device(str(self.device)).type != "cpu":
+                return "it runs on the CPU only"
+        if self.device is None and accelerator_available():
+            return "there is an accelerator"
+        return None
 
     def _without_engine(self, error: SolmError) -> None:
         """Go on with torch, whose reason is `error`; raises it where only the cpu backend will do."""
@@ -170,18 +198,15 @@ class Prepared:
 
     @property
     def how(self) -> SparsityConfig:
-        """How actions are carried out."""
-        return (engine_sparsity if self.source is not None else sparsity_of)(self.trained, self.sparsity)
-
-    @property
-    def context(self) -> int | None:
-        """Tokens that the model's context holds, where its files say so."""
-        return self.facts.context
+        """How actions are carried out: as asked, else as the policy was trained, else by the backend's preset."""
+        preset = "cpu" if self.source is not None and self.trained is None else None
+        return sparsity_of(self.trained, self.sparsity or preset)
 
     def check_room(self, tokens: int) -> None:
         """Raises `ContextLengthError` for more tokens than the model has positions for."""
-        if self.context is not None and tokens > self.context:
-            raise ContextLengthError(f"{tokens} tokens exceed this model's context of {self.context}")
+        context = self.facts.context
+        if context is not None and tokens > context:
+            raise ContextLengthError(f"{tokens} tokens exceed this model's context of {context}")
 
     def budgets(self, space: ActionSpace | None = None) -> Budgets:
         """The budgets that can be met: under the policy, without one with actions of `space`, by default of all that
@@ -211,128 +236,75 @@ class Prepared:
 
     @property
     def _numbers(self) -> tuple[str, str]:
-        """What the cpu backend has weights, and keys and values, in."""
+        """What the cpu backend has weights, and keys and values, in.
+
+        Weights are as the files have them, unless actions choose weight bits and those of the files cannot be read in
+        part. Keys and values have int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so
+        far one model.
+        """
         assert self.source is not None
-        precision = self.precision or default_precision(self.how, self.source)
-        return precision, self.kv_cache_dtype or default_kv_cache(self.model, precision)
+        bits = self.how.bits_site == "weights"
+        precision = self.precision or ("nested" if bits and not readable_in_part(self.source) else "auto")
+        lossless = self.model == BUILTIN and precision not in FLOATS
+        return precision, self.kv_cache_dtype or ("int8" if lossless else "auto")
 
     def load(self, progress: Progress | None = None) -> LanguageModel:
         """Read the weights. progress: called with the parts done and all parts, while the cpu backend repacks weights
         that are not cached. Raises `SolmError` where that fails; with backend ``auto`` torch is tried then."""
         if self.source is not None:
+            keep_freed_memory()
+            precision, cache = self._numbers
             try:
-                made = cpu_backend(
-                    self.source, self.how, self.model, self.precision, self.kv_cache_dtype, self.threads, progress
-                )
+                engine = CpuBackend(self.source, self.how, precision, self.threads, cache, progress)
             except SolmError as error:
                 self._without_engine(error)
             else:
-                announce(made)
-                generation = generation_options(self.model, self.revision, self.source.spec)
-                return noted(
+                generation = self._generation_options(self.source)
+                return announced(
                     LanguageModel(
-                        made, self.tokenizer, self.trained, self.how, self.model, self.times, generation=generation
+                        engine, self.tokenizer, self.trained, self.how, self.model, self.times, self.loaded, generation
                     )
-                )
+                )  # fmt: skip
         self._check_numbers()
         from solm.backends.torch.backend import TorchBackend
         from solm.backends.torch.load import load_base
 
-        base, tokenizer = load_base(
-            self.model, self.dtype, self.device, self.trust_remote_code, self.shard, self.revision, self.device_map,
-            self.tokenizer,
-        )  # fmt: skip
+        base, tokenizer = self.loaded, self.tokenizer
+        if base is None:
+            base, tokenizer = load_base(
+                self.model, self.dtype, self.device, self.trust_remote_code, self.shard, self.revision, self.device_map,
+                tokenizer,
+            )  # fmt: skip
         backend = TorchBackend(base)
-        announce(backend, self.reason, expected=self.shard)
         try:
-            return noted(LanguageModel(backend, tokenizer, self.trained, self.sparsity, self.model, self.times))
+            lm = LanguageModel(backend, tokenizer, self.trained, self.sparsity, self.model, self.times)
+            return announced(lm, self.reason, expected=self.shard)
         except SolmError:
             backend.detach()
             raise
 
-
-def model_facts(model: str, revision: str | None = None, trust_remote_code: bool = False) -> ModelFacts:
-    """From the configuration of a model as transformers reads it. Raises `SolmError` for files that cannot be read or
-    hold no model that is supported."""
-    from solm.backends.torch.load import base_config
-
-    config = base_config(model, trust_remote_code, revision)
-    try:
-        return facts_of(config)
-    except (TypeError, AttributeError, ArithmeticError) as error:  # sizes that make no sense
-        raise not_loadable(model, error) from error
+    def _generation_options(self, source: WeightSource) -> dict[str, Any]:
+        """A folder's own generation options, or the tokens that end a text."""
+        if self.loaded is None and gguf_of(self.model) is None:
+            path = folder_of(self.model, self.revision) / "generation_config.json"
+            if path.is_file():
+                options = read_object(path).items()
+                return {key: value for key, value in options if value is not None and not key.startswith("_")}
+        return {"bos_token_id": source.spec.bos, "eos_token_id": list(source.spec.eos) or None}
 
 
-def generation_options(name: str, revision: str | None, spec: ModelSpec) -> dict[str, Any]:
-    """A folder's own generation options, or the tokens that end a text."""
-    if gguf_of(name) is None:
-        path = folder_of(name, revision) / "generation_config.json"
-        if path.is_file():
-            return {
-                key: value for key, value in read_object(path).items() if value is not None and not key.startswith("_")
-            }
-    return {"bos_token_id": spec.bos, "eos_token_id": list(spec.eos) or None}
-
-
-def check_backend(backend: str, precision: str | None, kv_cache_dtype: str | None, shard: bool) -> None:
-    """Raises `SolmError`, whose `argument` is the one that is wrong, for options that no model could be loaded with."""
-    with argument("backend"):
-        if backend not in BACKENDS:
-            raise SolmError(f"unknown backend {backend!r}; choose one of {', '.join(BACKENDS)}")
-        if shard and backend == "cpu":
-            raise SolmError("backend cpu needs the whole model in one process; shard goes with the torch backend")
-    with argument("precision"):
-        check_precision(precision or "auto")
-    with argument("kv_cache_dtype"):
-        check_precision(precision or "auto", kv_cache_dtype or "auto")
-    if backend == "torch" and (precision is not None or kv_cache_dtype is not None):
-        what = f"a KV cache in {kv_cache_dtype}" if precision is None else f"precision {precision}"
-        with argument("kv_cache_dtype" if precision is None else "precision"):
-            raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
-
-
-def _elsewhere(device: str | None, device_map: object, shard: bool) -> str | None:
-    """Why a model does not run on the CPU of this process; None if it does."""
-    if shard:
-        return "it needs the whole model in one process"
-    if device_map is not None:
-        return "it runs on the CPU only"
-    if device not in (None, "cpu"):
-        from solm.backends.torch.load import check_device
-
-        if check_device(str(device)).type != "cpu":
-            return "it runs on the CPU only"
-    if device is None and accelerator_available():
-        return "there is an accelerator"
-    return None
-
-
-def cpu_backend(
-    source: WeightSource,
-    sparsity: SparsityConfig,
-    name: str,
-    precision: str | None,
-    kv_cache_dtype: str | None,
-    threads: int | None,
-    progress: Progress | None = None,
-) -> CpuBackend:
-    """The engine over a model's weights, with the precision and KV cache that are its default unless they are given."""
-    keep_freed_memory()
-    numbers = precision or default_precision(sparsity, source)
-    return CpuBackend(source, sparsity, numbers, threads, kv_cache_dtype or default_kv_cache(name, numbers), progress)
-
-
-def announce(backend: Backend, reason: str | None = None, expected: bool = False) -> None:
-    """Say what is in use: backend, precision, KV cache and threads. reason: why it is not the cpu backend."""
-    parts = [backend.name]
+def announced(lm: LanguageModel, reason: str | None = None, expected: bool = False) -> LanguageModel:
+    """`lm`, after saying what it runs on: backend, precision, KV cache and threads. reason: why it is not the cpu
+    backend."""
+    backend, parts = lm.backend, [lm.backend.name]
     if isinstance(backend, CpuBackend) and not backend.sizes.kv_int8:
         parts.append(f"{'float32' if backend.precision == 'float32' else 'bfloat16'} KV cache")
-    used = backend.threads if isinstance(backend, CpuBackend) else default_threads()
-    parts.append(counted(used, "thread"))
+    parts.append(counted(lm.threads, "thread"))
     # On another device torch is what one expects; on the CPU it saves no time.
     slow = reason is not None and backend.device.type == "cpu" and not expected
     told = "" if reason is None else f"; not the cpu backend: {reason}"
     logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
+    return noted(lm)
 
 
 def noted(lm: LanguageModel) -> LanguageModel:
@@ -340,25 +312,3 @@ def noted(lm: LanguageModel) -> LanguageModel:
     if lm.timings_note is not None:
         logging.getLogger("solm").warning(lm.timings_note)
     return lm
-
-
-def engine_sparsity(policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> SparsityConfig:
-    """How the cpu backend carries actions out: as asked, else as the policy was trained, else preset ``cpu``."""
-    return sparsity_of(policy, "cpu" if sparsity is None and policy is None else sparsity)
-
-
-def default_precision(sparsity: SparsityConfig, source: WeightSource) -> str:
-    """The precision of the cpu backend where none is asked for.
-
-    ``auto`` keeps what the files have. Actions that choose weight bits need weights that can be read in part: those are
-    ``nested``, unless the file's own can.
-    """
-    return "nested" if sparsity.bits_site == "weights" and not readable_in_part(source) else "auto"
-
-
-def default_kv_cache(model: str, precision: str) -> str:
-    """What keys and values the cpu backend has where nothing is asked for.
-
-    int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so far one model.
-    """
-    return "int8" if model == BUILTIN and precision not in FLOATS else "auto"

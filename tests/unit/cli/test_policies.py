@@ -78,7 +78,7 @@ def facts(base, **changes):
 def test_auto_is_the_policy_that_ships_for_the_model():
     shipped = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")
     base, heads = shipped.config.base, shipped.config.sparsity.allocation.heads
-    assert policy_called("auto", lambda: facts(base, kv_heads=heads)).config == shipped.config
+    assert policy_called("auto", facts(base, kv_heads=heads)).config == shipped.config
     assert shipped_policy(facts(base)) == "builtin:smollm2-135m-cpu"
     with pytest.raises(SolmError, match="no policy ships for this llama model"):
         shipped_policy(facts(base, layers=31))

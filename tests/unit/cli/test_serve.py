@@ -21,7 +21,6 @@ WEIGHTS = (10 * (2 * 100 * 25 * 6 + 3 * 100 * 200) + 100 * 1000) // 2
 
 def prepared(context: int | None) -> SimpleNamespace:
     return SimpleNamespace(
-        context=context,
         facts=ModelFacts("llama", context, SHAPES),
         cache_bytes=lambda tokens: cache_memory(SHAPES, tokens, float32=False, int8=False),
     )

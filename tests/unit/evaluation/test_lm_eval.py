@@ -6,7 +6,6 @@ import torch
 import solm
 from helpers.models import tiny_model
 from solm.core.errors import SolmError
-from solm.runtime.prepare import engine_sparsity
 
 pytest.importorskip("lm_eval")
 from lm_eval.api.instance import Instance
@@ -73,7 +72,7 @@ def test_the_harness_scores_alike_on_both_backends_and_tells_milliseconds(byte_t
     shared = "All of these begin alike, with a sentence that is long enough. "
     pairs = [(f"{shared}Question {number}?", answer) for number in range(5) for answer in (" yes", " no")]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
-    model, how = tiny_model("llama", torch.float32), engine_sparsity(None)
+    model, how = tiny_model("llama", torch.float32), "cpu"
     found = []
     for backend, precision in (("torch", None), ("cpu", "float32")):
         with solm.attach(model, tokenizer=byte_tokenizer, backend=backend, precision=precision, sparsity=how) as lm:
