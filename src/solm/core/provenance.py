@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -90,18 +91,11 @@ def commit() -> str:
 def processor() -> str:
     """The name of this machine's processor. On x86 with its family and model, because virtual machines often tell a
     name that several generations share."""
-    try:
-        told = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        told = ""
-    return processor_of(told) or platform.processor() or platform.machine()
-
-
-def processor_of(cpuinfo: str) -> str:
-    """The processor that the text of ``/proc/cpuinfo`` tells of; empty where it names none."""
     fields: dict[str, str] = {}
-    for line in cpuinfo.splitlines():
-        key, _, value = line.partition(":")
-        fields.setdefault(key.strip(), value.strip())  # of the first core
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            fields.setdefault(key.strip(), value.strip())  # of the first core
     name, family, model = (fields.get(key, "") for key in ("model name", "cpu family", "model"))
-    return f"{name} (family {family}, model {model})" if name and family and model else name
+    told = f"{name} (family {family}, model {model})" if name and family and model else name
+    return told or platform.processor() or platform.machine()
