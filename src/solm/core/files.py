@@ -154,15 +154,9 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in the file at `path`; raises `SolmError` where it cannot be read, `DamagedFileError` for any
     other content."""
     try:
-        return parse_object(path, path.read_bytes())
+        found = json.loads(path.read_bytes())
     except OSError as error:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
-
-
-def parse_object(path: Path, text: bytes) -> dict[str, Any]:
-    """The JSON object `text`, which stands in the file at `path`; raises `DamagedFileError` for any other text."""
-    try:
-        found = json.loads(text)
     except (ValueError, RecursionError):
         raise DamagedFileError(f"{path} is damaged: it is not JSON") from None
     if not isinstance(found, dict):

@@ -7,19 +7,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from gguf.constants import GGMLQuantizationType as TensorType
 from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
 
 from solm.backends.cpu.files.config import from_config, from_gguf
 from solm.backends.cpu.files.fields import shown
 from solm.backends.cpu.files.spec import MODEL, ModelSpec, Place
 from solm.backends.gguf_header import mapped, read_header
 from solm.backends.names import folder_of, gguf_of
-from solm.core.errors import SolmError, UnsupportedModelError, damaged
-from solm.core.files import parse_object, read_object
+from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError, damaged, first_line
+from solm.core.files import read_object
 
 if TYPE_CHECKING:
     import torch
@@ -29,12 +30,9 @@ VECTORS = ("norm", "bias")
 """How our names of tensors end that are vectors of floats."""
 _NOT_WEIGHTS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 """Tensors of GGUF files that the description is made of, or that belong to longer contexts than it has."""
-_ENTRY = ("dtype", "shape", "data_offsets")
-"""What the header of a file of safetensors has for every tensor."""
 _TYPES = {
     "torch.float32": TensorType.F32, "torch.float16": TensorType.F16, "torch.bfloat16": TensorType.BF16,
 }  # fmt: skip
-_LONGEST_HEADER = 100_000_000
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SAMPLES, _SAMPLE = 64, 4096
 """Places in a file, and bytes at each, that an identity is made of."""
@@ -56,6 +54,8 @@ QUANTISED = {
     TensorType.Q5_0: Numbers(5, 32, 16), TensorType.Q5_1: Numbers(5, 32, -1), TensorType.Q4_K: Numbers(4, 32, -1),
     TensorType.Q5_K: Numbers(5, 32, -1), TensorType.Q6_K: Numbers(6, 16, 32),
 }  # fmt: skip
+_NAMED = {kind.name: kind for kind in FLOATS}
+"""By their names in files of safetensors."""
 SUPPORTED = (*FLOATS, *QUANTISED)
 
 
@@ -271,35 +271,22 @@ class SafetensorsFolder(_MappedFiles):
         self._check_places()
 
     def _add(self, path: Path) -> None:
-        """Map a file and list its tensors."""
+        """Map a file and list its tensors, which lie next to one another."""
         map_ = mapped(path)
-        size = len(map_)
-        length = int.from_bytes(map_[:8], "little") if size >= 8 else 0
-        if not 2 <= length <= min(size - 8, _LONGEST_HEADER):
-            raise damaged(path, "header", f"it is said to take {length} of {size} bytes")
-        header = parse_object(path, map_[8 : 8 + length])
-        self._files.append((path, 8 + length))
-        for name, entry in header.items():
-            if name != "__metadata__":
-                self._places[name] = _entry(path, name[:100], entry, 8 + length, map_)
-
-
-def _entry(path: Path, name: str, entry: Any, start: int, map_: mmap.mmap) -> _Place:
-    """The tensor that an entry of a header describes; its data begins at `start`."""
-    dtype, shape, place = (entry.get(key) if isinstance(entry, dict) else None for key in _ENTRY)
-    if not isinstance(shape, list) or not isinstance(place, list):
-        raise damaged(path, name, f"its entry is no object with {', '.join(_ENTRY)}")
-    kind = next((kind for kind in FLOATS if kind.name == dtype), None)
-    if kind is None:
-        raise damaged(path, name, f"type {str(dtype)[:20]} is not among {', '.join(kind.name for kind in FLOATS)}")
-    for what, numbers in (("shape", shape), ("data_offsets", place)):
-        if any(type(number) is not int or number < 0 for number in numbers):
-            raise damaged(path, name, f"{what}: it is no list of whole numbers")
-    if len(place) != 2 or place[1] - place[0] != math.prod(shape) * (4 if kind == TensorType.F32 else 2):
-        raise damaged(path, name, f"bytes {place} do not hold {dtype} of shape {shape}")
-    if start + place[1] > len(map_):
-        raise damaged(path, name, f"its bytes {place} lie past the end of the file")
-    return _Place(map_, kind, tuple(shape), start + place[0], start + place[1])
+        try:
+            with safe_open(path, framework="numpy") as file:  # checks the header against the file's size
+                listed = [(name, file.get_slice(name)) for name in file.offset_keys()]
+        except SafetensorError as error:
+            raise DamagedFileError(f"{path} is damaged: {first_line(error)}") from error
+        begin = 8 + int.from_bytes(map_[:8], "little")
+        self._files.append((path, begin))
+        for name, entry in listed:
+            kind, shape = _NAMED.get(entry.get_dtype()), tuple(entry.get_shape())
+            if kind is None:
+                raise damaged(path, name[:100], f"type {entry.get_dtype()} is not among {', '.join(_NAMED)}")
+            end = begin + math.prod(shape) * (4 if kind == TensorType.F32 else 2)
+            self._places[name] = _Place(map_, kind, shape, begin, end)
+            begin = end
 
 
 def _shards(folder: Path) -> list[Path]:
