@@ -27,7 +27,8 @@ class Choice:
     before: the text of a prompt that is repeated. reader: of replies that may call tools.
     """
 
-    index: int = 0
+    index: int
+    job: Job
     before: str = ""
     reader: CallReader | None = None
     text: str = ""
@@ -78,7 +79,7 @@ class Choice:
 class Exchange:
     """The replies to one request, and what the API says of them.
 
-    jobs: one per reply, whose events arrive in `events` with the number of their choice.
+    events: of their jobs, with the index of the choice.
     """
 
     def __init__(
@@ -87,12 +88,11 @@ class Exchange:
         identity: str,
         model: str,
         tokenizer: Any,
-        jobs: list[Job],
         choices: list[Choice],
         events: "asyncio.Queue[tuple[int, Event]]",
     ):
         self.identity, self.model, self._tokenizer = identity, model, tokenizer
-        self.jobs, self.choices, self._events = jobs, choices, events
+        self.choices, self._events = choices, events
         self._chat, self._each = isinstance(request, ChatRequest), request.n
         self._with_usage = request.stream_options is not None and request.stream_options.include_usage
         self.created = int(time.time())
@@ -166,13 +166,13 @@ class Exchange:
         deadline) and ``realised`` are budgets in the units of `solm.core.budget`, as means over the replies, weighted
         by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are measured.
         """
-        jobs, choices, each = self.jobs, self.choices, self._each
-        facts: dict[str, Any] = {"policy": jobs[0].budget.name, "priority": jobs[0].budget.priority}
+        choices, budgets = self.choices, [choice.job.budget for choice in self.choices]
+        facts: dict[str, Any] = {"policy": budgets[0].name, "priority": budgets[0].priority}
         if arrived:
+            facts["prompt_tokens"] = sum(len(choice.job.ids) for choice in choices[:: self._each])
             written = [len(choice.tokens) if choice.ended is None else choice.ended.tokens for choice in choices]
-            facts["prompt_tokens"] = sum(len(job.ids) for job in jobs[::each])
             facts["completion_tokens"] = sum(written)
-        facts["requested"] = _rounded(mean_terms([job.budget.resolved.terms for job in jobs], [1] * len(jobs)))
+        facts["requested"] = _rounded(mean_terms([budget.resolved.terms for budget in budgets], [1] * len(budgets)))
         ends = [choice.ended if arrived else None for choice in choices]
         complete = [ended for ended in ends if ended is not None]
         if complete:
@@ -196,9 +196,9 @@ class Exchange:
         self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None
     ) -> dict[str, Any]:
         body |= {"index": choice.index, "finish_reason": reason, "logprobs": None}
-        if self.jobs[0].logprobs is not None:
+        if choice.job.logprobs is not None:
             body["logprobs"] = self._log_probabilities(choice, tokens)
-        if self.jobs[0].trace:
+        if choice.job.trace:
             body["efficiency"] = traced(tokens)
         return body
 

@@ -6,13 +6,13 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from importlib import resources
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import HTMLResponse, JSONResponse, PlainTextResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
@@ -29,8 +29,8 @@ from solm.serving.settings import FIXED_LIMITS
 _PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_"}
 """Of what replies are called."""
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
-_SCRIPTS = ("page", "answers", "card", "chats", "dial", "elements", "markdown", "stream")
-_STATIC = {"page.css": "text/css"} | {f"{name}.js": "text/javascript" for name in _SCRIPTS}
+_PAGE = Path(__file__).parent / "page"
+_STATIC = {".css": "text/css", ".js": "text/javascript"}
 
 
 def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
@@ -136,19 +136,17 @@ def _add_health(app: FastAPI, service: Service) -> None:
 def _add_page(app: FastAPI) -> None:
     """Add the routes of the page: what is in the folder `page`, under ``/`` and ``/static``."""
 
-    def file(name: str) -> str:
-        return resources.files("solm.serving").joinpath("page", name).read_text()
-
     @app.get("/", include_in_schema=False)
-    async def page() -> HTMLResponse:
+    async def page() -> FileResponse:
         headers = {"Content-Security-Policy": _PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
-        return HTMLResponse(file("page.html"), headers=headers)
+        return FileResponse(_PAGE / "page.html", headers=headers)
 
     @app.get("/static/{name}", include_in_schema=False)
-    async def static(name: str) -> Response:
-        if name not in _STATIC:
+    async def static(name: str) -> FileResponse:
+        path = _PAGE / name
+        if path.suffix not in _STATIC or not path.is_file():
             raise ApiError(404, "not found")
-        return Response(file(name), media_type=_STATIC[name])
+        return FileResponse(path, media_type=_STATIC[path.suffix])
 
 
 async def _complete(

@@ -318,7 +318,7 @@ class ResponseWriter:
             "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": used["total_tokens"], "compute": used["compute"],
         }  # fmt: skip
-        if self.exchange.jobs[0].trace:
+        if choice.job.trace:
             response["efficiency"] = traced(choice.tokens)
         return response
 

@@ -216,7 +216,6 @@ class Scheduler:
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
-        metrics.count_pages(lm.backend.pages_held)
         self._batch = Batch[Row](lm)
         self._waiting: tuple[deque[Row], ...] = tuple(deque() for _ in PRIORITIES)
         """Rows whose prompts are not read, or not to their ends, by rank of their priority, in the order of their
@@ -246,13 +245,6 @@ class Scheduler:
             self._changed.notify()
         if self.running is not None:
             wait([self.running])
-
-    def count(self, metrics: Metrics) -> None:
-        """Count in other metrics from here on."""
-        metrics.count_pages(self.lm.backend.pages_held)
-        with self._changed:
-            self.metrics = metrics
-            self._changed.notify()
 
     @property
     def busy(self) -> int:

@@ -61,6 +61,7 @@ class Service:
         self._names = {name, *aliases}
         self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
+        self.metrics.count_pages(lm.backend.pages_held)
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
         self.budgets = RequestBudgets(lm, settings)
         self.scheduler = Scheduler(lm, settings, Metrics(), thread)  # until the server is warm
@@ -87,7 +88,7 @@ class Service:
         # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
         gc.collect()
         gc.freeze()
-        self.scheduler.count(self.metrics)
+        self.scheduler.metrics = self.metrics
         self.ready = True
 
     async def _warm_up(self) -> None:
@@ -167,7 +168,7 @@ class Service:
             deadline = self.scheduler.clock() + efficiency.deadline_ms / 1000
         seed = secrets.randbits(62) if request.seed is None else request.seed
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        jobs, choices = list[Job](), list[Choice]()
+        choices = list[Choice]()
         shown = () if calls is None or calls.mark is None else (calls.mark,)
 
         def emit(index: int, event: Event) -> None:
@@ -178,26 +179,23 @@ class Service:
             budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, key)
             before = str(self._tokenizer.decode(ids)) if echo else ""
             for _ in range(request.n):
-                index = len(jobs)
-                reader = None
+                index, reader = len(choices), None
                 if calls is not None:
                     reader = CallReader(calls.form, {tool.function.name for tool in tools})
-                choices.append(Choice(index, before, reader))
-                jobs.append(
-                    Job(
-                        np.array(ids, dtype=np.int64), longest, budget, partial(emit, index),
-                        (seed + index) % (1 << 63), sampling, request.stops, logprobs, echo and logprobs is not None,
-                        deadline, constraint, shown, efficiency.trace,
-                    )
+                job = Job(
+                    np.array(ids, dtype=np.int64), longest, budget, partial(emit, index), (seed + index) % (1 << 63),
+                    sampling, request.stops, logprobs, echo and logprobs is not None, deadline, constraint, shown,
+                    efficiency.trace,
                 )  # fmt: skip
-        self.scheduler.submit(jobs)
-        return Exchange(request, identity, self.name, self._tokenizer, jobs, choices, events)
+                choices.append(Choice(index, job, before, reader))
+        self.scheduler.submit([choice.job for choice in choices])
+        return Exchange(request, identity, self.name, self._tokenizer, choices, events)
 
     def close(self, exchange: Exchange) -> None:
         """Cancel the jobs that have not ended."""
-        for job, choice in zip(exchange.jobs, exchange.choices, strict=True):
+        for choice in exchange.choices:
             if choice.ended is None:
-                self.scheduler.cancel(job)
+                self.scheduler.cancel(choice.job)
 
     def _prompts(self, prompt: Prompt) -> list[list[int]]:
         texts: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
