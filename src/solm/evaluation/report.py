@@ -3,7 +3,6 @@
 import base64
 from collections.abc import Iterable
 from html import escape
-from typing import Any
 
 from solm.core.actions import AXES
 from solm.core.errors import counted
@@ -18,8 +17,9 @@ _STYLE = """
 body{font:16px/1.55 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
 body{max-width:78rem;margin:0 auto;padding:1.5rem}
 h1{font-size:1.6rem;margin:.2rem 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}p,li{max-width:46rem}
-.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--line)}td{white-space:nowrap}
+.scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.88rem}
+th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--line)}
+td,td span span{white-space:nowrap}td>span{white-space:normal}
 th:nth-child(2),td:nth-child(2){text-align:left}
 .names th:nth-child(2),.names td:nth-child(2){text-align:right}
 .names th:first-child,.names td:first-child{text-align:left}tr.first td{border-top:2px solid var(--line)}
@@ -63,7 +63,8 @@ def _interval(found: Difference | None) -> str:
     """An interval, marked good where the policy is better."""
     if found is None:
         return ""
-    return f"<span class={({True: 'good', False: 'bad', None: 'open'})[better(found)]}>{interval(found)}</span>"
+    colour = {True: "good", False: "bad", None: "open"}[better(found)]
+    return f"<span class={colour}>{interval(found).replace(' [', ' <span>[')}</span></span>"  # breaks there alone
 
 
 def coloured(tokens: Iterable[tuple[str, float, str]], low: float = 0.6, high: float = 1.0) -> str:
@@ -88,8 +89,7 @@ def render(found: list[tuple[str, EvaluationResult]]) -> str:
         parts += _evaluation(name, result)
     parts += ["<h2>Where it comes from</h2><ul>"]
     for name, result in found:
-        made: dict[str, Any] = result.environment
-        where = f"commit {made['commit']}, {made['machine']['processor']}"
+        where = f"commit {result.environment['commit']}, {result.environment['machine']['processor']}"
         parts.append(f"<li>{escape(name)}: <code>{escape(result.command)}</code>, {escape(where)}</li>")
     return "\n".join([*parts, "</ul>"]) + "\n"
 

@@ -121,7 +121,7 @@ class CallReader:
         self._form, self._tools = form, tools
         self._bare = form.bare
         """Whether a call may begin here without its mark."""
-        self._open("", "")
+        self._text, self._opened, self._sent = "", "", 0
         self._read = self._content
         self.calls = 0
 
