@@ -5,13 +5,12 @@ import platform
 import shlex
 import subprocess
 from collections.abc import Collection
-from contextlib import suppress
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from solm.cli.options import DEFAULT_MODEL
+from solm.cli.options import DEFAULT_MODEL, ModelOptions
 from solm.cli.output import Result
-from solm.core.errors import counted
+from solm.core.errors import CacheFolderError, SolmError, counted
 
 if TYPE_CHECKING:
     from solm.backends.machine import UsableCores
@@ -35,8 +34,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
 
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features
-    from solm.backends.machine import accelerator_available, default_threads, usable_cores
-    from solm.core.errors import CacheFolderError, SolmError
+    from solm.backends.machine import default_threads, usable_cores
     from solm.evaluation.step_timing import memory_bandwidth
 
     fixes = []
@@ -51,14 +49,18 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
             fixes.append(engine_error)
         else:
             fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
-    unsuitable, model_error = _suitable(model, revision, trust_remote_code)
-    reason = engine_error or unsuitable or ("there is an accelerator" if accelerator_available() else None)
+    reason, model_error = engine_error, None
+    try:
+        prepared = ModelOptions(model, revision=revision, trust_remote_code=trust_remote_code).prepare()
+        reason = reason or prepared.reason
+    except SolmError as error:
+        reason = model_error = str(error)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     known, cores, threads = usable_features(), usable_cores(), default_threads()
     features = [name for name in _FEATURES if name in known]
     if platform.machine() == "x86_64" and "avx2" not in features:
         fixes.append("this processor lacks AVX2: steps are slow on any backend")
-    if unsuitable is not None and model_error is None:
+    if reason != engine_error and model_error is None and accelerator is None:
         fixes.append("the torch backend runs this model and simulates budgets; it saves no time on a CPU")
     report: dict[str, Any] = {
         "processor": {
@@ -91,23 +93,6 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
     runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
     lines.append(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
     return Result(report, [*lines, *(f"to fix: {fix}" for fix in fixes)])
-
-
-def _suitable(model: str, revision: str | None, trust: bool) -> tuple[str | None, str | None]:
-    """Why the cpu backend cannot run a model, and why no backend can; None where it can."""
-    from solm.backends.cpu.engine import unsuited, unsuited_config
-    from solm.backends.cpu.files.sources import source_of
-    from solm.backends.torch.load import base_config
-    from solm.core.errors import SolmError
-    from solm.core.sparsity import SparsityConfig
-
-    with suppress(SolmError):  # of a model that only the torch backend knows, or of none
-        return unsuited(source_of(model, revision).spec, SparsityConfig()), None
-    try:
-        config = base_config(model, trust, revision).get_text_config(decoder=True)
-        return unsuited_config(config.to_dict(), model, SparsityConfig()), None
-    except SolmError as error:
-        return str(error), str(error)
 
 
 def _why_threads(threads: int, cores: "UsableCores") -> str:

@@ -33,23 +33,11 @@ def inspect(model: str, /, revision: str | None = None, trust_remote_code: bool 
 
     gguf = gguf_of(model)
     header = None if gguf is None else read_header(gguf)
-    source, on_cpu = _source(model, gguf)
-    capability, context, config, on_torch = _structure(model, header, source, trust_remote_code, revision)
-    if config is not None and source is None and gguf is None:
-        from solm.backends.cpu.engine import unsuited_config
-        from solm.core.sparsity import SparsityConfig
-
-        on_cpu = unsuited_config(config, model, SparsityConfig())
+    source, on_cpu = _source(model, gguf, trust_remote_code, revision)
+    capability, context, on_torch = _structure(model, header, source, trust_remote_code, revision)
     reasons = dict(capability.reasons)
     if capability.shapes is not None and len(capability.sliding) == capability.shapes.layers:
         reasons.setdefault("attention", "every layer has a sliding window, which is always read whole")
-    combines = {
-        "weights that torchao quantised": on_torch,
-        "... on the cpu backend": on_cpu or "it reads GGUF types, and rounds float weights to int8 itself",
-        "layers kept in main memory or on the disk": on_torch,
-        "layers that compute on several devices": on_torch,
-        "layers split across several processes": on_torch,
-    }
     report: dict[str, Any] = {
         "model": model,
         "family": capability.family,
@@ -61,25 +49,25 @@ def inspect(model: str, /, revision: str | None = None, trust_remote_code: bool 
         "fit_chooses_weight_bits": source is not None and on_cpu is None and readable_in_part(source),
         "axes": _supported({axis: reasons.get(axis) for axis in capability.axes}),
         "backends": _supported({"torch": on_torch, "cpu": on_cpu}),
-        "combines": _supported(combines),
         "sliding_window_layers": len(capability.sliding),
     }
     return Result(report, _lines(report))
 
 
-def _source(model: str, gguf: Path | None) -> "tuple[WeightSource | None, str | None]":
-    """The model's weights as the engine reads them, and why it cannot. None for a model that is not on this machine."""
-    from solm.backends.cpu.engine import unsuited
+def _source(
+    model: str, gguf: Path | None, trust_remote_code: bool, revision: str | None
+) -> "tuple[WeightSource | None, str | None]":
+    """The model's weights as the engine reads them, where they are on this machine, and why it cannot run it."""
+    from solm.backends.cpu.engine import unsuited, unsuited_config
     from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
+    from solm.backends.torch.load import base_config
     from solm.core.sparsity import SparsityConfig
 
     try:
-        if gguf is not None:
-            source: WeightSource = GgufFile(gguf)
-        elif any(Path(model).glob("*.safetensors")):
-            source = SafetensorsFolder(Path(model))
-        else:
-            return None, None
+        if gguf is None and not any(Path(model).glob("*.safetensors")):
+            config = base_config(model, trust_remote_code, revision).get_text_config(decoder=True)
+            return None, unsuited_config(config.to_dict(), model, SparsityConfig())
+        source = SafetensorsFolder(Path(model)) if gguf is None else GgufFile(gguf)
     except DamagedFileError:
         raise
     except SolmError as error:
@@ -93,11 +81,9 @@ def _structure(
     source: "WeightSource | None",
     trust_remote_code: bool,
     revision: str | None,
-) -> "tuple[Capability, int | None, dict[str, Any] | None, str | None]":
-    """What can be controlled, the model's context and configuration, and why the torch backend cannot run it.
-
-    transformers reads GGUF files of fewer families than the engine.
-    """
+) -> "tuple[Capability, int | None, str | None]":
+    """What can be controlled, the model's context, and why the torch backend cannot run it, which reads GGUF files of
+    fewer families than the engine."""
     from solm.backends.cpu.engine import shapes_of
     from solm.backends.session import Capability
     from solm.backends.torch.families import probe
@@ -111,16 +97,15 @@ def _structure(
             raise
         if source is None:
             reasons = dict.fromkeys(AXES, "no backend runs this model")
-            return Capability(header.family, False, None, reasons), header.size("context_length"), None, str(error)
+            return Capability(header.family, False, None, reasons), header.size("context_length"), str(error)
         spec = source.spec
-        return Capability(spec.family, True, shapes_of(spec), {}, spec.sliding_layers), spec.context, None, str(error)
+        return Capability(spec.family, True, shapes_of(spec), {}, spec.sliding_layers), spec.context, str(error)
     capability = probe(structure)
     config: Any = structure.config.get_text_config(decoder=True)
     if source is not None:  # transformers does not read the windows of all GGUF files
         capability = replace(capability, sliding=source.spec.sliding_layers)
-    reasons = capability.reasons
-    unable = "; ".join(dict.fromkeys(reasons.values())) if not any(capability.axes.values()) else None
-    return capability, getattr(config, "max_position_embeddings", None), config.to_dict(), unable
+    unable = None if any(capability.axes.values()) else "; ".join(dict.fromkeys(capability.reasons.values()))
+    return capability, getattr(config, "max_position_embeddings", None), unable
 
 
 def _memory(source: "WeightSource") -> dict[str, Any]:
@@ -173,9 +158,9 @@ def _lines(report: dict[str, Any]) -> Iterator[str]:
             yield f"  {at['tokens']:>9} tokens: {'; '.join(sizes)}"
     if report["fit_chooses_weight_bits"]:
         yield "solm fit will also choose how many bits of the MLP's weights a step reads"
-    for title, key in (("axes", "axes"), ("backends", "backends"), ("combines with", "combines")):
+    for title in ("axes", "backends"):
         yield title
-        for name, one in report[key].items():
+        for name, one in report[title].items():
             yield f"  {name:42} {'yes' if one['supported'] else 'no: ' + one['reason']}"
     if report["sliding_window_layers"] and report["axes"]["attention"]["supported"]:
         layers = f"{report['sliding_window_layers']} of {report['sizes']['layers']} layers"
