@@ -10,7 +10,11 @@ from solm.core.errors import SolmError, argument
 from solm.core.files import write_bytes
 from solm.policies.artifact import CARD, CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, from_hub, shipped
 
-_ACTIONS = ("list", "show", "pull", "push")
+_TAKES = {
+    "list": (), "show": ("NAME", "--revision"), "pull": ("NAME", "--out", "--revision"),
+    "push": ("NAME", "REPOSITORY", "--private"),
+}  # fmt: skip
+"""By action what goes with it; arguments have to be given."""
 
 
 def policies(
@@ -40,53 +44,40 @@ def policies(
         revision: Branch, tag or commit of a policy on the hub.
         private: push: make the repository private.
     """
-    if action not in _ACTIONS:
-        raise SolmError(f"ACTION: unknown action {action!r}; choose {', '.join(_ACTIONS[:-1])} or {_ACTIONS[-1]}")
-    for typed, given, where in (("--out", out is not None, "pull"), ("--private", private, "push")):
-        if given and action != where:
-            raise SolmError(f"{typed}: it goes with {where}, not {action}")
-    if repository is not None and action != "push":
-        raise SolmError(f"REPOSITORY: it goes with push, not {action}")
-    if revision is not None and (
-        action in ("list", "push") or (name or "").startswith("builtin:") or Path(name or ".").is_dir()
-    ):
+    if action not in _TAKES:
+        raise SolmError(f"ACTION: unknown action {action!r}; choose list, show, pull or push")
+    given = {"NAME": name, "REPOSITORY": repository, "--out": out, "--revision": revision, "--private": private or None}
+    for typed, value in given.items():
+        if value is not None and typed not in _TAKES[action]:
+            others = [other for other, taken in _TAKES.items() if typed in taken]
+            raise SolmError(f"{typed}: it goes with {' or '.join(others)}, not {action}")
+        if value is None and typed in _TAKES[action] and not typed.startswith("--"):
+            raise SolmError(f"{typed}: it is missing (see solm policies --help)")
+    here = name is not None and (name.startswith("builtin:") or Path(name).is_dir())
+    if revision is not None and here:
         raise SolmError("--revision: it goes with a policy on the hub")
-    if action == "list":
-        return _list(name)
-    if action == "show":
-        return _show(name, revision)
-    if action == "pull":
-        return _pull(name, out, revision)
-    return _push(name, repository, private)
-
-
-def _list(name: str | None) -> Result:
-    """The policies that ship."""
-    if name is not None:
-        raise SolmError(f"NAME: list takes none; run: solm policies show {name}")
-    described = [_described(each, TrainedPolicy.from_pretrained(each).config) for each in shipped()]
-    lines = [f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described]
-    return Result({"policies": described}, lines)
-
-
-def _show(name: str | None, revision: str | None) -> Result:
-    """One policy."""
     if name is None:
-        raise SolmError("NAME: give the policy to show, such as: solm policies show builtin:smollm2-135m-cpu")
+        described = [_described(each, TrainedPolicy.from_pretrained(each).config) for each in shipped()]
+        lines = [f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described]
+        return Result({"policies": described}, lines)
+    if action == "pull":
+        if here:
+            raise SolmError(f"NAME: {name} is here already; pull takes a hub id such as me/my-policy")
+        folder = str(_pull(name, out, revision))
+        return Result({"policy": name, "folder": folder}, [folder])
     with argument("name"):
         trained = TrainedPolicy.from_pretrained(name, revision=revision)
-    described, curve = _described(name, trained.config), trained.curve
-    measured = {} if curve is None else curve.as_dict()
-    tables = [] if curve is None else [curve_table(curve)]
-    return Result(described | measured, [*(f"{key:30} {value}" for key, value in _flat(described)), *tables])
+    if repository is not None:
+        with argument("repository"):
+            address = trained.push_to_hub(repository, private)
+        return Result({"policy": name, "address": address}, [address])
+    shown, curve = _described(name, trained.config), trained.curve
+    lines = [f"{key:30} {value}" for key, value in _flat(shown)]
+    return Result(shown, lines) if curve is None else Result(shown | curve.as_dict(), [*lines, curve_table(curve)])
 
 
-def _pull(name: str | None, out: Path | None, revision: str | None) -> Result:
-    """Download the policy `name` of the hub and check it."""
-    if name is None:
-        raise SolmError("NAME: give the hub id of the policy to pull, such as: solm policies pull me/my-policy")
-    if name.startswith("builtin:") or Path(name).is_dir():
-        raise SolmError(f"NAME: {name} is here already; pull takes a hub id such as me/my-policy")
+def _pull(name: str, out: Path | None, revision: str | None) -> Path:
+    """The folder of the policy `name` of the hub: `out`, or its place in the hub's cache."""
     if out is not None:
         checks.out_folder(out)
         if (out / CONFIG).exists():
@@ -94,24 +85,12 @@ def _pull(name: str | None, out: Path | None, revision: str | None) -> Result:
     with argument("name"):
         folder = from_hub(name, revision)
         TrainedPolicy.from_pretrained(folder)
-    if out is not None:
-        for part in (WEIGHTS, CARD, CURVE, CONFIG):  # the configuration last: with it the folder is a policy
-            if (folder / part).is_file():
-                write_bytes(out / part, (folder / part).read_bytes())
-        folder = out
-    return Result({"policy": name, "folder": str(folder)}, [str(folder)])
-
-
-def _push(name: str | None, repository: str | None, private: bool) -> Result:
-    """Upload the policy in the folder `name` with its card."""
-    if name is None or repository is None:
-        missing = "NAME: give the folder of the policy" if name is None else "REPOSITORY: give the hub repository"
-        raise SolmError(f"{missing}, such as: solm policies push runs/a/policy me/my-policy")
-    with argument("name"):
-        trained = TrainedPolicy.from_pretrained(name)
-    with argument("repository"):
-        address = trained.push_to_hub(repository, private)
-    return Result({"policy": name, "address": address}, [address])
+    if out is None:
+        return folder
+    for part in (WEIGHTS, CARD, CURVE, CONFIG):  # the configuration last: with it the folder is a policy
+        if (folder / part).is_file():
+            write_bytes(out / part, (folder / part).read_bytes())
+    return out
 
 
 def _described(name: str, config: PolicyConfig) -> dict[str, Any]:

@@ -142,7 +142,7 @@ OTHERS = [
     (["inspect", "{root}/broken"], 3, "{root}/broken/config.json is damaged: it is not JSON"),
     (["inspect", "{root}/not.gguf"], 3, "not.gguf is not a GGUF file"),
     (["policies", "drop"], 2, "ACTION: unknown action 'drop'; choose list, show, pull or push"),
-    (["policies", "list", "--revision", "x"], 2, "--revision: it goes with a policy on the hub"),
+    (["policies", "list", "--revision", "x"], 2, "--revision: it goes with show or pull, not list"),
     (["policies", "show", "{root}/nothing"], 2, "NAME: no policy at '{root}/nothing'"),
     (["policies", "show", "{root}/damaged"], 3, "NAME: "),
     (["policies", "show", "{policy}", "--out", "{root}/copy"], 2, "--out: it goes with pull, not show"),
