@@ -62,16 +62,18 @@ class Talk:
         """What has been generated of the last reply; None where it could not begin."""
         return None if self._stream is None else self._stream.reply
 
-    def start(self, system: str | None) -> None:
-        """Begin anew, after a system message or without one."""
+    def start(self, system: str | None) -> str:
+        """Begin anew, after a system message or without one. Returns words about it, as `set_budget` and `set_policy`
+        do."""
         from solm.runtime.prompts import check_system
 
         check_system(self.tokenizer, system or None)
         self.system = system or None
         self.messages = [{"role": "system", "content": system}] if system else []
         self._forget()
+        return "a new conversation"
 
-    def set_budget(self, budget: str | None) -> None:
+    def set_budget(self, budget: str | None) -> str:
         """Another budget; None: dense. One that is given ends the policy `dense`, which spends everything.
 
         Raises `BudgetError` for one that cannot be met, and keeps the old one.
@@ -79,8 +81,9 @@ class Talk:
         policy = None if self.policy == "dense" and budget is not None else self.policy
         self._terms(self.lm, policy, budget)
         self.policy, self.budget = policy, budget
+        return self.setting
 
-    def set_policy(self, name: str) -> None:
+    def set_policy(self, name: str) -> str:
         """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
         from solm.policies.artifact import TrainedPolicy
         from solm.runtime.prepare import noted
@@ -93,6 +96,7 @@ class Talk:
         self._terms(lm, name, self.budget)
         self.lm, self.policy = lm, name
         self._forget()  # keys and values belong to the policy's sparsity
+        return self.setting
 
     def stream(self, line: str) -> "Generator[Token]":
         """The reply to `line`, token by token; what was generated of it becomes part of the conversation.
@@ -199,23 +203,20 @@ def _obey(talk: Talk, line: str) -> None:
     """Carry out a command."""
     name, _, rest = line.partition(" ")
     rest = rest.strip()
-    commands: dict[str, Callable[[], object]] = {
+    commands: dict[str, Callable[[], str]] = {
         "/budget": lambda: talk.set_budget(rest or None),
         "/policy": lambda: talk.set_policy(rest),
         "/system": lambda: talk.start(rest),
         "/reset": lambda: talk.start(talk.system),
-        "/help": lambda: say(_HELP),
+        "/help": lambda: _HELP,
     }
     if name not in commands:
         complain(f"unknown command {line!r}; /help lists them")
         return
     try:
-        commands[name]()
+        say(commands[name]())
     except SolmError as error:
         complain(f"{name}: {error}")
-    else:
-        if name != "/help":
-            say(talk.setting if name in ("/budget", "/policy") else "a new conversation")
 
 
 def _answer(talk: Talk, line: str) -> None:

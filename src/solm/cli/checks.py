@@ -103,11 +103,3 @@ def streams(sources: Sources, tokenizer: Any) -> "list[TokenStream]":
 
     names = plain_names([name for name, _ in sources])
     return [stream_of(texts, tokenizer, name) for name, (_, texts) in zip(names, sources, strict=True)]
-
-
-def one_stream(sources: Sources, tokenizer: Any) -> "TokenStream | None":
-    """The tokens of all sources together; None without sources."""
-    from solm.evaluation.texts import stream_of
-
-    texts = [text for _, found in sources for text in found]
-    return stream_of(texts, tokenizer, ", ".join(plain_names([name for name, _ in sources]))) if sources else None

@@ -76,6 +76,7 @@ def evaluate(
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
     from solm.evaluation.result import unlike
+    from solm.evaluation.texts import stream_of
 
     if policy is None and space is None:
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
@@ -112,7 +113,9 @@ def evaluate(
     fitted = [] if tuning is None else checks.read_sources(tuning, context + length + 1, "tuning")
     lm = read_weights(prepared)
     tokens = checks.streams(sources, lm.tokenizer)
-    calibration = checks.one_stream(fitted, lm.tokenizer)
+    calibration = None
+    if tuning is not None:
+        calibration = stream_of([text for _, found in fitted for text in found], lm.tokenizer, tuning)
     arms = [name for name in dict.fromkeys([*(["constant"] if timed else []), *names]) if name in BASELINES]
     rivals = {name: BASELINES[name](BaselineRequest(lm, met.space, calibration, context, seed)) for name in arms}
     with (

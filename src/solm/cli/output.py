@@ -123,12 +123,12 @@ def is_of_output(error: OSError) -> bool:
 
 class Progress:
     """How far a command is and the time left: in a terminal a line that is written over, else a line for every stage
-    and one every `interval` seconds; nothing with --quiet. A thread writes, because one part of the work may take
+    and one every half a minute; nothing with --quiet. A thread writes, because one part of the work may take
     minutes."""
 
-    def __init__(self, interval: float | None = None) -> None:
+    def __init__(self) -> None:
         self._over = sys.stderr.isatty()
-        self._interval = (_REDRAWN if self._over else _INTERVAL) if interval is None else interval
+        self._interval = _REDRAWN if self._over else _INTERVAL
         self._ended, self._lock = threading.Event(), threading.Lock()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._state: tuple[str, int, int | None, str] = ("", 0, None, "")

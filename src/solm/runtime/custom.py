@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LogitsProcessorList, RepetitionPenaltyLogitsProcessor
 
 from solm.backends.session import AnyPolicy
@@ -63,7 +64,9 @@ def custom_generate(
         for row in decode(lm, rows, _BATCH):
             if streamer is not None:
                 streamer.put(torch.tensor([row.ids[-1]]))
-        return _padded(input_ids, [row.ids for row in rows], generation_config._pad_token_tensor)
+        padding = generation_config._pad_token_tensor
+        replies = pad_sequence([input_ids.new_tensor(row.ids) for row in rows], True, 0 if padding is None else padding)
+        return torch.cat([input_ids, replies], 1)
 
     return loop
 
@@ -82,12 +85,3 @@ def _of_row(processors: Any, number: int) -> LogitsProcessorList:
 def _ended(criteria: Any, prompt: torch.Tensor, reply: list[int]) -> bool:
     """Whether transformers' criteria end a reply to prompt [C], padding included."""
     return bool(criteria(torch.cat([prompt, prompt.new_tensor(reply)])[None], None).all())
-
-
-def _padded(input_ids: torch.Tensor, replies: list[list[int]], padding: torch.Tensor | None) -> torch.Tensor:
-    """Prompts and replies [N, C + longest reply]."""
-    longest = max(map(len, replies))
-    padded = input_ids.new_full((len(replies), longest), 0 if padding is None else int(padding))
-    for row, reply in zip(padded, replies, strict=True):
-        row[: len(reply)] = torch.tensor(reply)
-    return torch.cat([input_ids, padded], 1)

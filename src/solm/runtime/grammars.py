@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from solm.core.errors import SolmError
+from solm.core.errors import SolmError, first_line
 
 MAX_CHARACTERS = 65_536
 """Of a grammar's text; of a JSON schema, written without spaces."""
@@ -113,7 +113,7 @@ def lark_of(gbnf: str) -> str:
     try:
         found: str = gbnf_to_lark(gbnf)
     except Exception as error:  # a parser of its own, which fails in many ways
-        raise GrammarError(f"the grammar cannot be read: {_line(error)}") from error
+        raise GrammarError(f"the grammar cannot be read: {first_line(error)[:200]}") from error
     return found
 
 
@@ -140,7 +140,7 @@ def checked_schema(schema: Mapping[str, Any], strict: bool = True) -> dict[str, 
     try:
         _short(json.dumps(known, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
     except ValueError as error:
-        raise GrammarError(f"the schema is not JSON: {_line(error)}") from error
+        raise GrammarError(f"the schema is not JSON: {first_line(error)[:200]}") from error
     return {"x-guidance": {"lenient": not strict, "whitespace_pattern": _WHITESPACE}} | known
 
 
@@ -168,10 +168,6 @@ def _short(text: str) -> str:
     if len(text) > MAX_CHARACTERS:
         raise GrammarError(f"{len(text)} characters are too many; at most {MAX_CHARACTERS}")
     return text
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 class Constraint:

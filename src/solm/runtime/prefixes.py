@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -43,10 +44,13 @@ class PrefixCache:
     def __init__(self, memory: float, page: int):
         self.memory, self.page = memory, page
         self.bytes = 0
-        self.tokens = 0
-        """Tokens kept."""
         self._pages: OrderedDict[tuple[int, bytes], _Page] = OrderedDict()  # the least recently used one first
-        self._numbers = 0
+        self._numbers = count(1)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens kept."""
+        return len(self._pages) * self.page
 
     def find(self, ids: np.ndarray, capacity: int) -> Session | None:
         """A session with room for `capacity` tokens that has read as many whole pages of ids [C] as are kept; None
@@ -68,38 +72,32 @@ class PrefixCache:
         added = []
         for index, tokens in enumerate(self._chunks(ids)):
             if index >= len(known):
-                added.append(((number, tokens), _Page(self._next(), index, kept)))
+                added.append(((number, tokens), _Page(next(self._numbers), index, kept)))
                 number = added[-1][1].number
         for key, page in reversed(added):  # the first page is the last one to go
             self._pages[key] = page
         self._use(ids[: len(known) * self.page])
         self._count(kept)
         self._shrink()
-        self.tokens = len(self._pages) * self.page
 
     def _use(self, ids: np.ndarray) -> list[_Page]:
         """The pages kept that ids [C] begins with, in order; they are the last ones used now."""
-        found: list[_Page] = []
-        keys = []
+        found: dict[tuple[int, bytes], _Page] = {}
+        number = 0
         for tokens in self._chunks(ids):
-            keys.append((found[-1].number if found else 0, tokens))
-            page = self._pages.get(keys[-1])
+            page = self._pages.get((number, tokens))
             if page is None:
-                keys.pop()
                 break
-            found.append(page)
-        for key in reversed(keys):
+            found[number, tokens] = page
+            number = page.number
+        for key in reversed(found):
             self._pages.move_to_end(key)
-        return found
+        return list(found.values())
 
     def _chunks(self, ids: np.ndarray) -> Iterator[bytes]:
         """The tokens of every whole page."""
         for first in range(0, len(ids) // self.page * self.page, self.page):
             yield ids[first : first + self.page].tobytes()
-
-    def _next(self) -> int:
-        self._numbers += 1
-        return self._numbers
 
     def _count(self, kept: _Kept) -> None:
         """Count what a session takes beside the others."""

@@ -55,12 +55,14 @@ def policy_called(name: str | Path, facts: ModelFacts) -> TrainedPolicy:
 def shipped_policy(facts: ModelFacts) -> str:
     """The name of the policy that ships for such a model; of several one with a measured curve, or made for the cpu
     backend. Raises `SolmError` where none does."""
-    known = {name: TrainedPolicy.from_pretrained(name) for name in shipped()}
-    bases = {name: each.config.base for name, each in known.items()}
-    found = [name for name, base in bases.items() if base.difference_of_shape(facts.identity(base)) is None]
+    found = {}
+    for name in shipped():
+        trained = TrainedPolicy.from_pretrained(name)
+        if trained.config.base.difference_of_shape(facts.identity(trained.config.base)) is None:
+            found[name] = trained
     if not found:
         raise SolmError(f"no policy ships for this {facts.family} model; solm fit makes one for any")
-    return max(found, key=lambda name: known[name].curve is not None)
+    return max(found, key=lambda name: found[name].curve is not None)
 
 
 @dataclass

@@ -31,7 +31,9 @@ def token_rows(
     text without a tokenizer.
     """
     if (prompt is None) == (input_ids is None):
-        raise DataError("nothing to generate from: give a prompt or input_ids" if prompt is None else _TWICE)
+        if prompt is None:
+            raise DataError("nothing to generate from: give a prompt or input_ids")
+        raise DataError("prompt and input_ids say the same thing twice; give one of them")
     asked = input_ids if prompt is None else prompt
     if are_ids(asked):
         ids = np.atleast_2d(np.asarray(asked) if isinstance(asked, list | tuple) else as_numpy(asked))
@@ -67,8 +69,8 @@ def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = Non
     if not tokenizer.chat_template:
         if not isinstance(prompt, str):
             raise SolmError("this model has no chat template, so a list of messages has no form; give one text")
-        return _row(tokenizer.encode(prompt))
-    return _row(chat_tokens(tokenizer, messages))
+        return np.array([tokenizer.encode(prompt)], dtype=np.int64)
+    return np.array([chat_tokens(tokenizer, messages)], dtype=np.int64)
 
 
 def check_system(tokenizer: Any, system: str | None) -> None:
@@ -99,13 +101,6 @@ def are_ids(asked: Any) -> bool:
     """Whether this is an array, a tensor or a list of whole numbers."""
     listed = isinstance(asked, list | tuple) and bool(asked) and all(type(one) is int for one in asked)
     return listed or is_tensor(asked) or isinstance(asked, np.ndarray)
-
-
-def _row(ids: list[int]) -> np.ndarray:
-    return np.array([ids], dtype=np.int64)
-
-
-_TWICE = "prompt and input_ids say the same thing twice; give one of them"
 
 
 def _conversation(prompt: str | list[Message], system: str | None) -> list[Message]:
