@@ -54,9 +54,10 @@ def usable_cores() -> UsableCores:
 
 def cores_of(allowed: Collection[int], quota: float | None, system: Path = SYSTEM) -> UsableCores:
     """What the hardware threads `allowed`, given by their numbers, amount to. Two of one core count once."""
-    fast = set(allowed) & _numbers(_read(system / "devices/cpu_core/cpus")) or set(allowed)
-    cores, fast_cores = ({_siblings(number, system) for number in some} for some in (set(allowed), fast))
-    return UsableCores(len(set(allowed)), len(cores), len(fast_cores), quota)
+    folder, fast = system / "devices/system/cpu", _numbers(_read(system / "devices/cpu_core/cpus"))
+    core = {n: _read(folder / f"cpu{n}/topology/thread_siblings_list").strip() or str(n) for n in allowed}
+    fast_cores = {core[number] for number in set(core) & fast or core}
+    return UsableCores(len(core), len(set(core.values())), len(fast_cores), quota)
 
 
 def cpu_quota(system: Path = SYSTEM, processes: Path = PROCESSES) -> float | None:
@@ -101,11 +102,6 @@ def _control_groups(controller: str, system: Path, processes: Path) -> list[Path
             group = root / path.strip("/")
             groups += [group, *(parent for parent in group.parents if parent.is_relative_to(root))]
     return groups
-
-
-def _siblings(number: int, system: Path) -> str:
-    """What identifies the core of a hardware thread."""
-    return _read(system / f"devices/system/cpu/cpu{number}/topology/thread_siblings_list").strip() or str(number)
 
 
 def _numbers(text: str) -> set[int]:

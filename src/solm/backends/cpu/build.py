@@ -6,7 +6,6 @@ Imports nothing outside the standard library and `solm.core`, so that building a
 import hashlib
 import logging
 import os
-import platform
 import shlex
 import shutil
 import struct
@@ -27,10 +26,8 @@ _FLAGS = [
     "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
 ]  # fmt: skip
 NATIVE_FLAGS = ("-march=native",)
-_MACHINES = {"x86_64": 62, "aarch64": 183}
-"""Architectures by their number in ELF files."""
-_ELF_HEADER = struct.Struct("<4sBB10xHH4x8x8xQ4x6xHH2x")
-"""Magic, class, byte order; type, machine; section headers: where, the size of one, how many."""
+_ELF_HEADER = struct.Struct("<4s36xQ10xHH2x")
+"""Magic; section headers: where, the size of one, how many."""
 
 
 def find_compiler() -> str | None:
@@ -49,21 +46,16 @@ def sources_digest() -> str:
 
 
 def damage(path: Path) -> str | None:
-    """Why a file is no whole shared library for this machine; None where it is one. Loading one that is cut short would
-    end the process."""
+    """Why a file is no whole shared library; None where it is one. Loading one that is cut short would end the
+    process."""
     try:
         with path.open("rb") as file:
-            header = file.read(_ELF_HEADER.size)
-            size = os.fstat(file.fileno()).st_size
+            header, size = file.read(_ELF_HEADER.size), os.fstat(file.fileno()).st_size
     except OSError as error:
         return error.strerror or str(error)
     if len(header) < _ELF_HEADER.size or header[:4] != b"\x7fELF":
         return "it is no shared library"
-    _, bits, order, _, number, at, entry, count = _ELF_HEADER.unpack(header)
-    here = platform.machine()
-    if (bits, order) != (2, 1) or number != _MACHINES.get(here, number):
-        name = next((name for name, other in _MACHINES.items() if other == number), "another architecture")
-        return f"it is for {name} and this machine is {here}"
+    _, at, entry, count = _ELF_HEADER.unpack(header)
     return "it is cut short" if size < at + entry * count else None
 
 
@@ -128,7 +120,7 @@ def library_name(variant: str) -> str:
 
 def prebuilt_library(variant: str) -> Path | None:
     """The library of a variant that came with the package; None where the package came without. Raises `SolmError` for
-    one that is damaged or for another architecture."""
+    one that is damaged."""
     path = PREBUILT / library_name(variant)
     if not path.exists():
         return None

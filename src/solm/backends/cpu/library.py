@@ -90,10 +90,10 @@ def variant_named(name: str, machine: str, features: Collection[str]) -> Variant
     return variant
 
 
-def usable_features(features: frozenset[str] | None = None) -> frozenset[str]:
+def usable_features() -> frozenset[str]:
     """`cpu_features`, and `PERMISSION` where the kernel lets this process use AMX, which it must be asked for. Once
     granted, permission is for all threads until the process ends, and costs nothing while AMX is not used."""
-    usable = cpu_features() if features is None else features
+    usable = cpu_features()
     return usable | {PERMISSION} if "amx_tile" in usable and _permit_amx() else usable
 
 
@@ -122,7 +122,7 @@ def choose_engine(requested: str, flags: str) -> EngineChoice:
     Raises `SolmError` for a name that is not known or that the processor cannot run, and for a damaged library beside
     the package.
     """
-    here, features, more = platform.machine(), usable_features(cpu_features()), tuple(flags.split())
+    here, features, more = platform.machine(), usable_features(), tuple(flags.split())
     native = (*NATIVE_FLAGS, *([NO_AMX] if "amx_tile" in features else []), *more)
     if requested == NATIVE:
         return EngineChoice(NATIVE, "it was asked for", flags=native)
