@@ -68,7 +68,7 @@ class Recorder:
             (ctypes.addressof(model), ctypes.sizeof(model)),
             (model.layers, model.sizes.layers * ctypes.sizeof(border.Layer)),
             (model.ropes, model.rope_count * ctypes.sizeof(border.Rope)),
-            (engine._weights.address, engine._weights.nbytes),
+            (engine._weights.ctypes.data, engine._weights.nbytes),
         ]
         for kept in engine._kept:
             if not isinstance(kept, ctypes.Array):

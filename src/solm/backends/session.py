@@ -255,7 +255,7 @@ class Session(ABC):
         own, groups = self._own_groups, self._groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
             return self._pass(tokens, None, None, keep_logits, exact_largest, decide=bool(own))
-        self._check_room(tokens.shape[1])  # before anything is decided
+        self._prepare(tokens.shape[1])  # before anything is decided
         made = self._control.decide(groups, self._budgets, self._counts, tokens.shape[1], own)
         found = self._pass(tokens, made.keep, made.split, keep_logits, exact_largest, decide=bool(own))
         for number in own:
@@ -300,11 +300,7 @@ class Session(ABC):
         return np.repeat(self._budgets["previous"][:, None], count, 1)
 
     def _prepare(self, count: int) -> None:
-        """Make room for `count` more tokens. Raises `ContextLengthError` where they do not fit."""
-        self._check_room(count)
-
-    def _check_room(self, count: int) -> None:
-        """Raises `ContextLengthError` where `count` more tokens do not fit into the model's context."""
+        """Make room for `count` more tokens. Raises `ContextLengthError` where they do not fit into the context."""
         self._check_length(int(self._counts.max()) + count)
 
     def _check_length(self, longest: int) -> None:

@@ -190,7 +190,7 @@ class Engine:
             repack(source, layout, library, address, threads, progress)
 
         self._weights = load_weights(library, source, self.precision, layout, fill, threads)
-        address = self._weights.address
+        address = self._weights.ctypes.data
         layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
             for name in SITES:

@@ -45,7 +45,7 @@ class CpuSession(Session):
         return self._held
 
     def _ours(self, values: Array) -> np.ndarray:
-        return values if type(values) is np.ndarray else as_numpy(values)
+        return as_numpy(values)
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:
         """As `Session.copy_bytes`."""
@@ -223,7 +223,7 @@ class CpuSession(Session):
 
     def _prepare(self, count: int) -> None:
         """As `Session._prepare`."""
-        self._check_room(count)
+        super()._prepare(count)
         self._make_room(self._held + count)
 
     def _make_room(self, wanted: np.ndarray) -> None:

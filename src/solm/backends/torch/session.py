@@ -192,7 +192,7 @@ class TorchSession(Session):
             layer.truncate(int(own.max()), int(own.min()))
 
     def _positions(self, count: int) -> torch.Tensor:
-        self._check_room(count)
+        self._prepare(count)
         return self._lengths[:, None] + torch.arange(count)
 
     def _forward(

@@ -21,24 +21,21 @@ _ROWS_AT_ONCE = 1024
 """Of a head of floats, which are converted together."""
 
 
-class Arena:
-    """Zeroed memory of `nbytes` from `address` on, in huge pages where the system has them, for as long as the object
-    lives: a step reads all weights, and would miss the TLB at every 4 KiB. Raises `SolmError` where there is not
-    enough."""
-
-    def __init__(self, nbytes: int):
-        self.nbytes = nbytes
-        try:
-            self._map = mmap.mmap(-1, nbytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        except (OSError, OverflowError, ValueError):
-            raise SolmError(
-                f"no memory for the model's weights in the layout of the cpu backend ({nbytes / 1e9:.1f} GB)"
-            ) from None
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            with suppress(OSError):
-                self._map.madvise(mmap.MADV_HUGEPAGE)
-        content = np.frombuffer(self._map, np.uint8)
-        self.address: int = -(-content.ctypes.data // _HUGE_PAGE) * _HUGE_PAGE
+def zeroed(nbytes: int) -> NDArray[np.uint8]:
+    """Zeroed memory [nbytes], in huge pages where the system has them: a step reads all weights, and would miss the TLB
+    at every 4 KiB. Raises `SolmError` where there is not enough."""
+    try:
+        map_ = mmap.mmap(-1, nbytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except (OSError, OverflowError, ValueError):
+        raise SolmError(
+            f"no memory for the model's weights in the layout of the cpu backend ({nbytes / 1e9:.1f} GB)"
+        ) from None
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):
+            map_.madvise(mmap.MADV_HUGEPAGE)
+    content = np.frombuffer(map_, np.uint8)
+    begin = -content.ctypes.data % _HUGE_PAGE
+    return content[begin : begin + nbytes]
 
 
 def repack(

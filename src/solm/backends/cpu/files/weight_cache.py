@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from solm.backends.cpu.build import sources_digest
 from solm.backends.cpu.files.layout import Layout
-from solm.backends.cpu.files.repack import Arena
+from solm.backends.cpu.files.repack import zeroed
 from solm.backends.cpu.files.sources import WeightSource
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder, write_bytes
@@ -41,15 +42,6 @@ _HUGE = "FilePmdMapped:"
 _log = logging.getLogger(__name__)
 
 
-class MappedWeights:
-    """Weights in a file that is mapped read-only, for as long as the object lives."""
-
-    def __init__(self, map_: mmap.mmap, start: int):
-        self._content = np.frombuffer(map_, np.uint8)[start:]
-        self.address: int = self._content.ctypes.data
-        self.nbytes = len(self._content)
-
-
 def load_weights(
     library: ctypes.CDLL,
     source: WeightSource,
@@ -57,10 +49,10 @@ def load_weights(
     layout: Layout,
     fill: Callable[[int], None],
     threads: int,
-) -> Arena | MappedWeights:
-    """A source's weights in `layout` in memory, from `address` on: mapped from the cache folder where they are kept
-    there, otherwise written by `fill`, which is given the address of zeroed memory, and kept. So the first start, too,
-    holds them once, and shares them with other processes.
+) -> NDArray[np.uint8]:
+    """A source's weights in `layout` in memory: mapped read-only from the cache folder where they are kept there,
+    otherwise written by `fill`, which is given the address of zeroed memory, and kept. So the first start, too, holds
+    them once, and shares them with other processes.
 
     A file of another layout, engine or source is replaced, and so is one of which any byte has changed. A folder that
     cannot be read or written costs time and a line in the log, nothing else. Raises `SolmError` without memory, and
@@ -77,17 +69,18 @@ def load_weights(
     mapped = _mapped(library, path, expected, threads)
     if mapped is not None:
         return mapped
-    arena = _filled(nbytes, fill)
-    if not _keep(library, path, expected, arena, threads):
-        return arena
-    del arena  # before the file is mapped: there may not be enough memory for both
-    return _mapped(library, path, expected, threads) or _filled(nbytes, fill)
+    weights = _filled(nbytes, fill)
+    if not _keep(library, path, expected, weights, threads):
+        return weights
+    del weights  # before the file is mapped: there may not be enough memory for both
+    mapped = _mapped(library, path, expected, threads)
+    return _filled(nbytes, fill) if mapped is None else mapped
 
 
-def _filled(nbytes: int, fill: Callable[[int], None]) -> Arena:
-    arena = Arena(nbytes)
-    fill(arena.address)
-    return arena
+def _filled(nbytes: int, fill: Callable[[int], None]) -> NDArray[np.uint8]:
+    weights = zeroed(nbytes)
+    fill(weights.ctypes.data)
+    return weights
 
 
 def _name_of(source: WeightSource, identity: str, precision: str) -> str:
@@ -96,7 +89,7 @@ def _name_of(source: WeightSource, identity: str, precision: str) -> str:
     return f"{readable}-{precision}-{identity[:16]}{SUFFIX}"
 
 
-def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads: int) -> MappedWeights | None:
+def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads: int) -> NDArray[np.uint8] | None:
     """The weights in `path`; None where it is not there or not what is expected."""
     try:
         with path.open("rb") as file:
@@ -108,8 +101,8 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
             start = -(-file.tell() // _ALIGNED) * _ALIGNED
             if size != start + expected["nbytes"]:
                 raise ValueError("it is damaged")
-            weights = MappedWeights(map_file(file.fileno()), start)
-        if library.solm_checksum(weights.address, weights.nbytes, threads) != checksum:
+            weights = np.frombuffer(map_file(file.fileno()), np.uint8)[start:]
+        if library.solm_checksum(weights.ctypes.data, len(weights), threads) != checksum:
             raise ValueError("it is damaged")
     except FileNotFoundError:
         return None
@@ -119,14 +112,13 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
     return weights
 
 
-def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], arena: Arena, threads: int) -> bool:
+def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], weights: NDArray[np.uint8], threads: int) -> bool:
     """Write the weights to `path`, after the length of a header and the header, and return whether that was done."""
-    checksum = library.solm_checksum(arena.address, arena.nbytes, threads)
+    checksum = library.solm_checksum(weights.ctypes.data, len(weights), threads)
     text = json.dumps(header | {"checksum": checksum}).encode()
     begin = len(text).to_bytes(8, "little") + text
-    weights = memoryview((ctypes.c_char * arena.nbytes).from_address(arena.address)).cast("B")
     try:
-        write_bytes(path, begin.ljust(-(-len(begin) // _ALIGNED) * _ALIGNED, b"\0"), weights)
+        write_bytes(path, begin.ljust(-(-len(begin) // _ALIGNED) * _ALIGNED, b"\0"), weights.data)
     except SolmError as error:
         _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
         return False

@@ -1,6 +1,5 @@
 """Repacked weights that are kept: mapped at the next start, replaced where anything about them has changed."""
 
-import ctypes
 import multiprocessing
 import os
 import shutil
@@ -12,9 +11,9 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from helpers.gguf_files import WIDE, write_gguf
 from solm.backends.cpu.files import weight_cache
 from solm.backends.cpu.files.layout import layout_of
-from solm.backends.cpu.files.repack import Arena, repack
+from solm.backends.cpu.files.repack import repack
 from solm.backends.cpu.files.sources import GgufFile
-from solm.backends.cpu.files.weight_cache import SUFFIX, MappedWeights, load_weights
+from solm.backends.cpu.files.weight_cache import SUFFIX, load_weights
 from solm.backends.cpu.library import library
 from solm.core.files import cache_folder
 
@@ -45,10 +44,10 @@ def load(source, precision="auto", threads=2):
         repack(source, layout, library(), address, threads)
 
     weights = load_weights(library(), source, precision, layout, fill, threads)
-    content = np.frombuffer((ctypes.c_uint8 * layout.nbytes).from_address(weights.address), np.uint8).copy()
-    assert isinstance(weights, MappedWeights if kept(cache_folder()) else Arena)
-    assert weights.address % 64 == 0
-    return content, bool(filled)
+    assert weights.shape == (layout.nbytes,)
+    assert weights.flags.writeable is not bool(kept(cache_folder()))
+    assert weights.ctypes.data % 64 == 0
+    return weights.copy(), bool(filled)
 
 
 def kept(folder):
