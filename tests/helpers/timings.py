@@ -1,6 +1,6 @@
 """Step timings that were not measured: pages are worth a known part of a step, MLP channels another."""
 
-import torch
+import numpy as np
 
 from solm.core.cost import LEVELS, ModelShapes, StepTimings, axis_levels
 from solm.core.curve import BudgetCurve, CurvePoint, TextFacts
@@ -16,8 +16,8 @@ def made_timings(
     sparsity: SparsityConfig, shapes: ModelShapes, contexts=(100, 400), attention=(0.1, 0.4), mlp=0.5, **changes
 ) -> StepTimings:
     """A dense step takes 10 ms; by context, all pages take `attention` of it, all channels `mlp`."""
-    pages, channels, _ = axis_levels(LEVELS, torch.tensor(contexts), sparsity.under(None), shapes)
-    parts = torch.tensor(attention, dtype=torch.float64)[:, None]
+    pages, channels, _ = axis_levels(LEVELS, np.array(contexts), sparsity.under(None), shapes)
+    parts = np.array(attention)[:, None]
     known = {
         "model": "m", "backend": "cpu int8", "threads": 2, "contexts": contexts,
         "attention_ms": (10 - 10 * parts * (1 - pages)).tolist(), "mlp_ms": (10 - 10 * mlp * (1 - channels)).tolist(),

@@ -1,28 +1,26 @@
 """What a decode step costs: the shares that it realises, the bytes that it reads, the milliseconds that it takes.
 
 Shares depend on the action and on the number of keys that the step sees, never on activations. A ledger can therefore
-be counted, and a schedule computed, without running the model. All is computed in NumPy; tensors give tensors.
+be counted, and a schedule computed, without running the model. All is computed in NumPy.
 """
 
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.actions import FULL_BITS, HIGH_BITS, ActionSpace
-from solm.core.arrays import AnyArray, Array, as_numpy, in_kind, is_tensor
 from solm.core.errors import PolicyMismatchError, counted
 from solm.core.files import read_model
 from solm.core.provenance import plain_name
-from solm.core.sparsity import SITES, SparsityConfig
+from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
 
 LEVELS = ActionSpace(attention=(0.1, 0.2, 0.4, 1.0), mlp=(0.4, 0.6, 0.8, 1.0))
 """What `StepTimings` are measured at: one axis at a time, the others dense. Bits of activations change no step's
 time."""
-_HIDDEN_SITE = SITES.index("hidden")
 _LOW_PART = 2 / 3  # of nested weights' bytes, for a share of 1 left out: at a share of 4 / 16 half of them are left
 _ROUNDING = 1e-9
 _PART = 4096
@@ -74,67 +72,49 @@ class ModelShapes(BaseModel):
         return self.hidden * self.vocabulary
 
     @property
+    def site_sizes(self) -> tuple[int, ...]:
+        """Channels of each of `SITES` in a layer."""
+        return self.hidden, self.intermediate, self.hidden, self.heads * self.head_dim
+
+    @property
     def projection_part(self) -> float:
         """`SparsityConfig.projection_part` by weights, which holds without measurements."""
         return round(self.attention_weights / self.layer_weights, 3)
 
 
-def ceil_share(share: AnyArray, total: Array | int) -> AnyArray:
+def ceil_share(share: np.ndarray, total: np.ndarray | int) -> np.ndarray:
     """ceil(share * total) as int64; a product that exceeds an integer by less than 1e-9, such as 0.1 * 30, is that
     integer."""
-    if is_tensor(share):  # which may be on an accelerator
-        on_device: Any = share
-        return (on_device.double() * total - _ROUNDING).ceil().long()
-    return _ceil_share(as_numpy(share), total if isinstance(total, int) else as_numpy(total))  # type: ignore[return-value]
+    return np.asarray(np.ceil(share * total - _ROUNDING).astype(np.int64))
 
 
-def _ceil_share(share: np.ndarray, total: np.ndarray | int) -> np.ndarray:
-    return np.asarray(np.ceil(share.astype(np.float64) * total - _ROUNDING).astype(np.int64))
-
-
-class KVBudget(NamedTuple):
-    """How much of the KV cache steps [N, Q] read.
-
-    window_start: [N, Q] int64, first position of the recent window. pages: [N, Q] int64, number of pages that are
-    chosen besides those always read; under an allocation [layers, heads, N, Q], with heads 1 where all KV heads of a
-    layer read alike.
-    """
-
-    window_start: Any
-    pages: Any
-
-
-def kv_budget(keep: AnyArray, kv_length: AnyArray, sparsity: SparsityConfig) -> tuple[KVBudget, AnyArray]:
-    """The KV budget of steps that see kv_length [N, Q] keys at keep rate keep [N, Q], and the share of keys that layers
-    read: float64 [N, Q], or under an allocation [layers, N, Q].
+def kv_budget(
+    keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """How much of the KV cache steps that see kv_length [...] int64 keys read at keep rates keep [...] float64: the
+    first position of the recent window [...] int64; the number of pages that are chosen besides those always read,
+    [layers, heads, ...] int64; and the share of keys that layers read, [layers, ...] float64. layers is 1 where all
+    layers are alike, heads where all KV heads of a layer are.
 
     Sinks and window are rounded to whole pages and always read. They count against ceil(keep * kv_length) tokens; the
     rest is the number of whole pages chosen between them, which an allocation splits over layers and heads. Without a
     window (`paper`) the page of the current token is chosen like any other.
     """
-    start, pages, share = _kv_budget(as_numpy(keep), as_numpy(kv_length), sparsity)
-    return KVBudget(in_kind(start, kv_length), in_kind(pages, kv_length)), in_kind(share, kv_length)
-
-
-def _kv_budget(
-    keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first position of the window, the pages that are chosen, and the share of keys that are read."""
     page = sparsity.page_size
-    budget = _ceil_share(keep, kv_length)
+    budget = ceil_share(keep, kv_length)
     if sparsity.window == 0:
         candidates = -(-kv_length // page)
         pages = np.minimum(-(-budget // page), candidates)
-        return kv_length, pages, np.minimum(pages * page, kv_length) / kv_length
+        return kv_length, pages[None, None], (np.minimum(pages * page, kv_length) / kv_length)[None]
     sinks = -(-sparsity.sinks // page)
     start = ((kv_length - sparsity.window - 1).clip(min=0) // page) * page
     between = (start // page - sinks).clip(min=0)
     always = start.clip(max=sinks * page) + kv_length - start
     if sparsity.allocation is None:
-        pages = np.minimum(((budget - always).clip(min=0) + page - 1) // page, between)
-        return start, pages, (always + pages * page) / kv_length
-    share = (keep.astype(np.float64) * kv_length - always) / (between * page).clip(min=1)
-    pages = _ceil_share(sparsity.allocation.pages(share.clip(0, 1)), between)
+        pages = np.minimum(((budget - always).clip(min=0) + page - 1) // page, between)[None, None]
+    else:
+        share = (keep * kv_length - always) / (between * page).clip(min=1)
+        pages = ceil_share(sparsity.allocation.pages(share.clip(0, 1)), between)
     return start, pages, (always + pages * page).mean(1) / kv_length
 
 
@@ -150,42 +130,45 @@ def site_parts(sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[float, ..
     return (*parts, sparsity.projection_part * qkv, sparsity.projection_part * (1 - qkv))
 
 
-def site_shares(keep: AnyArray, sparsity: SparsityConfig) -> list[AnyArray]:
-    """The share of channels that each site keeps at keep rates keep [...]: float64 [...], or under an allocation
-    [layers, ...]."""
+def site_shares(keep: np.ndarray, sparsity: SparsityConfig) -> np.ndarray:
+    """The share of channels that each site keeps at keep rates keep [...]: [sites, layers, ...] float64, where layers is
+    1 if all are alike."""
     if sparsity.allocation is not None:
-        return [sparsity.allocation.channels(keep, site) for site in range(sparsity.sites)]
-    return [keep**sparsity.hidden_power if site == _HIDDEN_SITE else keep for site in range(sparsity.sites)]
+        return np.stack([sparsity.allocation.channels(keep, site) for site in range(sparsity.sites)])
+    powers = [sparsity.hidden_power if site == "hidden" else 1 for site in SITES[: sparsity.sites]]
+    return np.stack([keep**power for power in powers])[:, None]
 
 
-def realised_mlp(keep: AnyArray, sparsity: SparsityConfig, shapes: ModelShapes) -> AnyArray:
-    """The share of channels that layers compute at keep rates keep [...], sites weighted by `site_parts`: float64
-    [...], or under an allocation [layers, ...]. Channels whose upper bits alone are read count less."""
-    sizes = (shapes.hidden, shapes.intermediate, shapes.hidden, shapes.heads * shapes.head_dim)
-    rates, allocation, kept = as_numpy(keep), sparsity.allocation, []
-    for site, share in enumerate(site_shares(rates, sparsity)):
-        whole = None if allocation is None else allocation.reads_all_bits(rates, site)
-        cost = 1.0 if whole is None else np.where(whole, 1.0, sparsity.upper_bits_part)
-        kept.append(_ceil_share(share, sizes[site]) / sizes[site] * cost)
-    return in_kind(np.tensordot(site_parts(sparsity, shapes), np.stack(kept), 1), keep)
+def kept_channels(shares: np.ndarray, shapes: ModelShapes) -> list[np.ndarray]:
+    """By site how many channels layers keep at `site_shares`: [layers, ...] int64."""
+    return [ceil_share(share, size) for share, size in zip(shares, shapes.site_sizes, strict=False)]
+
+
+def realised_mlp(keep: np.ndarray, sparsity: SparsityConfig, shapes: ModelShapes) -> np.ndarray:
+    """The share of channels that layers compute at keep rates keep [...], sites weighted by `site_parts`:
+    [layers, ...] float64, where layers is 1 if all are alike. Channels whose upper bits alone are read count less."""
+    channels = kept_channels(site_shares(keep, sparsity), shapes)
+    kept = [count / size for count, size in zip(channels, shapes.site_sizes, strict=False)]
+    if sparsity.allocation is not None and sparsity.allocation.has_bits:
+        for site in range(MLP_SITES):
+            whole = sparsity.allocation.reads_all_bits(keep, site)
+            kept[site] = kept[site] * np.where(whole, 1.0, sparsity.upper_bits_part)
+    return np.asarray(np.tensordot(site_parts(sparsity, shapes), np.stack(kept), 1))
 
 
 def equal_mlp(keep: float, sparsity: SparsityConfig, other: SparsityConfig, shapes: ModelShapes) -> float:
     """The keep rate at which steps under `other` realise the share of MLP channels that steps under `sparsity` realise
     at `keep`, to a hundredth."""
-
-    def mean(rates: np.ndarray, under: SparsityConfig) -> np.ndarray:
-        return np.asarray(realised_mlp(rates, under, shapes)).reshape(-1, len(rates)).mean(0)
-
     rates = np.arange(1, 101) / 100
-    return float(rates[abs(mean(rates, other) - mean(np.array([keep]), sparsity)).argmin()])
+    wanted = realised_mlp(np.array([keep]), sparsity, shapes).mean(0)
+    return float(rates[abs(realised_mlp(rates, other, shapes).mean(0) - wanted).argmin()])
 
 
-def bits_share(bits: AnyArray, sparsity: SparsityConfig) -> AnyArray:
+def bits_share(bits: np.ndarray, sparsity: SparsityConfig) -> np.ndarray:
     """The share of 16 bits that `bits` [...] realise. Of weights a step reads the high halves or everything."""
-    if sparsity.bits_site != "weights":
-        return bits / FULL_BITS
-    return in_kind(np.where(as_numpy(bits) <= HIGH_BITS, HIGH_BITS, FULL_BITS) / FULL_BITS, bits)
+    if sparsity.bits_site == "weights":
+        bits = np.where(bits <= HIGH_BITS, HIGH_BITS, FULL_BITS)
+    return bits / FULL_BITS
 
 
 def level_shares(
@@ -203,28 +186,27 @@ def level_shares(
     part = 1.0 if before is None else before / shapes.layers
 
     def contributed(shares: np.ndarray) -> np.ndarray:
-        return np.asarray(shares * part if sparsity.allocation is None else shares[:before].sum(0) / shapes.layers)
+        return np.asarray(shares[0] * part if len(shares) == 1 else shares[:before].sum(0) / shapes.layers)
 
     attention, mlp, bits = (np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits))
     keep, seen = np.broadcast_arrays(attention, kv_length[:, None])
-    read = contributed(_kv_budget(keep, seen, sparsity)[2])
+    read = contributed(kv_budget(keep, seen, sparsity)[2])
     return read, contributed(realised_mlp(mlp, sparsity, shapes)), bits_share(bits, sparsity) * part
 
 
 def axis_levels(
     space: ActionSpace,
-    kv_length: AnyArray,
+    kv_length: np.ndarray,
     sparsity: SparsityConfig,
     shapes: ModelShapes,
     before: int | None = None,
-) -> tuple[AnyArray, AnyArray, AnyArray]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The same for kv_length [...], all [..., levels]. Every decoded token needs them: they are computed once, for all
     contexts up to the next power of two."""
-    lengths: np.ndarray = as_numpy(kv_length)
-    longest = 1 << int(lengths.max()).bit_length()
+    longest = 1 << int(kv_length.max()).bit_length()
     attention, *others = _level_tables(space, sparsity, shapes, longest, before)
-    mlp, bits = (np.broadcast_to(axis, (*lengths.shape, len(axis))) for axis in others)
-    return in_kind(attention[lengths], kv_length), in_kind(mlp, kv_length), in_kind(bits, kv_length)
+    mlp, bits = (np.broadcast_to(axis, (*kv_length.shape, len(axis))) for axis in others)
+    return attention[kv_length], mlp, bits
 
 
 @lru_cache(maxsize=64)
@@ -238,31 +220,31 @@ def _level_tables(
 
 
 def relative_bytes(
-    realised: AnyArray,
-    kv_length: Array | int,
+    realised: np.ndarray,
+    kv_length: np.ndarray | int,
     shapes: ModelShapes,
     sparsity: SparsityConfig,
     policy_parameters: int = 0,
-) -> AnyArray:
+) -> np.ndarray:
     """Bytes that decode steps of one row read from memory (weights, KV, bounds of pages), as a share of what the dense
     step reads: float64 [...], above 1 where the policy reads more than it saves.
 
-    realised: [..., axes] shares; activation bits change nothing that is read, high halves of weights are half.
+    realised: [..., axes] float64 shares; activation bits change nothing that is read, high halves of weights are half.
     kv_length: keys visible to the step, broadcastable to [...]. policy_parameters: weights of the policy that controls
     the step, charged to it but not to the dense step, with the bits of the layers' weights.
     """
-    attention, mlp, bits = np.moveaxis(as_numpy(realised).astype(np.float64), -1, 0)
+    attention, mlp, bits = np.moveaxis(realised, -1, 0)
     projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
     of_mlp = (shapes.up_weights + shapes.down_weights) * _mlp_weights(mlp, shapes, sparsity)
     if sparsity.bits_site == "weights":
         of_mlp = of_mlp * (1 - (1 - bits) * _LOW_PART)
-    cached = shapes.kv_heads * 2 * as_numpy(kv_length).astype(np.float64) * shapes.head_dim
+    cached = shapes.kv_heads * 2.0 * kv_length * shapes.head_dim
     bounds = cached / sparsity.page_size * (attention < 1)
     weight, number = shapes.weight_bits, shapes.cache_bits
     step = shapes.layers * ((projections + of_mlp) * weight + cached * attention * number + bounds * shapes.bound_bits)
     dense = shapes.layers * (shapes.layer_weights * weight + cached * number)
     always = shapes.head_weights * shapes.head_bits
-    return in_kind(np.asarray((step + always + policy_parameters * weight) / (dense + always)), realised)
+    return np.asarray((step + always + policy_parameters * weight) / (dense + always))
 
 
 def _mlp_weights(keep: np.ndarray, shapes: ModelShapes, sparsity: SparsityConfig) -> np.ndarray:

@@ -1,17 +1,13 @@
 """How an action is carried out: which pages are read, which channels each site of a layer keeps, what is rounded."""
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from solm.core.actions import AXES, Frozen
-from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.errors import PolicyMismatchError, SolmError
-
-if TYPE_CHECKING:
-    import torch
 
 SITES = ("input", "hidden", "qkv", "out")
 """Where a layer drops channels: what gate and up read, what down reads; what the query, key and value projections read,
@@ -98,32 +94,28 @@ class Allocation(Frozen):
         bits, those of input and hidden channels."""
         return np.concatenate([np.array(curves, dtype=np.float64) for curves in self._given.values()])
 
-    def _interpolated(self, first: int, count: int, share: Any) -> np.ndarray:
+    def _interpolated(self, first: int, count: int, share: np.ndarray) -> np.ndarray:
         """`count` curves of the table from `first` on at the shares [...]: [count, ...]."""
-        place = as_numpy(share).astype(np.float64) * (KNOTS - 1)
+        place = share * (KNOTS - 1)
         below = np.floor(place).clip(0, KNOTS - 2).astype(np.int64)
         curves = self.table[first : first + count]
         low, high = curves[:, below], curves[:, below + 1]
         return np.asarray(low + (place - below) * (high - low))
 
-    def pages(self, share: AnyArray) -> AnyArray:
+    def pages(self, share: np.ndarray) -> np.ndarray:
         """[layers, heads, ...] float64: the share of the pages that may be skipped which every head reads, where the
         average is `share` [...]."""
-        curves = self._interpolated(0, len(self.attention), share)
-        return in_kind(curves.reshape(self.layers, self.heads, *curves.shape[1:]), share)
+        return self._interpolated(0, len(self.attention), share).reshape(self.layers, self.heads, *share.shape)
 
-    def channels(self, share: AnyArray, site: int) -> AnyArray:
+    def channels(self, share: np.ndarray, site: int) -> np.ndarray:
         """[layers, ...] float64: the share of a site's channels that every layer keeps at keep rate `share` [...]."""
-        curves = self._interpolated(len(self.attention) + site * self.layers, self.layers, share)
-        return in_kind(curves, share)  # type: ignore[no-any-return]
+        return self._interpolated(len(self.attention) + site * self.layers, self.layers, share)
 
-    def reads_all_bits(self, share: AnyArray, site: int) -> AnyArray | None:
+    def reads_all_bits(self, share: np.ndarray, site: int) -> np.ndarray:
         """[layers, ...] bool: whether every layer reads all bits of the MLP's weights at a site, 0 or 1, at the keep
-        rate `share` [...]; None where this is not for the allocation to say."""
-        if not self.has_bits or site >= MLP_SITES:
-            return None
+        rate `share` [...]; for an allocation that `has_bits`."""
         first = len(self.attention) + (self.sites + site) * self.layers
-        return in_kind(self._interpolated(first, self.layers, share) >= 0.5, share)
+        return self._interpolated(first, self.layers, share) >= 0.5
 
 
 class ChannelThresholds(Frozen):
@@ -174,20 +166,15 @@ class ChannelThresholds(Frozen):
         """[layers, sites, 101] float32."""
         return np.array(self.limits, dtype=np.float32)
 
-    @cached_property
-    def table(self) -> "torch.Tensor":
-        """The same as a tensor."""
-        import torch
-
-        return torch.from_numpy(self.array)
-
-    def at(self, layer: int, site: int, keep: "torch.Tensor") -> "torch.Tensor":
-        """The limits of steps that keep the share `keep` [...] of a site's channels, on lines between those of whole
-        percentages: float32 [...]."""
-        place = keep.double() * (PERCENTAGES - 1)
-        below = place.long().clamp(0, PERCENTAGES - 2)
-        limits = self.table[layer, site].to(keep.device)
-        return limits[below] + (place - below).float() * (limits[below + 1] - limits[below])
+    def at(self, keep: np.ndarray) -> np.ndarray:
+        """The limits of steps that keep shares keep [sites, layers or 1, ...] of channels, on lines between those of
+        whole percentages: [sites, layers, ...] float32."""
+        shape = (len(keep), self.layers, *keep.shape[2:])
+        place = np.broadcast_to(keep * (PERCENTAGES - 1), shape).reshape(*shape[:2], -1)
+        below = place.astype(np.int64).clip(0, PERCENTAGES - 2)
+        table = self.array.swapaxes(0, 1)[: len(keep)]
+        low, high = (np.take_along_axis(table, index, 2) for index in (below, below + 1))
+        return (low + (place - below).astype(np.float32) * (high - low)).reshape(shape)
 
 
 class SparsityConfig(Frozen):
@@ -293,14 +280,13 @@ class SparsityConfig(Frozen):
         """Attention is controllable once the KV length exceeds this."""
         return self.sinks + self.window + 1
 
-    def controllable(self, kv_length: AnyArray) -> AnyArray:
+    def controllable(self, kv_length: np.ndarray) -> np.ndarray:
         """Per axis whether steps that see kv_length [...] keys can be controlled: [..., axes] bool.
 
         Attention reads every token until there are more than those that are always read; MLP channels and bits can be
         saved from the first step.
         """
-        seen: np.ndarray = as_numpy(kv_length)
-        return in_kind((seen[..., None] > self.always_read) | FROM_THE_START, kv_length)
+        return (kv_length[..., None] > self.always_read) | FROM_THE_START
 
 
 PRESETS = {

@@ -243,7 +243,9 @@ def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSett
     """The bytes that every step of an arm reads as a share of the dense one's [N, T], the policy's weights included."""
     shares = torch.where(scored.controllable, scored.realised, 1.0)
     kv_length = settings.context + 1 + torch.arange(settings.length)
-    return relative_bytes(shares, kv_length, lm.shapes, arm.sparsity or lm.sparsity, lm.overhead(arm.policy))
+    sparsity = arm.sparsity or lm.sparsity
+    read = relative_bytes(shares.numpy(), kv_length.numpy(), lm.shapes, sparsity, lm.overhead(arm.policy))
+    return torch.from_numpy(read)
 
 
 def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:

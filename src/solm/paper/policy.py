@@ -8,6 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.actions import ActionSpace
+from solm.core.arrays import as_tensor
 from solm.core.cost import axis_levels
 from solm.core.errors import DamagedFileError, PolicyMismatchError, first_line
 from solm.core.files import read_json, read_model, read_tensors, write_bytes, write_json
@@ -62,7 +63,9 @@ class Situation:
     @classmethod
     def of(cls, lm: LanguageModel, space: ActionSpace, sparsity: SparsityConfig, lengths: torch.Tensor) -> Self:
         """Of rows that have seen lengths [N] tokens."""
-        return cls(axis_levels(space, lengths + 1, sparsity, lm.shapes), sparsity.controllable(lengths + 1))
+        seen = lengths.numpy() + 1
+        levels = axis_levels(space, seen, sparsity, lm.shapes)
+        return cls(tuple(as_tensor(axis) for axis in levels), as_tensor(sparsity.controllable(seen)))
 
 
 def features(rows: Rows, situation: Situation, embedding: torch.Tensor) -> Features:

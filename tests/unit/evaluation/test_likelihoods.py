@@ -2,6 +2,7 @@
 
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,8 +93,7 @@ def test_bytes_include_the_weights_of_the_policy(lm):
     pairs = [(words(1, 60), words(2, 8))]
     dense, heavy = (likelihoods(lm, pairs, policy(SPACE), DENSE).spent for policy in (Dense, Heavy))
     assert dense.bytes == pytest.approx(8)
-    kv_length = 60 + torch.arange(8)
-    expected = relative_bytes(DENSE.expand(8, 3), kv_length, lm.shapes, lm.sparsity, Heavy.size)
+    expected = relative_bytes(DENSE.expand(8, 3).numpy(), 60 + np.arange(8), lm.shapes, lm.sparsity, Heavy.size)
     assert heavy.bytes == pytest.approx(float(expected.sum()))
 
 

@@ -89,11 +89,11 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
     small = EvaluationSettings(budgets=(0.75,), texts=1, context=context, length=length, trials=0)
     found = evaluate(tiny_lm, [stream], small, space, rivals=rivals)
     nested, heavy = (found.arm(name, 0.75) for name in ("nested", "heavy"))
-    kv_length = context + 1 + torch.arange(length)
+    kv_length = context + 1 + np.arange(length)
     for point, sparsity, extra in ((nested, SparsityConfig.preset("nested"), 0), (heavy, tiny_lm.sparsity, Heavy.size)):
         shares = dense.clone()
         shares[2] = point.axes["bits"]
-        expected = relative_bytes(shares.expand(length, 3), kv_length, tiny_lm.shapes, sparsity, extra).mean()
+        expected = relative_bytes(shares.expand(length, 3).numpy(), kv_length, tiny_lm.shapes, sparsity, extra).mean()
         assert point.cost["bytes"] == pytest.approx(float(expected)), point.arm
     assert nested.cost["bytes"] < 0.9 < 1.1 < heavy.cost["bytes"]
     assert found.arm("uniform", 0.75).cost["bytes"] == pytest.approx(1), "activation bits change nothing that is read"

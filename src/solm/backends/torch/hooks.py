@@ -116,12 +116,11 @@ class HookedModel:
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
     current.follow(x.device)
     plan = current.plan
-    if plan.sparsity.thresholds is not None:
-        limit = plan.sparsity.thresholds.at(current.layer, site, plan.share(site))
-        above = x.abs().float() >= limit[..., None]
+    if plan.limits is not None:
+        above = x.abs().float() >= plan.limits[site][..., None]
         current.count(site, above.double().mean(-1))
         return keep_where(x, above)
-    return keep_channels(x, plan.channels(x.shape[-1], site))
+    return keep_channels(x, plan.channels[site][..., None])
 
 
 def _quantise(x: torch.Tensor, current: ActivePass) -> torch.Tensor:

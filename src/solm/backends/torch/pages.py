@@ -78,7 +78,7 @@ def select_pages(
         candidate, always = exists & (number <= current), torch.zeros_like(exists)
     else:
         candidate, always = candidates(layout, plan, prefix_pages, own_pages)
-    count = layout.spread_heads(plan.kv.pages)[:, :, :, None, :, None]
+    count = layout.spread_heads(plan.pages)[:, :, :, None, :, None]
     scores = scores.masked_fill(~candidate, -torch.inf)
     chosen = always | (largest(scores, count, keep_ties=sparsity.keep_ties) & candidate)
     return token_masks(chosen, prefix_pages, layout, page)
@@ -100,7 +100,7 @@ def candidates(layout: Layout, plan: Plan, prefix_pages: int, own_pages: int) ->
     if (prefix_pages, own_pages) not in layout.candidates:
         sparsity, page = plan.sparsity, plan.sparsity.page_size
         number, exists = page_numbers(layout, prefix_pages, own_pages, page)
-        start = layout.spread(plan.kv.window_start)[:, :, :, None, :, None] // page
+        start = layout.spread(plan.window_start)[:, :, :, None, :, None] // page
         sinks = -(-sparsity.sinks // page)
         inside = (number >= sinks) & (number < start)
         layout.candidates[prefix_pages, own_pages] = exists & inside, exists & ~inside

@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from typing import Any
 
+import numpy as np
 import torch
 
 from solm.backends.torch.cache import PagedCache
-from solm.core.actions import FULL_BITS, HIGH_BITS
+from solm.core.actions import DENSE, HIGH_BITS
 from solm.core.cost import (
-    KVBudget,
     ModelShapes,
     bits_share,
-    ceil_share,
+    kept_channels,
     kv_budget,
     realised_mlp,
     site_parts,
@@ -27,89 +27,72 @@ INPUT, HIDDEN, QKV, OUT = range(len(SITES))
 """Numbers of `SITES`."""
 
 
+def _moved(tensors: Any, device: torch.device) -> Any:
+    """A dataclass with its tensors on `device`."""
+    found = {name: value.to(device) for name, value in vars(tensors).items() if isinstance(value, torch.Tensor)}
+    return replace(tensors, **found)
+
+
 @dataclass(frozen=True)
 class Plan:
-    """One forward pass's actions, for N rows and Q positions.
+    """What N rows do at Q positions of one pass.
 
-    keep: [N, Q, 3] float64 (κ, ρ, bits); kv: the KV budget; shares: [N, Q, 3] float64 that layers realise (κ, ρ, b/16).
-    Under an allocation layers differ: shares are [layers, N, Q, 3], and `at` gives the plan of one of them.
-    of_layer: the shares [N, Q] of channels that the sites of one layer keep, where layers differ. upper_of_layer:
-    by site of its MLP, the steps [N, Q] that read only the upper bits of its weights, None where the allocation does
-    not say.
-    parts: what every site counts of the realised share of channels.
-    sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, read from the device once
-    a pass so that an axis that nobody uses costs nothing.
+    shares: what layers realise, an array [layers, N, Q, 3] float64 (κ, ρ, b/16). parts: what every site counts of the
+    realised share of channels. bits: [N, Q, 1] int64. window_start: [N, Q] int64, the first position of the recent
+    window. pages: [layers, heads, N, Q] int64, chosen besides those always read. channels: [layers, sites, N, Q] int64,
+    kept at every site; limits: float32 of the same shape, of |x| that is kept instead. upper_bits: [layers, MLP_SITES,
+    N, Q] bool, where an allocation has steps read only the upper bits of the MLP's weights.
+    layers is 1 where all are alike, and heads likewise. In the plan of one layer (`at`) tensors lack that dimension.
+    sparse_attention, sparse_mlp, low_bits: whether any step of the pass uses that axis, so that an axis that nobody
+    uses costs nothing.
     """
 
     sparsity: SparsityConfig
     parts: tuple[float, ...]
-    keep: torch.Tensor
-    kv: KVBudget
-    shares: torch.Tensor
+    shares: np.ndarray
+    bits: torch.Tensor
+    window_start: torch.Tensor
+    pages: torch.Tensor
+    channels: torch.Tensor
+    limits: torch.Tensor | None
+    upper_bits: torch.Tensor | None
     sparse_attention: bool
     sparse_mlp: bool
     low_bits: bool
-    of_layer: tuple[torch.Tensor, ...] | None = None
-    upper_of_layer: tuple[torch.Tensor | None, ...] = (None,) * MLP_SITES
-    _counts: dict[tuple[int, int], torch.Tensor] = field(default_factory=dict, repr=False)
 
-    @property
-    def realised(self) -> torch.Tensor:
-        """What the whole step realises: [N, Q, 3]."""
-        return self.shares if self.sparsity.allocation is None else self.shares.mean(0)
-
-    def realised_by(self, first: int, last: int, layers: int) -> torch.Tensor:
-        """What of it layers `first` to `last` (not included) of `layers` contribute: [N, Q, 3]."""
-        if self.sparsity.allocation is None:
-            return self.shares * ((last - first) / layers)
-        return self.shares[first:last].sum(0) / layers
+    def realised_by(self, first: int, last: int, layers: int) -> np.ndarray:
+        """What layers `first` to `last` (not included) of `layers` contribute to what the whole step realises:
+        [N, Q, 3]."""
+        if len(self.shares) == 1:
+            return np.asarray(self.shares[0] * ((last - first) / layers))
+        return np.asarray(self.shares[first:last].sum(0) / layers)
 
     def at(self, layer: int) -> "Plan":
         """The plan that `layer` follows."""
-        if self.sparsity.allocation is None:
-            return self
-        kv = KVBudget(self.kv.window_start, self.kv.pages[layer])
-        shares = tuple(share[layer] for share in self._site_shares)
-        upper = tuple(None if steps is None else steps[layer] for steps in self._upper_bits)
-        return replace(self, kv=kv, of_layer=shares, upper_of_layer=upper, _counts={})
+        tables = {name: getattr(self, name) for name in ("pages", "channels", "limits", "upper_bits")}
+        own = {name: table[min(layer, len(table) - 1)] for name, table in tables.items() if table is not None}
+        return replace(self, **own)
 
-    @cached_property
-    def _site_shares(self) -> list[torch.Tensor]:
-        return site_shares(self.keep[..., 1], self.sparsity)
-
-    @cached_property
-    def _upper_bits(self) -> list[torch.Tensor | None]:
-        """By site of the MLP, [layers, N, Q] bool."""
-        allocation = self.sparsity.allocation
-        assert allocation is not None
-        whole = [allocation.reads_all_bits(self.keep[..., 1], site) for site in range(MLP_SITES)]
-        return [None if steps is None else ~steps for steps in whole]
+    def to(self, device: torch.device) -> "Plan":
+        """The plan with its tensors on `device`."""
+        return _moved(self, device)  # type: ignore[no-any-return]
 
     def channel_cost(self, site: int) -> torch.Tensor | float:
-        """What a channel of a site counts of the realised share: 1, or less [N, Q] float64 where the allocation has
-        steps read only the upper bits of its weights."""
-        upper = self.upper_of_layer[site] if site < MLP_SITES else None
-        return 1.0 if upper is None else 1 - upper.double() * (1 - self.sparsity.upper_bits_part)
+        """What a channel of a site of one layer counts of the realised share: 1, or less [N, Q] float64 where steps
+        read only the upper bits of its weights."""
+        if self.upper_bits is None or site >= MLP_SITES:
+            return 1.0
+        return 1 - self.upper_bits[site].double() * (1 - self.sparsity.upper_bits_part)
 
     def upper_bits_only(self, site: int) -> torch.Tensor | None:
         """The steps [N, Q, 1] bool that read only the upper bits of the weights of an MLP's site; None: none does."""
         if self.sparsity.bits_site != "weights":
             return None
         asked = self.bits <= HIGH_BITS if self.low_bits else None
-        upper = self.upper_of_layer[site]
-        if upper is None or not self.sparse_mlp:
+        if self.upper_bits is None or not self.sparse_mlp:
             return asked
-        return upper[..., None] if asked is None else asked | upper[..., None]
-
-    def share(self, site: int) -> torch.Tensor:
-        """The share of channels that steps keep at a site: [N, Q]."""
-        return (self._site_shares if self.of_layer is None else self.of_layer)[site]
-
-    def channels(self, size: int, site: int) -> torch.Tensor:
-        """Channels kept out of `size` at a site: [N, Q, 1] int64."""
-        if (size, site) not in self._counts:
-            self._counts[size, site] = ceil_share(self.share(site)[..., None], size)
-        return self._counts[size, site]
+        upper = self.upper_bits[site][..., None]
+        return upper if asked is None else asked | upper
 
     def drops(self, site: int) -> bool:
         """Whether any step of the pass drops channels at this site."""
@@ -120,36 +103,32 @@ class Plan:
         """Whether any step of the pass spends less than everything."""
         return self.sparse_attention or self.sparse_mlp or self.low_bits
 
-    def to(self, device: torch.device) -> "Plan":
-        """The plan with its tensors on `device`."""
-        kv = KVBudget(self.kv.window_start.to(device), self.kv.pages.to(device))
-        of_layer = None if self.of_layer is None else tuple(share.to(device) for share in self.of_layer)
-        upper = tuple(None if steps is None else steps.to(device) for steps in self.upper_of_layer)
-        return replace(
-            self, keep=self.keep.to(device), kv=kv, shares=self.shares.to(device), of_layer=of_layer,
-            upper_of_layer=upper, _counts={},
-        )  # fmt: skip
 
-    @cached_property
-    def bits(self) -> torch.Tensor:
-        """[N, Q, 1] int64."""
-        return self.keep[..., 2:3].to(torch.int64)
-
-
-def make_plan(keep: torch.Tensor, kv_length: torch.Tensor, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
+def make_plan(keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
     """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits).
 
     Raises `PolicyMismatchError` where the thresholds are of a model with another number of layers.
     """
-    if sparsity.thresholds is not None:
-        sparsity.thresholds.check(shapes.layers)
-    budget, attention = kv_budget(keep[..., 0], kv_length, sparsity)
-    dense = torch.tensor([1.0, 1.0, float(FULL_BITS)], dtype=keep.dtype, device=keep.device)
-    used = (keep < dense).flatten(0, -2).any(0).tolist()
-    mlp = realised_mlp(keep[..., 1], sparsity, shapes)
-    bits = bits_share(keep[..., 2], sparsity).expand_as(mlp)
-    shares = torch.stack([attention, mlp, bits], -1)
-    return Plan(sparsity, site_parts(sparsity, shapes), keep, budget, shares, *used)
+    thresholds, allocation = sparsity.thresholds, sparsity.allocation
+    if thresholds is not None:
+        thresholds.check(shapes.layers)
+    attention, mlp, bits = np.moveaxis(keep, -1, 0)
+    window_start, pages, read = kv_budget(attention, kv_length, sparsity)
+    computed, kept = realised_mlp(mlp, sparsity, shapes), site_shares(mlp, sparsity)
+    shares = np.stack([read, computed, np.broadcast_to(bits_share(bits, sparsity), read.shape)], -1)
+
+    def by_layer(sites: Any) -> torch.Tensor:
+        return torch.from_numpy(np.stack(sites, 1))
+
+    upper = None
+    if allocation is not None and allocation.has_bits:
+        upper = by_layer([~allocation.reads_all_bits(mlp, site) for site in range(MLP_SITES)])
+    return Plan(
+        sparsity, site_parts(sparsity, shapes), shares, torch.from_numpy(bits.astype(np.int64)[..., None]),
+        torch.from_numpy(window_start), torch.from_numpy(pages), by_layer(kept_channels(kept, shapes)),
+        None if thresholds is None else by_layer(thresholds.at(kept)), upper,
+        *(keep < np.array(DENSE)).reshape(-1, len(DENSE)).any(0).tolist(),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -165,21 +144,19 @@ class Layout:
     prefix_length: int
     own_length: int
     uniform_base: bool
-    candidates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
-    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict)
+    candidates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False)
+    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict, init=False)
 
     def to(self, device: torch.device) -> "Layout":
         """The layout with its tensors on `device`."""
-        return replace(self, positions=self.positions.to(device), base=self.base.to(device), candidates={}, _masks={})
+        return _moved(self, device)  # type: ignore[no-any-return]
 
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""
         return rows.unflatten(0, (self.sequences, self.forks))[:, None]
 
     def spread_heads(self, counts: torch.Tensor) -> torch.Tensor:
-        """[N, Q], or [H, N, Q] of H heads (or 1 for all), to [S, H, K, Q]."""
-        if counts.ndim == 2:
-            return self.spread(counts)
+        """[H, N, Q] of H heads (or 1 for all) to [S, H, K, Q]."""
         return counts.unflatten(1, (self.sequences, self.forks)).transpose(0, 1)
 
     @property
@@ -215,8 +192,8 @@ class ActivePass:
     """What the hooked modules need during one controlled forward pass.
 
     plan: of the layer in progress. decide_before: the layer before which `choose` is called, with the residual stream
-    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. layer: the one
-    in progress. Plan and layout follow the layers of a model that lies on several devices.
+    [N, Q, H] that enters it, for the plan of the layers from there on. None: the pass keeps its plan. Plan and layout
+    follow the layers of a model that lies on several devices.
     """
 
     plan: Plan
@@ -224,7 +201,6 @@ class ActivePass:
     cache: PagedCache
     decide_before: int | None = None
     choose: Callable[[torch.Tensor], Plan] | None = None
-    layer: int = 0
     _left_out: torch.Tensor | None = field(default=None, repr=False)  # by thresholds, of all layers
 
     def __post_init__(self) -> None:
@@ -232,7 +208,6 @@ class ActivePass:
 
     def enter(self, layer: int, hidden: torch.Tensor) -> None:
         """The pass reaches `layer`."""
-        self.layer = layer
         if layer == self.decide_before and self.choose is not None:
             self._whole = self.choose(hidden)
         self.plan = self._whole.at(layer)
@@ -242,17 +217,17 @@ class ActivePass:
         left_out = self.plan.parts[site] * (1 - share * self.plan.channel_cost(site))
         self._left_out = left_out if self._left_out is None else self._left_out.to(left_out.device) + left_out
 
-    def realised_mlp(self) -> torch.Tensor | None:
+    def realised_mlp(self) -> np.ndarray | None:
         """The share of channels that thresholds kept, the mean over layers, sites weighted by `Plan.parts`: [N, Q]
-        float64 on the CPU.
+        float64.
 
         Layers that counted nothing ran dense. None where no layer counted: then the plan's own share holds.
         """
-        return None if self._left_out is None else 1 - self._left_out.cpu() / len(self.cache.layers)
+        return None if self._left_out is None else 1 - self._left_out.cpu().numpy() / len(self.cache.layers)
 
     def follow(self, device: torch.device) -> None:
         """The layer in progress computes on `device`."""
-        if self.plan.keep.device != device:
+        if self.plan.bits.device != device:
             self.plan = self.plan.to(device)
         if self.layout.positions.device != device:
             self.layout = self.layout.to(device)

@@ -12,7 +12,7 @@ from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.plan import ActivePass, Layout, Plan, activate, make_plan
 from solm.core.actions import DENSE
-from solm.core.arrays import Array, as_tensor
+from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.errors import DataError
 from solm.core.sparsity import SparsityConfig
 
@@ -136,21 +136,21 @@ class TorchSession(Session):
         """As `Session._pass`; logits are always exact, and policies decide in Python."""
         count = tokens.shape[1]
         positions = self._positions(count)
-        controllable = self._sparsity.controllable(positions + 1)
-        dense = torch.tensor(DENSE, dtype=torch.float64).expand(self.rows, count, len(DENSE))
+        kv_length = positions.numpy() + 1
+        controllable = self._sparsity.controllable(kv_length)
 
-        def planned(keep: torch.Tensor) -> Plan:
-            keep = torch.where(controllable, keep.to("cpu", torch.float64), dense)
-            return make_plan(keep, positions + 1, self._sparsity, self.model.shapes)
+        def planned(keep: Array) -> Plan:
+            keep = np.where(controllable, as_numpy(keep), DENSE)
+            return make_plan(keep, kv_length, self._sparsity, self.model.shapes)
 
-        plan = planned(dense if keep is None else as_tensor(keep))
-        realised, choose = plan.realised, None
+        plan = planned(np.array(DENSE) if keep is None else keep)
+        realised, choose = plan.shares.mean(0), None
         if split is not None:
             layers = self.model.shapes.layers
 
             def choose(hidden: torch.Tensor) -> Plan:
                 nonlocal realised
-                rest = planned(as_tensor(split.choose(hidden)))
+                rest = planned(split.choose(hidden))
                 realised = plan.realised_by(0, split.layer, layers) + rest.realised_by(split.layer, layers, layers)
                 return rest.to(self.model.device)
 
@@ -158,10 +158,11 @@ class TorchSession(Session):
         layer = None if split is None else split.layer
         logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
         if counted is not None:
-            realised = torch.stack([realised[..., 0], counted, realised[..., 2]], -1)
+            realised[..., 1] = counted
         self._lengths = self._lengths + count
-        budgets.add(self._budgets, realised.numpy(), controllable.numpy())
-        return Result(logits, hidden, realised, controllable, as_tensor(self._dense_actions(count)))
+        budgets.add(self._budgets, realised, controllable)
+        known = (as_tensor(values) for values in (realised, controllable, self._dense_actions(count)))
+        return Result(logits, hidden, *known)
 
     def _child(self, sparsity: SparsityConfig) -> "TorchSession":
         """A session of the same rows with the same cache; what is mutable is the child's own."""
@@ -203,7 +204,7 @@ class TorchSession(Session):
         plan: Plan | None = None,
         layer: int | None = None,
         choose: Callable[[torch.Tensor], Plan] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray | None]:
         """One pass of the model under `plan`, from `layer` on under the plan that `choose` returns.
 
         Returns logits, hidden states, and what thresholds kept of the MLP (`ActivePass.realised_mlp`).

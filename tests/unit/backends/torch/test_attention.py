@@ -59,9 +59,8 @@ def drawn_attention(split, count, sparsity, seed=3):
     query = draw(forks, heads, count, size)
     positions = torch.arange(length - count, length).expand(forks, -1)
     keep = torch.rand(forks, count, generator=generator, dtype=torch.float64) * 0.8 + 0.1
-    plan = make_plan(
-        torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1), positions + 1, sparsity, SHAPES
-    )
+    actions = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1)
+    plan = make_plan(actions.numpy(), positions.numpy() + 1, sparsity, SHAPES).at(0)
     layout = Layout(1, forks, positions, torch.full((forks,), split), split, length - split, uniform_base=True)
     whole = (length - split) // 8 * 8
     own = KeyValues(own_k, own_v, PageBounds.of(own_k[:, :, :, :whole], 8))

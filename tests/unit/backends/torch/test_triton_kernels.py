@@ -42,9 +42,9 @@ class Case:
         seen, base = torch.tensor(lengths), torch.full((rows,), split)
         held = max(lengths) - split
         keep = torch.tensor(keep, dtype=torch.float64).expand(rows)[:, None]
-        action = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1)
+        self.action = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1).numpy()
         self.sparsity = SparsityConfig(page_size=page, window=64, sinks=4)
-        self.plan = make_plan(action, seen[:, None], self.sparsity, SHAPES)
+        self.plan = make_plan(self.action, seen[:, None].numpy(), self.sparsity, SHAPES).at(0)
         self.layout = Layout(self.sequences, self.forks, seen[:, None] - 1, base, split, held, uniform_base=True)
         # A cache's buffers have room beyond what is held.
         keys, values = (draw(self.sequences, kv_heads, self.forks, held + 5, size)[:, :, :, :held] for _ in range(2))
@@ -61,7 +61,7 @@ class Case:
         attention = tuple(tuple((knots**power).tolist()) for power in (0.5, 2, 1, 3))
         mlp = (tuple(knots.tolist()),) * 2
         sparsity = self.sparsity.under(Allocation(attention=attention, mlp=mlp, hidden=mlp))
-        self.plan = make_plan(self.plan.keep, self.layout.positions + 1, sparsity, SHAPES).at(layer)
+        self.plan = make_plan(self.action, self.layout.positions.numpy() + 1, sparsity, SHAPES).at(layer)
 
     def attend(self, softcap=None):
         return attend(self.query, self.prefix, self.own, self.layout, self.plan, self.scaling, softcap)

@@ -211,10 +211,10 @@ def choose_pages(
         )  # fmt: skip
     chosen = torch.empty_like(scores, dtype=torch.int32)
     counts = chosen.new_empty(rows, heads)
-    budget = plan.kv.pages.contiguous()  # [N, 1], or [heads, N, 1]
+    budget = plan.pages.contiguous()
     _choose_pages[(rows, heads)](
-        scores, layout.positions.contiguous(), layout.base.contiguous(), plan.kv.window_start.contiguous(),
-        budget, chosen, counts, heads, rows if budget.numel() > rows else 0, prefix_pages, pages,
+        scores, layout.positions.contiguous(), layout.base.contiguous(), plan.window_start.contiguous(),
+        budget, chosen, counts, heads, rows if len(budget) > 1 else 0, prefix_pages, pages,
         SINKS=-(-plan.sparsity.sinks // page), PAGE=page, BLOCK=triton.next_power_of_2(pages),
     )  # fmt: skip
     return chosen, counts
