@@ -131,8 +131,8 @@ def site_parts(sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[float, ..
 
 
 def site_shares(keep: np.ndarray, sparsity: SparsityConfig) -> np.ndarray:
-    """The share of channels that each site keeps at keep rates keep [...]: [sites, layers, ...] float64, where layers is
-    1 if all are alike."""
+    """The share of channels that each site keeps at keep rates keep [...]: [sites, layers, ...] float64, where layers
+    is 1 if all are alike."""
     if sparsity.allocation is not None:
         return np.stack([sparsity.allocation.channels(keep, site) for site in range(sparsity.sites)])
     powers = [sparsity.hidden_power if site == "hidden" else 1 for site in SITES[: sparsity.sites]]

@@ -1,5 +1,6 @@
 """Arms: what they read is counted, budgets are kept, and each is what its name says."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -53,14 +54,14 @@ def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_
     seen = {}
     hooks = []
     for index, layer in enumerate(decoder_layers(exact_lm.model)):
-        for site, module in enumerate((mlp_sites(layer).mlp, mlp_sites(layer).down)):
+        for site, module in enumerate(mlp_sites(layer)):
             hooks.append(module.register_forward_pre_hook(lambda m, x, key=(index, site): seen.update({key: x[0]})))
     exact_lm.session().prefill(windows)
     for hook in hooks:
         hook.remove()
+    limits = thresholds.at(np.full((2, 1), 0.6))
     for (index, site), x in seen.items():
-        limit = thresholds.at(index, site, torch.tensor(0.6, dtype=torch.float64))
-        assert float((x.abs().float() >= limit).double().mean()) == pytest.approx(0.6, abs=0.01)
+        assert float((x.abs().float() >= limits[site, index]).double().mean()) == pytest.approx(0.6, abs=0.01)
     session, ids = prefilled(exact_lm, 3)
 
     def rows(**changes):

@@ -41,7 +41,10 @@ class TorchBackend(HookedModel):
     def channel_thresholds(self, windows: torch.Tensor, sites: int = MLP_SITES) -> ChannelThresholds:
         """As `Backend.channel_thresholds`: of 1,024 tokens of the windows, drawn at random with a fixed seed, or all
         where there are fewer."""
-        layers = [_modules(layer, sites) for layer in decoder_layers(self.model)]
+        layers = [
+            mlp_sites(layer) + (attention_sites(layer) if sites > MLP_SITES else ())
+            for layer in decoder_layers(self.model)
+        ]
         some = torch.randperm(windows.numel(), generator=torch.Generator().manual_seed(0))[:_TOKENS_KEPT]
         steps = np.linspace(1, 0, PERCENTAGES)
         found = np.zeros((len(layers), sites, PERCENTAGES), dtype=np.float32)
@@ -74,12 +77,3 @@ class TorchBackend(HookedModel):
         """As `Backend.skipping_rows`: those that the kernels for GPUs take. On a CPU, where budgets are simulated and
         save no time, any number."""
         return kernels.MOST_ROWS if self.device.type == "cuda" else None
-
-
-def _modules(layer: nn.Module, sites: int) -> list[nn.Module]:
-    """The modules whose inputs are those of the first sites of a layer."""
-    mlp = mlp_sites(layer)
-    if sites == MLP_SITES:
-        return [mlp.mlp, mlp.down]
-    attention = attention_sites(layer)
-    return [mlp.mlp, mlp.down, attention.attention, attention.out]

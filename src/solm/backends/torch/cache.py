@@ -15,27 +15,20 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer, DynamicS
 from solm.core.errors import UnsupportedModelError
 
 
-@dataclass(frozen=True)
-class PageBounds:
-    """Per-channel minimum and maximum of the keys of whole pages; each [..., pages, D]."""
-
-    low: torch.Tensor
-    high: torch.Tensor
-
-    @classmethod
-    def of(cls, keys: torch.Tensor, page: int) -> "PageBounds":
-        """Bounds of keys [..., n·page, D]."""
-        pages = keys.unflatten(-2, (-1, page))
-        return cls(pages.amin(-2), pages.amax(-2))
+def page_bounds(keys: torch.Tensor, page: int) -> torch.Tensor:
+    """Minimum and maximum of every channel of keys [..., n·page, D] in every page: [2, ..., n, D]."""
+    pages = keys.unflatten(-2, (-1, page))
+    return torch.stack([pages.amin(-2), pages.amax(-2)])
 
 
 @dataclass(frozen=True)
 class KeyValues:
-    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: of the keys' whole pages, where pages are used."""
+    """keys, values: [S, H, K, T, D]; K is 1 for a prefix. bounds: `page_bounds` of the keys' whole pages, where pages
+    are used."""
 
     keys: torch.Tensor
     values: torch.Tensor
-    bounds: PageBounds | None = None
+    bounds: torch.Tensor | None = None
 
 
 class PagedLayer(DynamicLayer):
@@ -55,8 +48,8 @@ class PagedLayer(DynamicLayer):
         self.prefix: KeyValues | None = None
         self.write_slots: torch.Tensor | None = None
         """[N, Q] own slot of each new token where rows differ; None: the next free ones for every row."""
-        self._bounds: PageBounds | None = None
-        """Of the first pages; right for those that are whole in their row."""
+        self._bounds: torch.Tensor
+        """Of the first pages, as far as anybody needed them; right for those that are whole in their row."""
         self._room: dict[str, torch.Tensor] = {}
         """The buffers that keys and values are the first rows of, where there is room for more."""
 
@@ -66,6 +59,7 @@ class PagedLayer(DynamicLayer):
         shape = (rows // self.forks, heads, self.forks, max(self.capacity, length))
         self.keys = key_states.new_zeros(*shape, key_states.shape[-1])
         self.values = value_states.new_zeros(*shape, value_states.shape[-1])
+        self._bounds = page_bounds(self.keys[:, :, :, :0], self.page_size)
         self.is_initialized = True
 
     def _grow(self, needed: int) -> None:
@@ -105,37 +99,28 @@ class PagedLayer(DynamicLayer):
         bounds = self._page_bounds() if with_bounds else None
         return KeyValues(self.keys[:, :, :, : self.length], self.values[:, :, :, : self.length], bounds)
 
-    def _page_bounds(self) -> PageBounds:
+    def _page_bounds(self) -> torch.Tensor:
         """Bounds of the pages that are whole in the longest row; only newer ones are computed."""
-        page = self.page_size
-        done = 0 if self._bounds is None else self._bounds.low.shape[3]
-        whole = self.length // page
-        if self._bounds is not None and whole == done:
-            return self._bounds
-        bounds = PageBounds.of(self.keys[:, :, :, done * page : whole * page], page)
-        if self._bounds is not None:
-            bounds = PageBounds(
-                torch.cat([self._bounds.low, bounds.low], 3), torch.cat([self._bounds.high, bounds.high], 3)
-            )
-        self._bounds = bounds
-        return bounds
+        page, done, whole = self.page_size, self._bounds.shape[4], self.length // self.page_size
+        if whole > done:
+            newer = page_bounds(self.keys[:, :, :, done * page : whole * page], page)
+            self._bounds = torch.cat([self._bounds, newer], 4)
+        return self._bounds
 
     def _cut_bounds(self, pages: int) -> None:
-        if self._bounds is not None:
-            self._bounds = PageBounds(self._bounds.low[:, :, :, :pages], self._bounds.high[:, :, :, :pages])
+        self._bounds = self._bounds[:, :, :, :, :pages]
 
     def _refresh_bounds(self, slots: torch.Tensor) -> None:
         """Bounds of the one page that every row has just written to, at slots [N, 1]."""
-        if self._bounds is None or self._bounds.low.shape[3] == 0:
+        pages = self._bounds.shape[4]
+        if not pages:
             return
-        number = (slots // self.page_size).clamp(max=self._bounds.low.shape[3] - 1).unflatten(0, (-1, self.forks))
+        number = (slots // self.page_size).clamp(max=pages - 1).unflatten(0, (-1, self.forks))
         within = number * self.page_size + torch.arange(self.page_size, device=slots.device)
         sequences, heads, forks, _, size = self.keys.shape
         index = within[:, None, :, :, None].expand(sequences, heads, forks, self.page_size, size)
-        fresh = PageBounds.of(self.keys.gather(3, index), self.page_size)
-        index = number[:, None, :, :, None].expand(sequences, heads, forks, 1, size)
-        self._bounds.low.scatter_(3, index, fresh.low)
-        self._bounds.high.scatter_(3, index, fresh.high)
+        fresh = page_bounds(self.keys.gather(3, index), self.page_size)
+        self._bounds.scatter_(4, number[:, None, :, :, None].expand_as(fresh), fresh)
 
     def truncate(self, longest: int, shortest: int) -> None:
         """Forget slots from `longest` on; rows hold `shortest` to `longest` of their own tokens from now on."""
@@ -153,7 +138,8 @@ class PagedLayer(DynamicLayer):
 
     def join(self, other: "PagedLayer") -> None:
         """Append the sequences of `other`. Room for further ones is kept, so that most joins copy them alone."""
-        if self._bounds is not None:
+        bounded = self._bounds.shape[4] > 0
+        if bounded:
             self._page_bounds()  # of all whole pages: below, those that are missing become zeros
         have, rows = len(self.keys), len(self.keys) + len(other.keys)
         capacity = max(self.keys.shape[3], other.keys.shape[3])
@@ -166,14 +152,13 @@ class PagedLayer(DynamicLayer):
             room[have:rows, :, :, : other.length] = theirs[:, :, :, : other.length]
             self._room[name] = room
             setattr(self, name, room[:rows])
-        if self._bounds is not None:
-            added = other._page_bounds()
-            pages = max(self._bounds.low.shape[3], added.low.shape[3])
-            low, high = (
-                torch.cat([torch.nn.functional.pad(x, (0, 0, 0, pages - x.shape[3])) for x in both])
-                for both in ((self._bounds.low, added.low), (self._bounds.high, added.high))
-            )
-            self._bounds = PageBounds(low, high)
+        if bounded:
+            both = self._bounds, other._page_bounds()
+            pages = max(bounds.shape[4] for bounds in both)
+            padded = [torch.nn.functional.pad(bounds, (0, 0, 0, pages - bounds.shape[4])) for bounds in both]
+            self._bounds = torch.cat(padded, 1)
+        else:
+            self._bounds = page_bounds(self.keys[:, :, :, :0], self.page_size)
 
     def leave(self, row: int) -> None:
         """Drop a sequence; the last one takes its place."""
@@ -182,10 +167,8 @@ class PagedLayer(DynamicLayer):
             if row < len(buffer) - 1:
                 buffer[row, :, :, : self.length] = buffer[-1, :, :, : self.length]
             setattr(self, name, buffer[:-1])
-        if self._bounds is not None:
-            low, high = self._bounds.low, self._bounds.high
-            low[row], high[row] = low[-1].clone(), high[-1].clone()
-            self._bounds = PageBounds(low[:-1], high[:-1])
+        self._bounds[:, row] = self._bounds[:, -1].clone()
+        self._bounds = self._bounds[:, :-1]
 
     def fork(self, forks: int, lengths: torch.Tensor, shared: int, capacity: int) -> "PagedLayer":
         """A layer of `forks` rows per sequence that reads the first `shared` slots from this one.
@@ -210,14 +193,10 @@ class PagedLayer(DynamicLayer):
             index = slots[:, None, None, :, None].expand(*buffer.shape[:2], 1, -1, buffer.shape[-1])
             copy[:, :, :, :longest_tail] = buffer.gather(3, index)
             setattr(child, name, copy)
+        child._bounds = page_bounds(child.keys[:, :, :, :0], page)
         if shared:
-            bounds = self._page_bounds()
-            pages = shared // page
-            child.prefix = KeyValues(
-                self.keys[:, :, :, :shared],
-                self.values[:, :, :, :shared],
-                PageBounds(bounds.low[:, :, :, :pages], bounds.high[:, :, :, :pages]),
-            )
+            bounds = self._page_bounds()[:, :, :, :, : shared // page]
+            child.prefix = KeyValues(self.keys[:, :, :, :shared], self.values[:, :, :, :shared], bounds)
         return child
 
     def widen(self, times: int, capacity: int) -> "PagedLayer":
@@ -228,9 +207,7 @@ class PagedLayer(DynamicLayer):
         pad = (0, 0, 0, max(0, capacity - self.keys.shape[3]))
         child.keys = torch.nn.functional.pad(self.keys.repeat_interleave(times, 2), pad)
         child.values = torch.nn.functional.pad(self.values.repeat_interleave(times, 2), pad)
-        if self._bounds is not None:
-            low, high = self._bounds.low, self._bounds.high
-            child._bounds = PageBounds(low.repeat_interleave(times, 2), high.repeat_interleave(times, 2))
+        child._bounds = self._bounds.repeat_interleave(times, 3)
         return child
 
     def get_seq_length(self) -> int:

@@ -1,7 +1,5 @@
 """What of a model can be controlled, found in its structure: the MLP's sites and the attention layers."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
 from torch import nn
@@ -25,24 +23,6 @@ _OUT_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "fc_out")
 
 
-@dataclass(frozen=True)
-class MLPSites:
-    """The modules of one layer's MLP whose inputs or outputs the hooks change."""
-
-    mlp: nn.Module
-    down: nn.Module
-    gated: bool
-
-
-@dataclass(frozen=True)
-class AttentionSites:
-    """The modules of one layer's attention whose inputs the hooks change: what reads the layer's normed stream as its
-    first argument or ``hidden_states``, and the output projection."""
-
-    attention: nn.Module
-    out: nn.Module
-
-
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     """The list of decoder layers; raises `UnsupportedModelError` where none has the configured length."""
     config = model.config.get_text_config(decoder=True)
@@ -53,8 +33,9 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise UnsupportedModelError(f"no list of {count} decoder layers in {type(model).__name__}")
 
 
-def mlp_sites(layer: nn.Module) -> MLPSites:
-    """The MLP of a decoder layer; raises `UnsupportedModelError` with the reason where it has none we can hook."""
+def mlp_sites(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The MLP of a decoder layer and its down projection, whose inputs hooks change; raises `UnsupportedModelError`
+    with the reason where it has none we can hook."""
     mlp = _child(layer, _MLP_NAMES)
     if mlp is None:
         raise UnsupportedModelError(f"{type(layer).__name__} has no MLP module of its own")
@@ -63,20 +44,25 @@ def mlp_sites(layer: nn.Module) -> MLPSites:
     down = _child(mlp, _DOWN_NAMES)
     if down is None:
         raise UnsupportedModelError(f"no down projection among the children of {type(mlp).__name__}")
+    return mlp, down
+
+
+def _gated(mlp: nn.Module) -> bool:
     linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
-    gated = len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
-    return MLPSites(mlp, down, gated)
+    return len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
 
 
-def attention_sites(layer: nn.Module) -> AttentionSites:
-    """The attention of a decoder layer; raises `UnsupportedModelError` with the reason where we can hook none."""
+def attention_sites(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """The attention of a decoder layer, which reads the layer's normed stream as its first argument or
+    ``hidden_states``, and its output projection; raises `UnsupportedModelError` with the reason where we can hook
+    none."""
     attention = _child(layer, _ATTENTION_NAMES)
     if attention is None:
         raise UnsupportedModelError(f"{type(layer).__name__} has no attention module of its own")
     out = _child(attention, _OUT_NAMES)
     if out is None:
         raise UnsupportedModelError(f"no output projection among the children of {type(attention).__name__}")
-    return AttentionSites(attention, out)
+    return attention, out
 
 
 def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
@@ -87,7 +73,7 @@ def sample_layer(layer: nn.Module) -> tuple[np.ndarray | None, np.ndarray | None
     """The middle row of a layer's down projection and the first of its norms by name; None where they are no floats or
     not in memory. Of a layer that is split across processes all of them must ask."""
     try:
-        down = getattr(mlp_sites(layer).down, "weight", None)
+        down = getattr(mlp_sites(layer)[1], "weight", None)
     except UnsupportedModelError:
         down = None
     norms = [part for part in layer.named_parameters() if part[0].endswith("norm.weight") and part[1].dim() == 1]
@@ -126,8 +112,8 @@ def probe(model: PreTrainedModel) -> Capability:
     gated = False
     sliding: tuple[int, ...] = ()
     try:
-        sites = [mlp_sites(layer) for layer in decoder_layers(model)]
-        gated = sites[0].gated
+        mlps = [mlp for mlp, _ in map(mlp_sites, decoder_layers(model))]
+        gated = _gated(mlps[0])
     except UnsupportedModelError as error:
         reasons["mlp"] = reasons["bits"] = str(error)
     try:

@@ -13,13 +13,14 @@ from transformers import PreTrainedModel
 from solm.backends.session import Capability
 from solm.backends.torch.attention import PREFIX, register
 from solm.backends.torch.cache import PagedCache
-from solm.backends.torch.families import MLPSites, attention_sites, decoder_layers, mlp_sites, probe
+from solm.backends.torch.families import attention_sites, decoder_layers, mlp_sites, probe
 from solm.backends.torch.linears import ChannelLinears, NestedLinears
-from solm.backends.torch.plan import HIDDEN, INPUT, OUT, QKV, ActivePass, active_pass
+from solm.backends.torch.plan import INPUT, QKV, ActivePass, active_pass
 from solm.backends.torch.select import fake_quantize, keep_channels, keep_where
 from solm.core.arrays import Array, as_tensor
 from solm.core.cost import ModelShapes
 from solm.core.errors import UnsupportedModelError
+from solm.core.sparsity import MLP_SITES
 
 
 class HookedModel:
@@ -45,23 +46,25 @@ class HookedModel:
         last = next(decoder_layers(model)[-1].parameters()).device
         self._end = self.device if last.type == "meta" else last  # weights that wait on the disk are on `meta`
         self._seen = threading.local()  # passes of several threads do not see each other's hidden states
-        self._linears, self._nested = ChannelLinears(), NestedLinears()
+        skipping, nested = ChannelLinears(), NestedLinears()
         model.eval()
         model.set_attn_implementation(register(implementation))
         for index, layer in enumerate(decoder_layers(model)):
             self._hook(layer.register_forward_pre_hook(_before_layer(index), with_kwargs=True))
             if self.capability.axes["mlp"]:
-                self._hook_mlp(mlp_sites(layer))
+                mlp, down = mlp_sites(layer)
+                self._hook_sites(mlp, down, first=INPUT)
+                self._hook(mlp.register_forward_hook(_after_mlp))
+                for linear in skipping.replace(mlp, down):
+                    self._undo.callback(vars(linear).pop, "forward", None)
+                self._hook(*nested.hook(mlp, down))
             if "projections" not in self.capability.reasons:
-                sites = attention_sites(layer)
-                self._hook(sites.attention.register_forward_pre_hook(_before_attention, with_kwargs=True))
-                self._hook(sites.out.register_forward_pre_hook(_before_out))
+                self._hook_sites(*attention_sites(layer), first=QKV)
         self._hook(model.get_output_embeddings().register_forward_pre_hook(self._read_hidden))
 
     def detach(self) -> None:
         """Give the model back exactly as it was."""
         self._undo.close()
-        self._linears, self._nested = ChannelLinears(), NestedLinears()
         self.model.set_attn_implementation(self._implementation)
         self.model.train(self._training)
 
@@ -102,15 +105,10 @@ class HookedModel:
         for handle in handles:
             self._undo.callback(handle.remove)
 
-    def _hook_mlp(self, sites: MLPSites) -> None:
-        self._hook(
-            sites.mlp.register_forward_pre_hook(_before_matmul(INPUT)),
-            sites.down.register_forward_pre_hook(_before_matmul(HIDDEN)),
-            sites.mlp.register_forward_hook(_after_mlp),
-        )
-        for layer in self._linears.replace(sites):
-            self._undo.callback(vars(layer).pop, "forward", None)
-        self._hook(*self._nested.hook(sites))
+    def _hook_sites(self, *modules: nn.Module, first: int) -> None:
+        """Let modules read what plans keep at consecutive sites, from the number `first` on."""
+        for site, module in enumerate(modules, first):
+            self._hook(module.register_forward_pre_hook(_before(site), with_kwargs=True))
 
 
 def _select(x: torch.Tensor, current: ActivePass, site: int) -> torch.Tensor:
@@ -137,37 +135,21 @@ def _before_layer(index: int) -> Callable[..., None]:
     return hook
 
 
-def _before_matmul(site: int) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+def _before(site: int) -> Callable[..., Any]:
+    """Drops channels of what the module of a site reads, and rounds it where bits are those of the MLP's inputs."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, Any] | None:
         current = active_pass()
         if current is None:
             return None
-        x, plan = args[0], current.plan
+        plan, x = current.plan, args[0] if args else kwargs["hidden_states"]
         if plan.drops(site):
             x = _select(x, current, site)
-        if plan.low_bits and plan.sparsity.bits_site == "input":
+        if site < MLP_SITES and plan.low_bits and plan.sparsity.bits_site == "input":
             x = _quantise(x, current)
-        return None if x is args[0] else (x, *args[1:])
+        return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
 
     return hook
-
-
-def _before_out(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
-    current = active_pass()
-    if current is None or not current.plan.drops(OUT):
-        return None
-    return (_select(args[0], current, OUT), *args[1:])
-
-
-def _before_attention(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-    current = active_pass()
-    if current is None or not current.plan.drops(QKV):
-        return None
-    if args:
-        return (_select(args[0], current, QKV), *args[1:]), kwargs
-    return args, kwargs | {"hidden_states": _select(kwargs["hidden_states"], current, QKV)}
 
 
 def _after_mlp(module: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

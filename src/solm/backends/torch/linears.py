@@ -11,7 +11,6 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from solm.backends.torch import triton as kernels
-from solm.backends.torch.families import MLPSites
 from solm.backends.torch.plan import HIDDEN, INPUT, active_pass
 from solm.core.errors import UnsupportedModelError
 
@@ -29,12 +28,12 @@ class ChannelLinears:
         self._layers: list[Any] = []
         self._weights: dict[nn.Module, torch.Tensor] | None = None
 
-    def replace(self, sites: MLPSites) -> list[nn.Module]:
+    def replace(self, mlp: nn.Module, down: nn.Module) -> list[nn.Module]:
         """Let the layers of an MLP skip the channels that its sites drop: those that now have a ``forward`` of their
         own."""
-        layers: list[Any] = [layer for layer in sites.mlp.children() if _plain(layer)]
+        layers: list[Any] = [layer for layer in mlp.children() if _plain(layer)]
         for layer in layers:
-            layer.forward = self._skipping(layer, layer.forward, HIDDEN if layer is sites.down else INPUT)
+            layer.forward = self._skipping(layer, layer.forward, HIDDEN if layer is down else INPUT)
         self._layers += layers
         return layers
 
@@ -144,10 +143,10 @@ class NestedLinears:
     def __init__(self) -> None:
         self._rounded: dict[tuple[nn.Module, int], torch.Tensor] = {}
 
-    def hook(self, sites: MLPSites) -> list[Any]:
+    def hook(self, mlp: nn.Module, down: nn.Module) -> list[Any]:
         """Let the layers of an MLP follow a plan's weight bits; removing what is returned undoes it."""
-        layers = [layer for layer in sites.mlp.children() if isinstance(layer, nn.Linear | Conv1D)]
-        return [layer.register_forward_hook(self._after(HIDDEN if layer is sites.down else INPUT)) for layer in layers]
+        layers = [layer for layer in mlp.children() if isinstance(layer, nn.Linear | Conv1D)]
+        return [layer.register_forward_hook(self._after(HIDDEN if layer is down else INPUT)) for layer in layers]
 
     def _after(self, site: int) -> Callable[..., torch.Tensor | None]:
         def hook(layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:

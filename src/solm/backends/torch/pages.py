@@ -2,7 +2,6 @@
 
 import torch
 
-from solm.backends.torch.cache import PageBounds
 from solm.backends.torch.plan import Layout, Plan
 from solm.backends.torch.select import largest
 
@@ -16,15 +15,15 @@ def _group_queries(query: torch.Tensor, per: str) -> tuple[torch.Tensor, torch.T
     return positive, negative
 
 
-def _page_scores(signs: tuple[torch.Tensor, torch.Tensor], bounds: PageBounds) -> torch.Tensor:
-    """Σ_d max(q_d·low_d, q_d·high_d) of queries, by `_group_queries` [S, H, K, G', Q, D], for every page of a bound
-    [S, H, K or 1, pages, D]: [S, H, K, G', Q, pages] float32.
+def _page_scores(signs: tuple[torch.Tensor, torch.Tensor], bounds: torch.Tensor) -> torch.Tensor:
+    """Σ_d max(q_d·low_d, q_d·high_d) of queries, by `_group_queries` [S, H, K, G', Q, D], for every page of bounds
+    [2, S, H, K or 1, pages, D]: [S, H, K, G', Q, pages] float32.
 
     Split by the query's sign it is two matrix products; forks that share a prefix go through them together.
     """
-    first = 2 if bounds.low.shape[2] == 1 else 3
+    first = 2 if bounds.shape[3] == 1 else 3
     positive, negative = (sign.flatten(first, 4) for sign in signs)
-    low, high = bounds.low.squeeze(2), bounds.high.squeeze(2)  # of forks with pages of their own nothing is squeezed
+    low, high = bounds.squeeze(3)  # of forks with pages of their own nothing is squeezed
     return (positive @ high.mT + negative @ low.mT).float().unflatten(first, signs[0].shape[first:5])
 
 
@@ -44,8 +43,8 @@ def _growing_page(
 
 def select_pages(
     query: torch.Tensor,
-    prefix_bounds: PageBounds | None,
-    own_bounds: PageBounds,
+    prefix_bounds: torch.Tensor | None,
+    own_bounds: torch.Tensor,
     own_keys: torch.Tensor,
     layout: Layout,
     plan: Plan,
@@ -53,7 +52,8 @@ def select_pages(
     """Masks of the pages every step reads.
 
     Args:
-        query: [S, H, K, G, Q, D]. prefix_bounds: [S, H, 1, nP, D] or None. own_bounds: [S, H, K, nO, D], whole pages.
+        query: [S, H, K, G, Q, D]. prefix_bounds: [2, S, H, 1, nP, D] or None. own_bounds: [2, S, H, K, nO, D], whole
+            pages.
         own_keys: [S, H, K, T, D].
 
     Returns:
@@ -61,8 +61,8 @@ def select_pages(
         not included.
     """
     sparsity, page = plan.sparsity, plan.sparsity.page_size
-    signs, whole = _group_queries(query, sparsity.select_per), own_bounds.low.shape[-2]
-    prefix_pages = 0 if prefix_bounds is None else prefix_bounds.low.shape[-2]
+    signs, whole = _group_queries(query, sparsity.select_per), own_bounds.shape[-2]
+    prefix_pages = 0 if prefix_bounds is None else prefix_bounds.shape[-2]
     own_pages = -(-layout.own_length // page)
     parts = [] if prefix_bounds is None else [_page_scores(signs, prefix_bounds)]
     own_scores = _page_scores(signs, own_bounds)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from solm.backends.torch.attention import attend
-from solm.backends.torch.cache import KeyValues, PageBounds
+from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.plan import Layout, make_plan
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
@@ -63,8 +63,8 @@ def drawn_attention(split, count, sparsity, seed=3):
     plan = make_plan(actions.numpy(), positions.numpy() + 1, sparsity, SHAPES).at(0)
     layout = Layout(1, forks, positions, torch.full((forks,), split), split, length - split, uniform_base=True)
     whole = (length - split) // 8 * 8
-    own = KeyValues(own_k, own_v, PageBounds.of(own_k[:, :, :, :whole], 8))
-    prefix = KeyValues(shared_k, shared_v, PageBounds.of(shared_k, 8)) if split else None
+    own = KeyValues(own_k, own_v, page_bounds(own_k[:, :, :, :whole], 8))
+    prefix = KeyValues(shared_k, shared_v, page_bounds(shared_k, 8)) if split else None
     return (query, prefix, own, layout, plan, size**-0.5), keep
 
 

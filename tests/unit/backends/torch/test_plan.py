@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.models import keep_of, tiny_model
 from helpers.policies import BENDS, by_head, profile_of
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.cache import PageBounds
+from solm.backends.torch.cache import page_bounds
 from solm.backends.torch.pages import select_pages
 from solm.backends.torch.plan import Layout, make_plan
 from solm.core.cost import kv_budget
@@ -36,7 +36,7 @@ def test_heads_read_what_the_allocation_gives_them(control):
     read = []
     for layer in range(4):
         own = plan.at(layer)
-        _, mask = select_pages(query, None, PageBounds.of(keys, 16), keys, layout, own)
+        _, mask = select_pages(query, None, page_bounds(keys, 16), keys, layout, own)
         visible = layout.visible(None)[1][:, :, :, None]
         read.append((mask & visible).sum(-1)[:, :, 0, 0, 0])  # [rows, heads]
         assert (read[-1][:, 0] > read[-1][:, 1]).all()

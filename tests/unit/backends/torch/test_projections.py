@@ -41,7 +41,7 @@ def test_every_family_reads_projections_by_what_passes(family):
     session = control.session(SparsityConfig(window=16))
     session.prefill(tokens(2, 30))
     handles = [
-        attention_sites(layer).out.register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]), *args[1:]))
+        attention_sites(layer)[1].register_forward_pre_hook(lambda _, args: (torch.zeros_like(args[0]), *args[1:]))
         for layer in decoder_layers(control.model)
     ]
     expected = session.extend(tokens(2, 3, seed=4), keep_of((1.0, 1.0, 16), 2, 3)).logits

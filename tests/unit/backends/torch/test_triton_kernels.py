@@ -9,7 +9,7 @@ from helpers.models import keep_of, tiny_model, tokens
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.cache import KeyValues, PageBounds
+from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.pages import select_pages
 from solm.backends.torch.plan import Layout, make_plan
 from solm.backends.torch.select import keep_channels
@@ -48,11 +48,11 @@ class Case:
         self.layout = Layout(self.sequences, self.forks, seen[:, None] - 1, base, split, held, uniform_base=True)
         # A cache's buffers have room beyond what is held.
         keys, values = (draw(self.sequences, kv_heads, self.forks, held + 5, size)[:, :, :, :held] for _ in range(2))
-        self.own = KeyValues(keys, values, PageBounds.of(keys[:, :, :, : held // page * page], page))
+        self.own = KeyValues(keys, values, page_bounds(keys[:, :, :, : held // page * page], page))
         self.prefix = None
         if split:
             keys, values = (draw(1, kv_heads, 1, split, size) for _ in range(2))
-            self.prefix = KeyValues(keys, values, PageBounds.of(keys, page))
+            self.prefix = KeyValues(keys, values, page_bounds(keys, page))
         self.query, self.scaling = draw(rows, kv_heads * group, 1, size), size**-0.5
 
     def by_head(self, layer):

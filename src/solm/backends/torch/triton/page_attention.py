@@ -195,17 +195,17 @@ def choose_pages(
     heads, page = own.keys.shape[1], plan.sparsity.page_size
     assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
     prefix_bounds = None if prefix is None else prefix.bounds
-    prefix_pages = 0 if prefix_bounds is None else prefix_bounds.low.shape[3]
-    own_pages = own.bounds.low.shape[3]
+    prefix_pages = 0 if prefix_bounds is None else prefix_bounds.shape[4]
+    own_pages = own.bounds.shape[4]
     pages = prefix_pages - (-layout.own_length // page)
     first = own.bounds if prefix_bounds is None else prefix_bounds
-    _check_layout(size, first.low, first.high, own.bounds.low, own.bounds.high)
+    _check_layout(size, *first, *own.bounds)
     scores = query.new_empty(rows, heads, pages, dtype=torch.float32)
     group = query_heads // heads
     if prefix_pages + own_pages:
         _score_pages[(rows, heads, triton.cdiv(prefix_pages + own_pages, _SCORED))](
-            query, first.low, first.high, own.bounds.low, own.bounds.high, scores,
-            *first.low.stride()[:2], *own.bounds.low.stride()[:3], layout.forks, heads, prefix_pages, own_pages, pages,
+            query, *first, *own.bounds, scores,
+            *first[0].stride()[:2], *own.bounds[0].stride()[:3], layout.forks, heads, prefix_pages, own_pages, pages,
             GROUP=group, SIZE=size, GROUP_BLOCK=triton.next_power_of_2(group),
             SIZE_BLOCK=triton.next_power_of_2(size), BLOCK=_SCORED, HAS_PREFIX=prefix_bounds is not None,
         )  # fmt: skip
