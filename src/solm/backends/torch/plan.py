@@ -123,11 +123,11 @@ def make_plan(keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig,
     upper = None
     if allocation is not None and allocation.has_bits:
         upper = by_layer([~allocation.reads_all_bits(mlp, site) for site in range(MLP_SITES)])
-    spent = (keep < np.array(DENSE)).reshape(-1, len(DENSE)).any(0)
+    below = (keep < np.array(DENSE)).reshape(-1, len(DENSE))
     return Plan(
         sparsity, site_parts(sparsity, shapes), shares, torch.from_numpy(bits.astype(np.int64)[..., None]),
         torch.from_numpy(window_start), torch.from_numpy(pages), by_layer(kept_channels(kept, shapes)),
-        None if thresholds is None else by_layer(thresholds.at(kept)), upper, *map(bool, spent),
+        None if thresholds is None else by_layer(thresholds.at(kept)), upper, *(bool(axis.any()) for axis in below.T),
     )  # fmt: skip
 
 
