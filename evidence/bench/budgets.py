@@ -74,7 +74,7 @@ def main() -> int:
             of, action = fixed.get(name, ("", None))
             session = parents[of].fork(1, _STEPS)
             if name in budgets:
-                session.control(ours.policy(), budgets[name][1].tensor(1), _STEPS)
+                session.control(ours.policy(), torch.tensor([budgets[name][1].shares], dtype=torch.float64), _STEPS)
             ms, realised = turn(session, row[0, options.context :], action)
             if number:  # the first round warms up
                 times[name].append(ms)

@@ -93,7 +93,8 @@ class Ours:
         exact = constant_step(session, SETTINGS["dense"], exact_largest=0)
         made[EVERY_LOGIT] = lambda: steps(session, exact, last)
         for net in self.budgets if self.policy else ():
-            fork, target = parent.fork(1, STEPS), self.lm.budget(f"keep={net}").tensor(rows)
+            fork, budget = parent.fork(1, STEPS), self.lm.budget(f"keep={net}")
+            target = torch.tensor([budget.shares] * rows, dtype=torch.float64)
             made[f"policy {net:g}"] = lambda fork=fork, target=target: steps(  # type: ignore[misc]
                 fork, policy_step(fork, self.lm.policy("policy"), target, STEPS), last
             )

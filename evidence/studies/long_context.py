@@ -127,7 +127,7 @@ def arms(lm: LanguageModel, session: Session, tokens: torch.Tensor) -> Found:
         """Score the tokens under keep [1, T, 3], or decided by the policy; the share of keys that was read."""
         rows = session.fork(1, steps + sparsity.page_size, sparsity)
         if keep is None:
-            rows.control(policy, lm.budget(f"attention={target}").tensor(1), steps)
+            rows.control(policy, np.array([lm.budget(f"attention={target}").shares]), steps)
         scored = rows.score(tokens, keep, keep_logits=True)
         assert scored.logits is not None
         overhead = lm.overhead(policy) if keep is None else 0

@@ -152,7 +152,7 @@ def follow(prompts: Prompts, arm: Arm, budgets: Sequence[Budget], longest: int) 
         realised, counted = np.ones((0, len(AXES))), np.ones((0, len(AXES)), bool)
         if length > 1:
             session = prompts.read(number, longest, arm.sparsity)
-            session.control(arm.policy, budget.tensor(1), longest)
+            session.control(arm.policy, np.array([budget.shares]), longest)
             scored: Any = session.score(tokens, reference=logits, keep_logits=True)
             same = scored.logits[0].argmax(-1) == logits[0].argmax(-1)
             agreed += int(same.long().cumprod(0).sum())

@@ -124,11 +124,6 @@ class ActionSpace(Frozen):
     def dense_index(self) -> int:
         return len(self) - 1
 
-    def index(self, action: Action) -> int:
-        if action not in self.actions:
-            raise SolmError(f"action {action.tag} is not among the {len(self)} actions of this space")
-        return self.actions.index(action)
-
     @cached_property
     def numbers(self) -> np.ndarray:
         """The actions as numbers: [A, 3] float64, columns κ, ρ and bits (not divided by 16)."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, Protocol, Union
+from typing import Any, Literal, Protocol, Union
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -23,9 +23,6 @@ from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares,
 from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
-
-if TYPE_CHECKING:
-    import torch
 
 Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
 """The unit of a budget; see `BudgetRequest`."""
@@ -92,16 +89,6 @@ class Budget(BaseModel):
             raise BudgetError(f"budget {net} is unreachable: net keeps of this space are {low:.4g} to {high:.4g}")
         fraction = 1.0 if high == low else min(1.0, max(0.0, (net - low) / (high - low)))
         return cls.of([least + fraction * (most - least) for least, most in space.ranges])
-
-    def array(self, rows: int) -> np.ndarray:
-        """The shares for `rows` rows: [rows, axes] float64."""
-        return np.tile(np.array(self.shares, dtype=np.float64), (rows, 1))
-
-    def tensor(self, rows: int) -> "torch.Tensor":
-        """The same as a tensor."""
-        import torch
-
-        return torch.from_numpy(self.array(rows))
 
 
 @dataclass(frozen=True)
@@ -281,18 +268,43 @@ class Budgets:
             return self._checked(request.value, clamp)
         if request.kind == "keep":
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
-        if request.kind == "compute" and self.measured is None:
-            return self._of_bytes(request.value, context, clamp)
-        return self._of_time(request, context, clamp)
+        timed, seen = request.kind != "compute" or self.measured is not None, self._controllable(context)
+        share = self.time_share(request, context) if timed else request.value
+        if share == 1:
+            return Budget()
+        cost = self._timed_cost().share if timed else self._read
+        lowest = self.lowest(context)
+        floor = cost(lowest.shares, seen)
+        if share <= floor + _TOLERANCE:
+            if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
+                return lowest
+            raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {self._reach(request, floor, seen)}")
+        if timed and self.trained is not None:  # at one price for a millisecond on every axis
+            measured = self._timed_cost()
+            return self.trained.budget_of_cost(
+                share, self._levels(seen), measured.rates(seen) / measured.dense(seen), seen
+            )
+        return self._densest(lambda budget: cost(budget.shares, seen) <= share, context)
+
+    def _reach(self, request: BudgetRequest, floor: float, seen: int) -> str:
+        """What budgets in the unit of `request` can be, in words, where the lowest is a share `floor` of a dense step
+        that sees `seen` keys."""
+        if self.measured is None:
+            return f"this model reads {_up(floor, 100):g} to 1 of the dense step's bytes"
+        if request.kind == "speed":
+            return f"speeds are 1 to {math.floor(100 / floor) / 100:g}"
+        if request.kind == "ms":
+            dense = self.measured.dense(seen)
+            return f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms"
+        return f"steps take {_up(floor, 1000):g} to 1 of the dense step's milliseconds"
 
     def terms(self, budget: Budget, context: int, requested: BudgetLike = None) -> Terms:
         """A budget in all units that are measured, for steps that see `context` tokens. requested: what it came from,
         which says whether the policy split it."""
-        shares = np.array(budget.shares)
-        read = float(self.bytes(shares, self._controllable(context)))
-        terms = dict(zip(AXES, budget.shares, strict=True)) | {"net": budget.net, "bytes": read}
+        seen = self._controllable(context)
+        terms = dict(zip(AXES, budget.shares, strict=True))
+        terms |= {"net": budget.net, "bytes": self._read(budget.shares, seen)}
         if self.measured is not None:
-            seen = self._controllable(context)
             terms |= _timed(self.measured.share(budget.shares, seen), self.measured.dense(seen))
             if self.priced and BudgetRequest.parse(requested).kind not in ("keep", "shares"):
                 terms |= self.loss(terms["time"], context)
@@ -319,6 +331,10 @@ class Budgets:
         """What steps of realised shares [..., axes] that see kv_length [...] keys read, as a share of the dense step's
         bytes: [...] float64."""
         return relative_bytes(realised, kv_length, self.shapes, self.sparsity, self.overhead)
+
+    def _read(self, shares: tuple[float, ...], seen: int) -> float:
+        """The same of one step of realised shares [axes]."""
+        return float(self.bytes(np.array(shares), seen))
 
     def time_floor(self, context: int) -> float:
         """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""
@@ -347,46 +363,6 @@ class Budgets:
                 "--out FILE measures them for --timings FILE"
             )
         return self.measured
-
-    def _of_time(self, request: BudgetRequest, context: int, clamp: bool) -> Budget:
-        """The budget of a share of the dense step's milliseconds, or of what comes down to one, at one price for a
-        millisecond on every axis."""
-        measured, seen, share = self._timed_cost(), self._controllable(context), self.time_share(request, context)
-        if share == 1:
-            return Budget()
-        dense, lowest = measured.dense(seen), self.lowest(context)
-        floor = measured.share(lowest.shares, seen)
-        if share <= floor + _TOLERANCE:
-            if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
-                return lowest
-            least = _up(floor, 1000)
-            reach = {
-                "compute": f"steps take {least:g} to 1 of the dense step's milliseconds",
-                "speed": f"speeds are 1 to {math.floor(100 / floor) / 100:g}",
-                "ms": f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms",
-            }
-            raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {reach[request.kind]}")
-        if self.trained is not None:
-            return self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
-        return self._densest(lambda budget: measured.share(budget.shares, seen) <= share, context)
-
-    def _of_bytes(self, share: float, context: int, clamp: bool) -> Budget:
-        if share == 1:
-            return Budget()
-
-        def read(budget: Budget) -> float:
-            return float(self.bytes(np.array(budget.shares), self._controllable(context)))
-
-        lowest = self.lowest(context)
-        least = read(lowest)
-        if share < least - _TOLERANCE:
-            if clamp:
-                return lowest
-            raise BudgetError(
-                f"budget {share:g} is unreachable: at {self._controllable(context)} tokens this model reads "
-                f"{_up(least, 100):g} to 1 of the dense step's bytes"
-            )
-        return self._densest(lambda budget: read(budget) <= share, context)
 
     def lowest(self, context: int) -> Budget:
         """What the lowest levels realise after `context` tokens."""

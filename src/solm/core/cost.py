@@ -6,7 +6,6 @@ be counted, and a schedule computed, without running the model. All is computed 
 
 from collections.abc import Callable
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.actions import FULL_BITS, HIGH_BITS, ActionSpace
 from solm.core.errors import PolicyMismatchError, counted
-from solm.core.files import read_model
 from solm.core.provenance import plain_name
 from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
 
@@ -366,23 +364,16 @@ class StepTimings(BaseModel):
         tables = {name: lower(name, lambda mine, theirs: tuple(map(min, mine, theirs))) for name in names}
         return self.model_copy(update={**tables, **{name: lower(name, min) for name in ("joint_ms", "halved_ms")}})
 
-    def check(self, model: str, backend: str, sparsity: SparsityConfig) -> "StepTimings":
-        """Itself if it was measured for `model` on `backend`; raises `PolicyMismatchError` otherwise."""
-        if sparsity.bits_site == "weights" and not self.halved_ms:
+    def check(self, model: str, backend: str = "auto", sparsity: SparsityConfig | None = None) -> None:
+        """Raises `PolicyMismatchError` where it was measured for another model than `model`, not on `backend` (its
+        name, such as ``cpu int8``, ``cpu`` or ``torch``, or ``auto`` for any), or does not cover `sparsity`."""
+        if sparsity is not None and sparsity.bits_site == "weights" and not self.halved_ms:
             raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
-        self.check_model(model)
-        if self.backend != backend:
-            raise PolicyMismatchError(f"these timings are of {self.backend}, not of {backend}; run solm bench")
-        return self
-
-    def check_model(self, model: str, backend: str = "auto") -> None:
-        """Raises `PolicyMismatchError` where it was measured for another model than `model`, or not on `backend`
-        (``cpu``, ``torch``, or ``auto`` for either)."""
         if plain_name(self.model) != plain_name(model):
             raise PolicyMismatchError(
                 f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
             )
-        if backend not in ("auto", self.backend.partition(" ")[0]):
+        if backend not in ("auto", self.backend, self.backend.partition(" ")[0]):
             raise PolicyMismatchError(
                 f"these timings are of {self.backend}, not of {backend}; choose their backend, or run solm bench"
             )
@@ -391,11 +382,6 @@ class StepTimings(BaseModel):
 def machine(backend: str, threads: int, processor: str = "") -> str:
     """Such as ``cpu int8, 2 threads of AMD EPYC``."""
     return f"{backend}, {counted(threads, 'thread')}" + (f" of {processor}" if processor else "")
-
-
-def read_timings(path: Path) -> StepTimings:
-    """The timings in a file; raises `DamagedFileError` for anything that is not one."""
-    return read_model(path, StepTimings)
 
 
 class MeasuredCost:

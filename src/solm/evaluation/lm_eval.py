@@ -92,7 +92,8 @@ class ControlledLM(TemplateLM):
             policy = "policy" if pretrained.trained is not None else "dense" if budget is None else "static"
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
         self.target = pretrained.budget(budget, int(context), self.policy)
-        self.scorer = Scorer(pretrained, self.policy, self.target.tensor(1)[0], int(batch_size), seed, control)
+        target = torch.tensor(self.target.shares, dtype=torch.float64)
+        self.scorer = Scorer(pretrained, self.policy, target, int(batch_size), seed, control)
         self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
         self.max_length = int(max_length or pretrained.context or _LENGTH)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.core.cost import MeasuredCost, StepTimings, read_timings
+from solm.core.cost import MeasuredCost, StepTimings
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
@@ -105,7 +105,7 @@ class Job:
 
     @property
     def timings(self) -> StepTimings:
-        return read_timings(self.folder.path / TIMINGS)
+        return read_model(self.folder.path / TIMINGS, StepTimings)
 
     @property
     def plain(self) -> SparsityConfig:

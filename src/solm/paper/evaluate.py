@@ -39,7 +39,7 @@ def compare(
     dense = -session.fork(1).score(tokens, everything).log_probabilities.double().mean(1)
     points = []
     for number, net in enumerate(budgets):
-        target = Budget.from_net(net, space).tensor(len(windows))
+        target = torch.tensor([Budget.from_net(net, space).shares] * len(windows), dtype=torch.float64)
         draw = step_generator(seed, number, 3)
         episode = play(lm, policy, session.fork(1), hidden, tokens, target, draw)
         spent = episode.averages

@@ -84,7 +84,9 @@ class ControlledModel:
                 policy.to(backend.device)
         if self.sparsity.allocation is not None:
             self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
-        self._given = None if timings is None else timings.check(self.name, backend.name, self.sparsity)
+        if timings is not None:
+            timings.check(self.name, backend.name, self.sparsity)
+        self._given = timings
         carried = None if policy is None or policy.curve is None else policy.curve.timings
         self.timings = self._given or carried
         self._policies: dict[tuple[str, ActionSpace | None], AnyPolicy] = {}

@@ -15,9 +15,9 @@ from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loa
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budgets
-from solm.core.cost import ModelShapes, StepTimings, read_timings
+from solm.core.cost import ModelShapes, StepTimings
 from solm.core.errors import ContextLengthError, DamagedFileError, SolmError, UnsupportedModelError, argument, counted
-from solm.core.files import read_object
+from solm.core.files import read_model, read_object
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy, shipped
 from solm.policies.identity import BaseIdentity
@@ -101,8 +101,8 @@ class Prepared:
         self._check_options()
         if self.timings is not None:
             with argument("timings"):
-                self.times = read_timings(Path(self.timings))
-                self.times.check_model(self.model, self.backend)
+                self.times = read_model(Path(self.timings), StepTimings)
+                self.times.check(self.model, self.backend)
         with argument("model"):
             self.facts = self._read_files()
         if self.policy is not None:

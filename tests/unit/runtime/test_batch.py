@@ -1,5 +1,6 @@
 """Continuous batching: a row decides and says what it would alone, whoever comes and goes beside it."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -120,10 +121,10 @@ def test_a_changed_target_holds_from_then_on(value_lm):
     ids = prompt(1, 120)
     session = lm.session(capacity=400)
     session.prefill(ids)
-    session.control(policy, Budget.from_net(0.9, policy.space).tensor(1), 200)
+    session.control(policy, np.array([Budget.from_net(0.9, policy.space).shares]), 200)
     token = torch.tensor([5])
     first = torch.stack([session.step(token).realised[0] for _ in range(100)]).mean()
-    session.aim(Budget.from_net(0.6, policy.space).tensor(1))
+    session.aim(np.array([Budget.from_net(0.6, policy.space).shares]))
     then = torch.stack([session.step(token).realised[0] for _ in range(100)]).mean()
     assert float(first) == pytest.approx(0.9, abs=0.02)
     assert float(then) == pytest.approx(0.6, abs=0.02)

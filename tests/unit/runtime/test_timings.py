@@ -11,8 +11,9 @@ from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve
 from solm.cli.main import main
-from solm.core.cost import StepTimings, read_timings
+from solm.core.cost import StepTimings
 from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
+from solm.core.files import read_model
 from solm.evaluation.step_timing import measure
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prepare import noted
@@ -57,7 +58,7 @@ def test_high_halves_of_weights_take_their_own_time(tiny_folder):
     with solm.load(str(tiny_folder), sparsity=solm.SparsityConfig.preset("nested")) as lm:
         found = measure(lm, torch.randint(3, 259, (1, 201)), (100, 200), rounds=1)
         assert len(found.halved_ms) == 2
-        assert found.check(lm.name, lm.backend.name, lm.sparsity) is found
+        found.check(lm.name, lm.backend.name, lm.sparsity)
         with pytest.raises(PolicyMismatchError, match="bits of weights"):
             found.model_copy(update={"halved_ms": ()}).check(lm.name, lm.backend.name, lm.sparsity)
 
@@ -108,10 +109,10 @@ def test_a_damaged_file_is_refused(tmp_path, change):
     path = tmp_path / "timings.json"
     path.write_text(json.dumps(KNOWN | change))
     with pytest.raises(DamagedFileError, match=r"timings.json is damaged"):
-        read_timings(path)
+        read_model(path, StepTimings)
     path.write_text(json.dumps(KNOWN)[:-20])
     with pytest.raises(DamagedFileError):
-        read_timings(path)
+        read_model(path, StepTimings)
 
 
 def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkeypatch, capsys):
@@ -126,7 +127,7 @@ def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkey
     code, said = solm("bench", *common, "--context", "90,200", "--rounds", "1", "--out", out)
     assert not code, said.err
     assert "pages 0.1, MLP 0.4" in said.out
-    assert read_timings(out).contexts == (90, 200)
+    assert read_model(out, StepTimings).contexts == (90, 200)
     code, said = solm("generate", *common, "--timings", out, "--budget", "ms=1000", "--max-new-tokens", "4", "hi")
     assert not code, said.err
     assert "net keep 1.000" in said.err
