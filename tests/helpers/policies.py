@@ -88,7 +88,7 @@ def shares_of(space: ActionSpace, rows: int) -> tuple[torch.Tensor, ...]:
 
 def allocate(policy, costs, levels, target, ledger, remaining, expected=None) -> torch.Tensor:
     """The actions of a step. expected: [N, 3], to which it adds what prices were set for; None: what was spent."""
-    arrays = ([axis.numpy() for axis in axes] for axes in (costs, levels))
+    arrays = ([np.asarray(axis) for axis in axes] for axes in (costs, levels))
     known = ledger.spent if expected is None else expected
     budget = (part.numpy() for part in (target, ledger.spent, known, ledger.steps))
     action, due = policy.allocate(*arrays, *budget, remaining)

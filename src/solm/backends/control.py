@@ -11,7 +11,7 @@ import numpy as np
 
 from solm.backends.results import Split
 from solm.core.actions import DENSE, ActionSpace
-from solm.core.arrays import as_numpy, as_tensor
+from solm.core.arrays import as_tensor
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.errors import SolmError
@@ -146,7 +146,7 @@ class Control:
         were set for is added to ``expected``, while ``spent`` and ``counted`` are left to who counts the pass.
         """
         space, steps = policy.space, before.shape[1]
-        costs = [as_numpy(axis) for axis in policy.costs(hidden, space.table[as_tensor(before)])]
+        costs = policy.costs(hidden, space.table[as_tensor(before)])
         whole, on = self._possible(space, kv_lengths)
         first, _ = self._possible(space, kv_lengths, policy.layer)
         rest = [axis - part for axis, part in zip(whole, first, strict=True)]

@@ -71,32 +71,23 @@ class TrainedPolicy:
             allocation.check(base.layers)
         self.config = config
         self._network = network
-        self._made: dict[bool, ValuePolicy] = {}
+        self._policy: ValuePolicy | None = None
         self._splits = lru_cache(_KEPT_BUDGETS)(self._split)  # a server needs many; one takes a millisecond
 
     @property
-    def network(self) -> Any:
-        """The `ValueNetwork`; one that was read from a file is made when it is asked for first, because the compiled
-        engine needs its weights alone."""
-        if isinstance(self._network, ValueWeights):
-            from solm.policies.value_network import ValueNetwork
-
-            self._network = ValueNetwork.of(self._network)
-        return self._network
+    def network(self) -> "ValueNetwork":
+        """The network of `policy`."""
+        return self.policy().network
 
     def to(self, device: "torch.device") -> None:
         """Move the network to `device`."""
         self.network.to(device)
-        self._made.clear()
 
-    def policy(self, clamp: bool = True) -> ValuePolicy:
-        """What decides; made once, as its price curves take long to compute. The network must not change afterwards.
-
-        clamp: rule out actions after which a budget could no longer be met.
-        """
-        if clamp not in self._made:
-            self._made[clamp] = ValuePolicy(self._network, self.config.space, clamp)
-        return self._made[clamp]
+    def policy(self) -> ValuePolicy:
+        """What decides; made once, as its price curves take long to compute. The network must not change afterwards."""
+        if self._policy is None:
+            self._policy = ValuePolicy(self._network, self.config.space)
+        return self._policy
 
     def budget(self, net: float) -> Budget:
         """The budget of net keep `net`, split over the axes so that all pay the same price.
@@ -226,10 +217,8 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     """The README of a saved policy."""
     space = config.space
     kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
-    tables = {"allocation": "an allocation", "thresholds": "thresholds on channels"}
-    if config.sparsity.allocation is not None and config.sparsity.allocation.has_bits:
-        tables["allocation"] = "an allocation of channels and weight bits"
-    tables = {name: words for name, words in tables.items() if getattr(config.sparsity, name) is not None}
+    known = {"allocation": "an allocation", "thresholds": "thresholds on channels"}
+    tables = {name: words for name, words in known.items() if getattr(config.sparsity, name) is not None}
     lines = [
         "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
         "",

@@ -2,12 +2,11 @@
 
 from abc import ABC, abstractmethod
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from solm.core.actions import AXES, ActionSpace
-from solm.core.arrays import AnyArray, Array, as_numpy
 from solm.core.budget import Budget
 from solm.policies.schedules import SHORTEST_HORIZON, Count, due_share, take, two_levels
 
@@ -33,11 +32,11 @@ _HALVINGS = 64
 
 
 class LevelCosts(NamedTuple):
-    """Per axis [..., levels]: what a level costs, in nats per token above the dense level. Tensors or arrays."""
+    """Per axis [..., levels] float64: what a level costs, in nats per token above the dense level."""
 
-    attention: Any
-    mlp: Any
-    bits: Any
+    attention: np.ndarray
+    mlp: np.ndarray
+    bits: np.ndarray
 
 
 class PriceCurve:
@@ -47,9 +46,9 @@ class PriceCurve:
     share at every price.
     """
 
-    def __init__(self, costs: Array, shares: Array):
-        nats, self.shares = as_numpy(costs).astype(np.float64), as_numpy(shares)
-        self.spent = np.array([self.shares[(nats + price * self.shares).argmin(-1)].mean() for price in _PRICES])
+    def __init__(self, costs: np.ndarray, shares: np.ndarray):
+        self.shares = shares
+        self.spent = np.array([shares[(costs + price * shares).argmin(-1)].mean() for price in _PRICES])
         # Strictly falling, so that every share between has one price.
         falling = np.minimum.accumulate(self.spent) - np.arange(len(_PRICES)) * 1e-9
         self.rising = np.ascontiguousarray(falling[::-1])
@@ -61,11 +60,6 @@ class PriceCurve:
     def share(self, price: float) -> float:
         """The average share at `price`."""
         return float(np.interp(price, _PRICES, self.spent))
-
-
-def price_curves(space: ActionSpace, costs: LevelCosts) -> list[PriceCurve]:
-    """Per axis the curve of tokens with level costs [M, levels], at nominal shares."""
-    return [PriceCurve(cost, shares) for cost, shares in zip(costs, space.shares, strict=True)]
 
 
 def equal_prices(
@@ -103,7 +97,7 @@ def equal_prices(
     return Budget.of((dear + part * (cheap - dear)).tolist())
 
 
-def without_bias(due: AnyArray, spent: AnyArray, expected: AnyArray, steps: AnyArray) -> AnyArray:
+def without_bias(due: np.ndarray, spent: np.ndarray, expected: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """The share for which a price must be set so that the next steps realise `due`.
 
     Prices are those at which the tokens of training realise a share. The tokens of one text may realise more at every
@@ -112,8 +106,7 @@ def without_bias(due: AnyArray, spent: AnyArray, expected: AnyArray, steps: AnyA
 
     spent, expected: sums over the `steps` counted so far, of the shares realised and of those that prices were set for.
     """
-    unbiased: AnyArray = due - (spent - expected) / (steps + UNBIASED_STEPS)
-    return unbiased
+    return np.asarray(due - (spent - expected) / (steps + UNBIASED_STEPS))
 
 
 class PricedPolicy(ABC):
@@ -134,7 +127,7 @@ class PricedPolicy(ABC):
 
     @abstractmethod
     def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
-        """Level costs [N, Q, levels] on the host, from the residual stream hidden [N, Q, H] that enters the layer and
+        """Level costs [N, Q, levels], from the residual stream hidden [N, Q, H] that enters the layer and
         the numbers (attention, MLP, bits) of the layers before it, before [N, Q, 3]."""
 
     def split(self, net: float) -> Budget:

@@ -3,14 +3,12 @@
 All is computed in NumPy.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 
 from solm.core.actions import ActionSpace
-from solm.core.arrays import AnyArray
 from solm.core.budget import Ledger
 from solm.core.sparsity import SparsityConfig
 
@@ -55,14 +53,13 @@ class Policy(Protocol):
         """Action indices [N] int64."""
 
 
-def due_share(target: AnyArray, spent: AnyArray, steps: AnyArray, horizon: AnyArray | int) -> AnyArray:
+def due_share(target: np.ndarray, spent: np.ndarray, steps: np.ndarray, horizon: Count) -> np.ndarray:
     """The average share that the next `horizon` steps must realise for the average over all steps to be `target`.
 
-    target: share requested; spent: sum of the shares realised in the `steps` counted so far. NumPy arrays or tensors of
-    any shapes that broadcast.
+    target: share requested; spent: sum of the shares realised in the `steps` counted so far. Of any shapes that
+    broadcast.
     """
-    due: AnyArray = (target * (steps + horizon) - spent) / horizon
-    return due
+    return np.asarray((target * (steps + horizon) - spent) / horizon)
 
 
 def two_levels(levels: np.ndarray, target: np.ndarray, tolerance: float = 1e-12) -> tuple[np.ndarray, np.ndarray]:
@@ -84,84 +81,62 @@ def take(levels: np.ndarray, index: np.ndarray) -> np.ndarray:
     return flat[np.arange(index.size), index.reshape(-1)].reshape(index.shape)
 
 
-class BlindSchedule:
-    """A schedule that depends on budgets alone and keeps no state."""
+class Dense:
+    """Every step dense: the reference."""
 
     reads_model = False
 
     def __init__(self, space: ActionSpace):
         self.space = space
 
-
-class Dense(BlindSchedule):
-    """Every step dense: the reference."""
-
     def act(self, observation: Observation) -> np.ndarray:
         return np.full(len(observation.target), self.space.dense_index)
 
 
-class _TwoLevel(BlindSchedule, ABC):
-    """Per axis the two levels whose realised shares enclose the target, and a rule to choose between them."""
-
-    def act(self, observation: Observation) -> np.ndarray:
-        action = np.zeros(len(observation.target), dtype=np.int64)
-        target, spent, steps = observation.target, observation.ledger.spent, observation.ledger.steps
-        drawn = self._drawn(observation)
-        for axis, levels in enumerate(observation.levels):
-            if levels.shape[1] == 1:
-                continue
-            aim = self._aim(target[:, axis], spent[:, axis], steps[:, axis], observation.remaining)
-            lower, upper = two_levels(levels, aim)
-            take_upper = self._choose(
-                take(levels, lower), take(levels, upper), spent[:, axis], target[:, axis], steps[:, axis],
-                observation.remaining, drawn[:, axis],
-            )  # fmt: skip
-            action = action * levels.shape[1] + np.where(take_upper, upper, lower)
-        return action
-
-    def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
-        """[N]: the share that the two levels lie around."""
-        return target
-
-    def _drawn(self, observation: Observation) -> np.ndarray:
-        """[N, axes] numbers in [0, 1), where the rule draws."""
-        return np.zeros(observation.target.shape)
-
-    @abstractmethod
-    def _choose(
-        self,
-        low: np.ndarray,
-        high: np.ndarray,
-        spent: np.ndarray,
-        target: np.ndarray,
-        steps: np.ndarray,
-        remaining: Count,
-        drawn: np.ndarray,
-    ) -> np.ndarray:
-        """[N] bool: whether each row takes the higher of its two levels, which realise the shares low and high [N]."""
-
-
-class Static(_TwoLevel):
-    """The level after which the sum of realised shares is closest to target times steps.
+class Static:
+    """Per axis, of the two levels whose realised shares enclose the target, the one after which the sum of realised
+    shares is closest to target times steps.
 
     Over a run of T steps the average misses the target by at most half the distance of the two levels over T.
     """
 
-    def _choose(self, low, high, spent, target, steps, remaining, drawn):  # type: ignore[no-untyped-def]
-        goal = target * (steps + 1)
-        return abs(spent + high - goal) < abs(spent + low - goal)
+    reads_model = False
+
+    def __init__(self, space: ActionSpace):
+        self.space = space
+
+    def act(self, observation: Observation) -> np.ndarray:
+        action = np.zeros(len(observation.target), dtype=np.int64)
+        for axis, levels in enumerate(observation.levels):
+            if levels.shape[1] == 1:
+                continue
+            lower, upper = two_levels(levels, self._aim(observation, axis))
+            take_upper = self._takes_upper(observation, axis, take(levels, lower), take(levels, upper))
+            action = action * levels.shape[1] + np.where(take_upper, upper, lower)
+        return action
+
+    def _aim(self, observation: Observation, axis: int) -> np.ndarray:
+        """[N]: the share that the two levels lie around."""
+        return observation.target[:, axis]
+
+    def _takes_upper(self, observation: Observation, axis: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        """[N] bool: whether each row takes the higher of its two levels, which realise the shares low and high [N]."""
+        spent = observation.ledger.spent[:, axis]
+        goal = observation.target[:, axis] * (observation.ledger.steps[:, axis] + 1)
+        return np.asarray(abs(spent + high - goal) < abs(spent + low - goal))
 
 
 class Paced(Static):
     """Static where a level's share is only an expectation, as under thresholds: the two levels lie around the share
     that is due to be back at the target within a few steps."""
 
-    def _aim(self, target: np.ndarray, spent: np.ndarray, steps: np.ndarray, remaining: Count) -> np.ndarray:
-        return np.asarray(due_share(target, spent, steps, SHORTEST_HORIZON)).clip(0, 1)
+    def _aim(self, observation: Observation, axis: int) -> np.ndarray:
+        spent, steps = observation.ledger.spent[:, axis], observation.ledger.steps[:, axis]
+        return due_share(observation.target[:, axis], spent, steps, SHORTEST_HORIZON).clip(0, 1)
 
-    def _choose(self, low, high, spent, target, steps, remaining, drawn):  # type: ignore[no-untyped-def]
-        due = self._aim(target, spent, steps, remaining)
-        return abs(high - due) < abs(low - due)
+    def _takes_upper(self, observation: Observation, axis: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        due = self._aim(observation, axis)
+        return np.asarray(abs(high - due) < abs(low - due))
 
 
 def static(space: ActionSpace, sparsity: SparsityConfig) -> Static:
@@ -169,7 +144,7 @@ def static(space: ActionSpace, sparsity: SparsityConfig) -> Static:
     return Static(space) if sparsity.thresholds is None else Paced(space)
 
 
-class Random(_TwoLevel):
+class Random(Static):
     """The levels of the static schedule in a uniformly random order, drawn without replacement step by step.
 
     What is drawn depends on `seed`, on the number of steps taken and on the row's place alone, so that there is no
@@ -181,6 +156,7 @@ class Random(_TwoLevel):
         self.seed = seed % (1 << 64)
 
     def _drawn(self, observation: Observation) -> np.ndarray:
+        """[N, axes] numbers in [0, 1)."""
         rows, axes = observation.target.shape
         found = np.empty((rows, axes))
         for place, step in enumerate(np.broadcast_to(observation.step, (rows,)).tolist()):
@@ -188,12 +164,13 @@ class Random(_TwoLevel):
             found[place] = np.random.Generator(bits.advance(axes * step)).random(axes)
         return found
 
-    def _choose(self, low, high, spent, target, steps, remaining, drawn):  # type: ignore[no-untyped-def]
-        goal = target * (steps + remaining)
+    def _takes_upper(self, observation: Observation, axis: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        remaining, ledger = observation.remaining, observation.ledger
+        goal = observation.target[:, axis] * (ledger.steps[:, axis] + remaining)
         # How often the higher level is still to be taken, rounded once so that the last steps are certain.
         gap = np.maximum(high - low, 1e-12)
-        count = np.round((goal - spent - low * remaining) / gap).clip(0, remaining)
-        return (drawn < count / remaining) & (high > low)
+        count = np.round((goal - ledger.spent[:, axis] - low * remaining) / gap).clip(0, remaining)
+        return np.asarray((self._drawn(observation)[:, axis] < count / remaining) & (high > low))
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,13 @@
 """The value policy: a small network predicts how sensitive the current token is to each axis."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from solm.core.actions import AXES, FULL_BITS, ActionSpace
-from solm.core.arrays import Array, as_numpy, in_kind
+from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
+from solm.core.arrays import as_numpy
 from solm.core.errors import PolicyMismatchError
-from solm.policies.priced import LevelCosts, PricedPolicy, price_curves
+from solm.policies.priced import LevelCosts, PriceCurve, PricedPolicy
 from solm.policies.value_weights import ValueConfig as ValueConfig
 from solm.policies.value_weights import ValueWeights
 
@@ -24,17 +24,14 @@ def known_levels(grid: ActionSpace, space: ActionSpace) -> list[tuple[np.ndarray
 
     Raises `PolicyMismatchError` for a level of `space` below those of `grid`.
     """
-    found = []
-    for name, known, wanted in zip(
-        AXES, (grid.attention, grid.mlp, grid.bits), (space.attention, space.mlp, space.bits), strict=True
-    ):
-        full = FULL_BITS if name == "bits" else 1
+    shares = list(zip(grid.shares, space.shares, strict=True))
+    for name, whole, (known, wanted) in zip(AXES, WHOLE, shares, strict=True):
         if wanted[0] < known[0] - 1e-9:
+            low, first, last = (share * whole for share in (wanted[0], known[0], known[-1]))
             raise PolicyMismatchError(
-                f"{name} level {wanted[0]:g} is below what this policy was trained on, {known[0]:g} to {known[-1]:g}"
+                f"{name} level {low:g} is below what this policy was trained on, {first:g} to {last:g}"
             )
-        found.append((np.array(known, dtype=np.float64) / full, np.array(wanted, dtype=np.float64) / full))
-    return found
+    return shares
 
 
 def costs_between(known: np.ndarray, costs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
@@ -73,7 +70,8 @@ class ValuePolicy(PricedPolicy):
             own.append(borne)
             fixed.append(cost - borne)
         self.own_cost, self.fixed_cost = LevelCosts(*own), LevelCosts(*fixed)
-        super().__init__(space, config.layer, price_curves(space, self.training_costs), clamp)
+        curves = [PriceCurve(cost, shares) for cost, shares in zip(self.training_costs, space.shares, strict=True)]
+        super().__init__(space, config.layer, curves, clamp)
 
     @property
     def size(self) -> int:
@@ -96,16 +94,11 @@ class ValuePolicy(PricedPolicy):
             self._network = ValueNetwork.of(self.weights)
         return self._network
 
-    def level_costs(self, sensitivities: Array) -> LevelCosts:
-        """Level costs [..., levels] float64 on the host, of tokens of sensitivities [..., 3]; tensors for a tensor."""
-        known = as_numpy(sensitivities).astype(np.float64)
-        kind: Any = sensitivities.cpu() if not isinstance(sensitivities, np.ndarray) else known
-        return LevelCosts(
-            *(
-                in_kind(fixed + known[..., axis, None] * own, kind)
-                for axis, (own, fixed) in enumerate(zip(self.own_cost, self.fixed_cost, strict=True))
-            )
-        )
+    def level_costs(self, sensitivities: np.ndarray) -> LevelCosts:
+        """Level costs [..., levels] float64 of tokens of sensitivities [..., 3]."""
+        of_axes = np.moveaxis(sensitivities.astype(np.float64)[..., None], -2, 0)
+        own_and_fixed = zip(of_axes, self.own_cost, self.fixed_cost, strict=True)
+        return LevelCosts(*(fixed + sensitivity * own for sensitivity, own, fixed in own_and_fixed))
 
     def sensitivities(self, hidden: "torch.Tensor", before: "torch.Tensor") -> "torch.Tensor":
         """Predicted sensitivities [N, Q, 3], 1 on average in training; arguments as for `costs`."""
@@ -118,4 +111,4 @@ class ValuePolicy(PricedPolicy):
             return self.network(hidden, shares.to(hidden.device))
 
     def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
-        return self.level_costs(self.sensitivities(hidden, before))
+        return self.level_costs(as_numpy(self.sensitivities(hidden, before)))

@@ -43,16 +43,12 @@ class ValueConfig(BaseModel):
         return attention, mlp, bits
 
     @model_validator(mode="after")
-    def _check_costs_after(self) -> "ValueConfig":
+    def _check(self) -> "ValueConfig":
         contexts = [context for context, _ in self.costs_after]
         if sorted({*contexts}) != contexts or min(contexts, default=1) < 1:
             raise ValueError(f"costs_after needs rising contexts from 1 on, got {contexts}")
         if any(not 0.001 <= factor <= 1000 for _, factors in self.costs_after for factor in factors):
             raise ValueError(f"factors of costs_after must lie between 0.001 and 1000, got {self.costs_after}")
-        return self
-
-    @model_validator(mode="after")
-    def _check_own(self) -> "ValueConfig":
         levels = len(self.grid.attention) - 1
         if self.attention_own and len(self.attention_own) != levels:
             raise ValueError(f"attention_own needs {levels} parts, one per level below the dense one")
