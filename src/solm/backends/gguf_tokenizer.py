@@ -6,6 +6,9 @@ adds GPT-2's ``<|endoftext|>`` to a vocabulary that lacks it, as a token that th
 
 from typing import TYPE_CHECKING, Any
 
+from gguf import TokenType
+from gguf.vocab import bytes_to_unicode
+
 from solm.backends.gguf_header import GgufHeader, read_arrays
 from solm.core.errors import damaged
 
@@ -22,7 +25,7 @@ SPLITS: dict[str, str | None] = {
 }  # fmt: skip
 """By what a file says in ``tokenizer.ggml.pre``, how texts are cut before merges apply; None: as GPT-2 cuts them."""
 _TOKENS, _KINDS, _MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
-_CONTROL, _USER_DEFINED = 3, 4
+_MARKERS = (TokenType.CONTROL, TokenType.USER_DEFINED)
 _END_OF_TEXT = "<|endoftext|>"
 _NAMED = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 """transformers' names of special tokens, and what GGUF files call them."""
@@ -44,18 +47,14 @@ def byte_level_tokenizer(header: GgufHeader) -> "tuple[Tokenizer, dict[str, str]
             raise damaged(header.path, name, "must be texts")
     if not tokens or merges is None or any(merge.count(" ") != 1 for merge in merges):
         return None
-    special = _special(metadata, tokens)
+    numbers = {name: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _NAMED.items()}
+    special = {
+        name: tokens[number] for name, number in numbers.items() if type(number) is int and 0 <= number < len(tokens)
+    }
     try:
         return _made(tokens, merges, kinds, special, metadata), special
     except Exception:  # tokenizers has no error of its own for merges of tokens that are not in the vocabulary
         return None
-
-
-def _special(metadata: dict[str, Any], tokens: list[str]) -> dict[str, str]:
-    numbers = {name: metadata.get(f"tokenizer.ggml.{theirs}_token_id") for name, theirs in _NAMED.items()}
-    return {
-        name: tokens[number] for name, number in numbers.items() if type(number) is int and 0 <= number < len(tokens)
-    }
 
 
 def _made(
@@ -63,10 +62,10 @@ def _made(
 ) -> "Tokenizer":
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
-    spelling = byte_letters()
-    alphabet = set(spelling)
+    spelling = bytes_to_unicode()
+    alphabet = set(spelling.values())
     # Some files have tokens that are not written in the letters that stand for bytes. Markers are texts as they are.
-    markers = {token for token, kind in zip(tokens, kinds, strict=False) if kind in (_CONTROL, _USER_DEFINED)}
+    markers = {token for token, kind in zip(tokens, kinds, strict=False) if kind in _MARKERS}
     spelled = [
         token if token in markers or alphabet.issuperset(token) else "".join(spelling[byte] for byte in token.encode())
         for token in tokens
@@ -88,31 +87,19 @@ def _made(
             ]
         )
     made.decoder = decoders.ByteLevel()
-    control = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _CONTROL]
-    own = [t for t, kind in zip(tokens, kinds, strict=False) if kind == _USER_DEFINED]
-    named = [token for token in (*special.values(), _END_OF_TEXT) if token not in control and token not in own]
-    named = [token for token in named if token in vocabulary]
+    control, own = ([t for t, kind in zip(tokens, kinds, strict=False) if kind == one] for one in _MARKERS)
+    named = [token for token in (*special.values(), _END_OF_TEXT) if token in vocabulary and token not in markers]
     made.add_special_tokens([AddedToken(token, normalized=False, special=True) for token in control])
     made.add_tokens([AddedToken(token, normalized=False, special=False) for token in own])
     made.add_special_tokens([AddedToken(token, special=True) for token in named])
-    ends = {name: special[name] for name in ("bos_token", "eos_token") if name in special}
-    first = ends.get("bos_token") if metadata.get("tokenizer.ggml.add_bos_token") else None
-    last = ends.get("eos_token") if metadata.get("tokenizer.ggml.add_eos_token") else None
+    first, last = (
+        special.get(f"{end}_token") if metadata.get(f"tokenizer.ggml.add_{end}_token") else None
+        for end in ("bos", "eos")
+    )
+    single = [token for token in (first, "$A", last) if token]
     made.post_processor = processors.TemplateProcessing(
-        single=_around(first, "$A", last, 0),
-        pair=f"{_around(first, '$A', last, 0)} {_around(first, '$B', last, 1)}",
+        single=single,
+        pair=[*single, *(f"{'$B' if part == '$A' else part}:1" for part in single)],
         special_tokens=[(token, made.token_to_id(token)) for token in dict.fromkeys((first, last)) if token],
     )
     return made
-
-
-def _around(first: str | None, text: str, last: str | None, number: int) -> str:
-    return " ".join(f"{part}:{number}" for part in (first, text, last) if part)
-
-
-def byte_letters() -> str:
-    """The letters that stand for the bytes 0 to 255 in byte-level vocabularies: printable ones for themselves, the
-    others for letters from 256 on, in their order."""
-    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = iter(range(0x100, 0x200))
-    return "".join(chr(byte) if byte in printable else chr(next(others)) for byte in range(256))

@@ -6,13 +6,14 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gguf.vocab import bytes_to_unicode
+
 from solm.backends.gguf_header import GgufHeader, read_header
-from solm.backends.gguf_tokenizer import byte_letters, byte_level_tokenizer
+from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import folder_of, folder_or_hub_id, gguf_of, made_folder, not_loadable, quiet
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 _TOKENS, _FACTS = "tokenizer.json", "solm.json"
 _FORMAT = 4
+_BYTES = {letter: byte for byte, letter in bytes_to_unicode().items()}
+"""The byte that every letter of a byte-level vocabulary stands for."""
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
 
@@ -228,14 +231,7 @@ def token_bytes(tokenizer: Any, token: int, text: str) -> list[int] | None:
     name = str(tokenizer.backend_tokenizer.id_to_token(token))
     if re.fullmatch("<0x[0-9A-F]{2}>", name):
         return [int(name[3:5], 16)]
-    alphabet = _byte_level()
-    return [alphabet[letter] for letter in name] if all(letter in alphabet for letter in name) else None
-
-
-@cache
-def _byte_level() -> dict[str, int]:
-    """The byte that every letter of a byte-level vocabulary stands for."""
-    return {letter: byte for byte, letter in enumerate(byte_letters())}
+    return [_BYTES[letter] for letter in name] if all(letter in _BYTES for letter in name) else None
 
 
 def _without_transformers(tokenizer: "PreTrainedTokenizerBase") -> Tokenizer | None:
