@@ -1,7 +1,7 @@
 """The one decode loop: rows join a batch, step together and leave it; each has its own policy, budget and sampler."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -186,7 +186,7 @@ class Batch(Generic[_Row]):
             self.session = None
 
 
-def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Iterator[Row]:
+def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Generator[Row, None, None]:
     """Decode all rows, at most `batch_size` together: a row after each of its tokens. Raises what a row's sampler
     does."""
     batch, waiting = Batch[Row](lm), deque(rows)

@@ -14,7 +14,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from solm.runtime.grammars import GrammarError, lark_of, matcher_error, parser_limits
+from solm.runtime.grammars import GrammarError, lark_of, matcher_of
 
 _STARTED = 60.0
 """Seconds until the process has to answer for the first time."""
@@ -100,11 +100,11 @@ def _answer_all(pipe: Connection, vocabulary: int) -> None:
     """In the process: compile or convert what comes, and say what is wrong with it and what was made."""
     import resource
 
-    from llguidance import LLMatcher, LLTokenizer
+    from llguidance import LLTokenizer
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the server, which ends this process
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    tokenizer, limits = LLTokenizer(_bytes_alone(), n_vocab=vocabulary), parser_limits()
+    tokenizer = LLTokenizer(_bytes_alone(), n_vocab=vocabulary)
     addressed = Path("/proc/self/statm")
     if addressed.exists():
         most = int(addressed.read_text().split()[0]) * resource.getpagesize() + _MEMORY
@@ -116,18 +116,14 @@ def _answer_all(pipe: Connection, vocabulary: int) -> None:
             # Also where the server has ended meanwhile.
             most = int(time.process_time() + 2 * seconds + 2)
             resource.setrlimit(resource.RLIMIT_CPU, (most, resource.getrlimit(resource.RLIMIT_CPU)[1]))
-            wrong = made = None
-            if what == "convert":
-                try:
-                    made = lark_of(text)
-                except GrammarError as error:
-                    wrong = str(error)
-            else:
-                matcher = LLMatcher(tokenizer, text, log_level=0, limits=limits)
-                if not matcher.is_error():
-                    matcher.compute_bitmask()
-                wrong = matcher_error(matcher)
-            pipe.send((wrong, made))
+            try:
+                if what == "convert":
+                    pipe.send((None, lark_of(text)))
+                else:
+                    matcher_of(tokenizer, text)
+                    pipe.send((None, ""))
+            except GrammarError as error:
+                pipe.send((str(error), ""))
 
 
 def _bytes_alone() -> str:

@@ -232,36 +232,30 @@ class Compiler:
             )
         except ValueError as error:
             raise SolmError(f"grammars: this model's tokenizer cannot be read ({_first_line(str(error))})") from error
-        self._vocabulary, self._limits = vocabulary, parser_limits()
+        self._vocabulary = vocabulary
 
     def compile(self, grammar: Grammar) -> Constraint:
-        """A grammar at its beginning. Raises `GrammarError` for one that is malformed, too large, or matches nothing.
-
-        llguidance lets other threads run meanwhile.
-        """
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(self._tokenizer, grammar.text, log_level=0, limits=self._limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # what is made once for all copies
-        wrong = matcher_error(matcher)
-        if wrong is not None:
-            raise GrammarError(wrong)
-        return Constraint(matcher, self._vocabulary)
+        """A grammar at its beginning. Raises `GrammarError` as `matcher_of` does."""
+        return Constraint(matcher_of(self._tokenizer, grammar.text), self._vocabulary)
 
 
-def parser_limits() -> Any:
-    """llguidance's limits, as they are set here."""
-    from llguidance import LLParserLimits
+def matcher_of(tokenizer: Any, grammar: str) -> Any:
+    """llguidance's matcher of `Grammar.text`, which lets other threads run while it compiles.
 
-    return LLParserLimits(**_LIMITS)
+    Raises `GrammarError` for a grammar that is malformed, too large, or matches nothing.
+    """
+    from llguidance import LLMatcher, LLParserLimits
 
-
-def matcher_error(matcher: Any) -> str | None:
-    """What is wrong with a grammar, by llguidance's matcher of it, in one line; None: nothing."""
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=LLParserLimits(**_LIMITS))
     if not matcher.is_error():
-        return None
-    said = matcher.get_error()
+        matcher.compute_bitmask()  # what is made once for all copies
+    if matcher.is_error():
+        raise GrammarError(_mistake(matcher.get_error()))
+    return matcher
+
+
+def _mistake(said: str) -> str:
+    """What llguidance says of a grammar, in one line."""
     found = _BAD_REGEX.match(said)
     if found is None:
         return _first_line(said)

@@ -13,7 +13,7 @@ from solm.core.arrays import Array, as_tensor
 from solm.core.budget import Budget, BudgetLike, Terms
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
 from solm.policies.schedules import Dense
-from solm.runtime.batch import Batch, Row, decode
+from solm.runtime.batch import Row, decode
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Grammar
 from solm.runtime.prompts import Message, Prompt, Prompts, are_ids, encode, token_rows
@@ -225,25 +225,15 @@ class Stream(Iterator[Token]):
     def __init__(self, lm: LanguageModel, row: Row, requested: Terms):
         self.requested = requested
         self._lm, self._row = lm, row
-        self._budgets, self._batch = lm.budgets(row.policy), Batch[Row](lm)
+        self._budgets, self._steps = lm.budgets(row.policy), decode(lm, [row], 1)
 
     def __next__(self) -> Token:
-        row = self._row
-        if row.reason is not None:
-            raise StopIteration
-        if not row.ids:
-            self._batch.read(row)
-        else:
-            self._batch.step()
-            if row.error is not None:
-                raise row.error
+        row = next(self._steps)
         return row.trace.token(len(row.ids) - 1, row.new, self._budgets)
 
     def close(self) -> None:
         """End the reply."""
-        if self._row.reason is None:
-            self._row.reason = "cancelled"
-            self._batch.clear()
+        self._steps.close()
 
     @property
     def reply(self) -> Reply:
