@@ -172,7 +172,7 @@ def test_weight_bits_are_dealt_out_layer_by_layer(tiny_folder, texts, tmp_path, 
 def test_bits_of_a_gguf_file_in_8_bits_are_dealt_out_as_the_file_has_them(
     byte_tokenizer, texts, tmp_path, timed, solm, monkeypatch
 ):
-    monkeypatch.setattr("solm.runtime.prepare.model_tokenizer", lambda *_, **__: byte_tokenizer)
+    monkeypatch.setattr("solm.runtime.load.model_tokenizer", lambda *_, **__: byte_tokenizer)
     write_gguf(tmp_path / "tiny.gguf", "llama", lambda name: TensorType.Q8_0, **WIDE)
     out = tmp_path / "run"
     code, said = solm("fit", tmp_path / "tiny.gguf", "--data", texts, "--minutes", MINUTES, "--out", out)

@@ -86,7 +86,7 @@ class Talk:
     def set_policy(self, name: str) -> str:
         """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
         from solm.policies.artifact import TrainedPolicy
-        from solm.runtime.prepare import noted
+        from solm.runtime.load import noted
 
         if not name:
             raise SolmError("give what decides, such as: /policy dense")

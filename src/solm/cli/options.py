@@ -19,7 +19,7 @@ from solm.core.errors import BudgetError, SolmError, argument
 from solm.core.provenance import MOST_SEED
 
 if TYPE_CHECKING:
-    from solm.runtime.prepare import Prepared
+    from solm.runtime.load import Prepared
 
 DEFAULT_MODEL = "builtin:smollm2-135m"
 DECIDERS = ("dense", "static", "random")
@@ -72,7 +72,7 @@ class ModelOptions:
     def prepare(self, policy: str | None = None, timings: Path | None = None, sparsity: Any = None) -> "Prepared":
         """All of the model but its weights, with the policy and step times that it is to run with. Raises `SolmError`,
         which names the option, for what does not go together."""
-        from solm.runtime.prepare import Prepared
+        from solm.runtime.load import Prepared
 
         if self.revision is not None and (self.model.startswith("builtin:") or Path(self.model).exists()):
             raise SolmError(f"--revision: it goes with a model on the hub, which {self.model!r} is not")
@@ -85,7 +85,7 @@ class ModelOptions:
 
 def mention_policy(prepared: "Prepared") -> None:
     """Say which policy ships for a model that is run without one. Its weights are compared when it is loaded."""
-    from solm.runtime.prepare import AUTO, shipped_policy
+    from solm.runtime.load import AUTO, shipped_policy
 
     with contextlib.suppress(SolmError):
         name = shipped_policy(prepared.facts)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from solm.core.curve import BudgetCurve
     from solm.runtime.language_model import LanguageModel
-    from solm.runtime.prepare import Prepared
+    from solm.runtime.load import Prepared
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _INTERVAL, _REDRAWN = 30.0, 0.5

@@ -16,7 +16,7 @@ from solm.cli.output import print_json, read_weights, say
 from solm.core.errors import SolmError, argument
 
 if TYPE_CHECKING:
-    from solm.runtime.prepare import Prepared
+    from solm.runtime.load import Prepared
     from solm.serving.keys import ApiKey
     from solm.serving.service import Service
     from solm.serving.settings import ServeSettings

@@ -15,8 +15,7 @@ from solm.core.budget import BudgetLike
 from solm.core.errors import SolmError
 from solm.runtime.batch import Row, decode
 from solm.runtime.controlled import ControlledModel
-from solm.runtime.processors import Processed
-from solm.runtime.sampling import Plain, Sampler
+from solm.runtime.sampling import Plain, Processed, Sampler
 
 _BATCH = 16
 """Rows that decode together."""

@@ -1,20 +1,37 @@
 """The ways in: `load` a model by name, `attach` to one that is loaded already, or decode inside its own `generate`."""
 
+import logging
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from solm.backends.cpu.backend import CpuBackend
+from solm.backends.cpu.engine import check_precision, shapes_of, unsuited
+from solm.backends.cpu.files.layout import FLOATS, cache_memory, layout_of, readable_in_part, with_stored_bits
 from solm.backends.cpu.files.repack import Progress
-from solm.core.budget import BudgetLike
-from solm.core.errors import SolmError
+from solm.backends.cpu.files.sources import LoadedModel, WeightSource, source_of
+from solm.backends.machine import accelerator_available, check_threads, keep_freed_memory
+from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loadable
+from solm.backends.tokenizer import model_tokenizer
+from solm.core.actions import ActionSpace
+from solm.core.budget import BudgetLike, Budgets
+from solm.core.cost import ModelShapes, StepTimings
+from solm.core.errors import ContextLengthError, DamagedFileError, SolmError, UnsupportedModelError, argument, counted
+from solm.core.files import read_model, read_object
 from solm.core.sparsity import SparsityConfig
-from solm.policies.artifact import TrainedPolicy
+from solm.policies.artifact import TrainedPolicy, shipped
+from solm.policies.identity import BaseIdentity
+from solm.runtime.controlled import sparsity_of, untrained_space
 from solm.runtime.language_model import LanguageModel, ending
-from solm.runtime.prepare import Prepared
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
+
+BACKENDS = ("torch", "cpu", "auto")
+AUTO = "auto"
+"""In place of a policy's name: the one that ships for the model."""
 
 
 def load(
@@ -135,3 +152,286 @@ def custom_generate(
             return custom.custom_generate(lm, budget, None, streamer)(model, input_ids, **given)
 
     return loop
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """context: tokens that the model can read; None: not known."""
+
+    family: str
+    context: int | None
+    shapes: ModelShapes
+
+    def identity(self, like: BaseIdentity) -> BaseIdentity:
+        """`like` with the architecture of this model, whose weights are not known yet."""
+        sizes = {"hidden": self.shapes.hidden, "layers": self.shapes.layers, "vocabulary": self.shapes.vocabulary}
+        return like.model_copy(update={"family": self.family, **sizes})
+
+
+def policy_called(name: str | Path, facts: ModelFacts) -> TrainedPolicy:
+    """The trained policy called `name`: a folder, hub id or ``builtin:...``, or ``auto``. Errors as for both."""
+    return TrainedPolicy.from_pretrained(shipped_policy(facts) if name == AUTO else name)
+
+
+def shipped_policy(facts: ModelFacts) -> str:
+    """The name of the policy that ships for such a model; of several one with a measured curve, or made for the cpu
+    backend. Raises `SolmError` where none does."""
+    found = {}
+    for name in shipped():
+        trained = TrainedPolicy.from_pretrained(name)
+        if trained.config.base.difference_of_shape(facts.identity(trained.config.base)) is None:
+            found[name] = trained
+    if not found:
+        raise SolmError(f"no policy ships for this {facts.family} model; solm fit makes one for any")
+    return max(found, key=lambda name: found[name].curve is not None)
+
+
+@dataclass
+class Prepared:
+    """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
+
+    Fields up to `shard` are the arguments of `solm.load`. loaded: transformers' model, where there is one already, in
+    place of a name. trained: the policy. source: the weights as the cpu backend reads them; None where torch will run
+    the model, and reason then says why, where that is a choice. Raises `SolmError`, whose `argument` names the field
+    that is wrong.
+    """
+
+    model: str
+    policy: str | Path | TrainedPolicy | None = None
+    tokenizer: Any = None
+    sparsity: SparsityConfig | str | None = None
+    dtype: "str | torch.dtype" = "auto"
+    device: str | None = None
+    device_map: str | dict[str, Any] | None = None
+    revision: str | None = None
+    trust_remote_code: bool = False
+    backend: str = "auto"
+    precision: str | None = None
+    kv_cache_dtype: str | None = None
+    threads: int | None = None
+    timings: str | Path | None = None
+    shard: bool = False
+    loaded: "PreTrainedModel | None" = None
+    trained: TrainedPolicy | None = field(init=False, default=None)
+    times: StepTimings | None = field(init=False, default=None)
+    source: WeightSource | None = field(init=False, default=None)
+    reason: str | None = field(init=False, default=None)
+    facts: ModelFacts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._check_options()
+        if self.timings is not None:
+            with argument("timings"):
+                self.times = read_model(Path(self.timings), StepTimings)
+                self.times.check(self.model, self.backend)
+        with argument("model"):
+            self.facts = self._read_files()
+        if self.policy is not None:
+            with argument("policy"):
+                trained = self.policy
+                if not isinstance(trained, TrainedPolicy):
+                    trained = policy_called(trained, self.facts)
+                trained.check(self.facts.identity(trained.config.base), self.facts.shapes)
+                self.trained = trained
+        if self.source is not None:
+            reason = unsuited(self.source.spec, self.how)
+            if reason is not None:
+                self._without_engine(UnsupportedModelError(f"the cpu backend cannot run this model: {reason}"))
+            self._check_numbers()
+        if self.loaded is None:
+            with argument("model"):
+                self.tokenizer = self.tokenizer or model_tokenizer(self.model, self.trust_remote_code, self.revision)
+
+    def _check_options(self) -> None:
+        """Refuse options that no model could be loaded with."""
+        with argument("backend"):
+            if self.backend not in BACKENDS:
+                raise SolmError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
+            if self.shard and self.backend == "cpu":
+                raise SolmError("backend cpu needs the whole model in one process; shard goes with the torch backend")
+        with argument("precision"):
+            check_precision(self.precision or "auto")
+        with argument("kv_cache_dtype"):
+            check_precision(self.precision or "auto", self.kv_cache_dtype or "auto")
+        if self.backend == "torch" and (self.precision is not None or self.kv_cache_dtype is not None):
+            cache = f"a KV cache in {self.kv_cache_dtype}"
+            what = cache if self.precision is None else f"precision {self.precision}"
+            with argument("kv_cache_dtype" if self.precision is None else "precision"):
+                raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
+        with argument("dtype"):
+            dtype_name(self.dtype)
+        with argument("sparsity"):
+            sparsity_of(None, self.sparsity)
+        if self.threads is not None:
+            with argument("threads"):
+                check_threads(self.threads)  # a mistake, and no reason for `auto` to go on without the engine
+
+    def _read_files(self) -> ModelFacts:
+        """What the files say of the model; and the weights as the cpu backend reads them, or why it does not."""
+        loaded = self.loaded
+        if self.backend != "torch":
+            self.reason = self._elsewhere()
+            if self.reason is not None and self.backend == "cpu":
+                raise SolmError(f"the cpu backend cannot run this model: {self.reason}")
+        if self.backend != "torch" and self.reason is None:
+            try:
+                self.source = source_of(self.model, self.revision) if loaded is None else LoadedModel(loaded)
+            except SolmError as error:
+                self._without_engine(error)
+            else:
+                spec = self.source.spec
+                return ModelFacts(spec.family, spec.context, shapes_of(spec))
+        from solm.backends.torch.families import model_shapes
+        from solm.backends.torch.load import base_config
+
+        try:
+            config = base_config(self.model, self.trust_remote_code, self.revision) if loaded is None else loaded.config
+            text: Any = config.get_text_config(decoder=True)
+            context = getattr(text, "max_position_embeddings", None)
+            return ModelFacts(str(text.model_type), context, model_shapes(text, gated=True))
+        except (TypeError, AttributeError, ArithmeticError) as error:  # sizes that make no sense
+            raise not_loadable(self.model, error) from error
+
+    def _elsewhere(self) -> str | None:
+        """Why the model does not run on the CPU of this process; None if it does."""
+        if self.shard:
+            return "it needs the whole model in one process"
+        if self.device_map is not None:
+            return "it runs on the CPU only"
+        if self.device not in (None, "cpu"):
+            from solm.backends.torch.load import check_device
+
+            if check_device(str(self.device)).type != "cpu":
+                return "it runs on the CPU only"
+        if self.device is None and accelerator_available():
+            return "there is an accelerator"
+        return None
+
+    def _without_engine(self, error: SolmError) -> None:
+        """Go on with torch, whose reason is `error`; raises it where only the cpu backend will do."""
+        if self.backend == "cpu" or isinstance(error, DamagedFileError):
+            raise error
+        self.source, self.reason = None, str(error)
+
+    def _check_numbers(self) -> None:
+        if self.source is None and (self.precision is not None or self.kv_cache_dtype is not None):
+            raise SolmError(
+                f"precision and kv_cache_dtype are of the cpu backend, which cannot be used here: {self.reason}"
+            )
+
+    @property
+    def how(self) -> SparsityConfig:
+        """How actions are carried out: as asked, else as the policy was trained, else by the backend's preset."""
+        preset = "cpu" if self.source is not None and self.trained is None else None
+        return sparsity_of(self.trained, self.sparsity or preset)
+
+    def check_room(self, tokens: int) -> None:
+        """Raises `ContextLengthError` for more tokens than the model has positions for."""
+        context = self.facts.context
+        if context is not None and tokens > context:
+            raise ContextLengthError(f"{tokens} tokens exceed this model's context of {context}")
+
+    def budgets(self, space: ActionSpace | None = None) -> Budgets:
+        """The budgets that can be met: under the policy, without one with actions of `space`, by default of all that
+        the backend can carry out."""
+        shapes, timings, overhead = self.facts.shapes, self.times, 0
+        if self.source is not None:
+            precision, cache = self._numbers
+            layout = layout_of(self.source, precision)
+            shapes = with_stored_bits(shapes, layout, precision == "float32", cache == "int8")
+        if self.trained is not None:
+            space, overhead = self.trained.config.space, int(getattr(self.trained.policy(), "size", 0))
+            curve = self.trained.curve
+            timings = timings or (None if curve is None else curve.timings)
+        space = space or untrained_space(self.how, self.source is not None)
+        return Budgets(space, self.how, shapes, self.trained, overhead, timings)
+
+    def cache_bytes(self, tokens: int) -> int:
+        """Bytes of the keys and values of one row of so many tokens."""
+        if self.source is not None:
+            precision, cache = self._numbers
+            return cache_memory(self.facts.shapes, tokens, precision == "float32", cache == "int8")
+        import torch
+
+        from solm.backends.torch.load import resolve_dtype
+
+        return cache_memory(self.facts.shapes, tokens, resolve_dtype(self.dtype) == torch.float32, False)
+
+    @property
+    def _numbers(self) -> tuple[str, str]:
+        """What the cpu backend has weights, and keys and values, in.
+
+        Weights are as the files have them, unless actions choose weight bits and those of the files cannot be read in
+        part. Keys and values have int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so
+        far one model.
+        """
+        assert self.source is not None
+        bits = self.how.bits_site == "weights"
+        precision = self.precision or ("nested" if bits and not readable_in_part(self.source) else "auto")
+        lossless = self.model == BUILTIN and precision not in FLOATS
+        return precision, self.kv_cache_dtype or ("int8" if lossless else "auto")
+
+    def load(self, progress: Progress | None = None) -> LanguageModel:
+        """Read the weights. progress: called with the parts done and all parts, while the cpu backend repacks weights
+        that are not cached. Raises `SolmError` where that fails; with backend ``auto`` torch is tried then."""
+        if self.source is not None:
+            keep_freed_memory()
+            precision, cache = self._numbers
+            try:
+                engine = CpuBackend(self.source, self.how, precision, self.threads, cache, progress)
+            except SolmError as error:
+                self._without_engine(error)
+            else:
+                generation = self._generation_options(self.source)
+                return announced(
+                    LanguageModel(
+                        engine, self.tokenizer, self.trained, self.how, self.model, self.times, self.loaded, generation
+                    )
+                )  # fmt: skip
+        self._check_numbers()
+        from solm.backends.torch.backend import TorchBackend
+        from solm.backends.torch.load import load_base
+
+        base, tokenizer = self.loaded, self.tokenizer
+        if base is None:
+            base, tokenizer = load_base(
+                self.model, self.dtype, self.device, self.trust_remote_code, self.shard, self.revision, self.device_map,
+                tokenizer,
+            )  # fmt: skip
+        backend = TorchBackend(base)
+        try:
+            lm = LanguageModel(backend, tokenizer, self.trained, self.sparsity, self.model, self.times)
+            return announced(lm, self.reason, expected=self.shard)
+        except SolmError:
+            backend.detach()
+            raise
+
+    def _generation_options(self, source: WeightSource) -> dict[str, Any]:
+        """A folder's own generation options, or the tokens that end a text."""
+        if self.loaded is None and gguf_of(self.model) is None:
+            path = folder_of(self.model, self.revision) / "generation_config.json"
+            if path.is_file():
+                options = read_object(path).items()
+                return {key: value for key, value in options if value is not None and not key.startswith("_")}
+        return {"bos_token_id": source.spec.bos, "eos_token_id": list(source.spec.eos) or None}
+
+
+def announced(lm: LanguageModel, reason: str | None = None, expected: bool = False) -> LanguageModel:
+    """`lm`, after saying what it runs on: backend, precision, KV cache and threads. reason: why it is not the cpu
+    backend."""
+    backend, parts = lm.backend, [lm.backend.name]
+    if isinstance(backend, CpuBackend) and not backend.sizes.kv_int8:
+        parts.append(f"{'float32' if backend.precision == 'float32' else 'bfloat16'} KV cache")
+    parts.append(counted(lm.threads, "thread"))
+    # On another device torch is what one expects; on the CPU it saves no time.
+    slow = reason is not None and backend.device.type == "cpu" and not expected
+    told = "" if reason is None else f"; not the cpu backend: {reason}"
+    logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
+    return noted(lm)
+
+
+def noted(lm: LanguageModel) -> LanguageModel:
+    """`lm`, after a warning where the step times by which its budgets in time are told are not of this machine."""
+    if lm.timings_note is not None:
+        logging.getLogger("solm").warning(lm.timings_note)
+    return lm

@@ -8,8 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from solm.backends.machine import one_torch_thread
 from solm.backends.session import MOST_EXACT
-from solm.core.arrays import Array, as_numpy
+from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Constraint
@@ -97,6 +98,29 @@ class Penalised:
             self._places[token] = len(self._chosen)
             self._chosen, self._counts = np.append(self._chosen, token), np.append(self._counts, np.float32(0))
         self._counts[self._places[token]] += 1
+
+
+class Processed:
+    """Changes scores by transformers' logits processors, in their order, after ids [1, C].
+
+    alone: whether torch must keep to one thread, see `one_torch_thread`.
+    """
+
+    def __init__(self, ids: Array, processors: Any, alone: bool = False):
+        self._sequence, self._processors, self._alone = as_tensor(ids), processors, alone
+
+    def scores(self, logits: Array) -> np.ndarray:
+        """As `Change.scores`."""
+        with one_torch_thread(self._alone):
+            given = as_tensor(logits)
+            found = self._processors(self._sequence.to(given.device), given[None].float())
+            return as_numpy(found[0])
+
+    def add(self, token: int) -> None:
+        """`token` was chosen."""
+        import torch
+
+        self._sequence = torch.cat([self._sequence, self._sequence.new_tensor([[token]])], 1)
 
 
 @dataclass(frozen=True)
@@ -225,9 +249,7 @@ class Sampler:
         changes: list[Change] = [Penalised(ids, **penalties)] if penalties else []
         plain, ends, draws = _plain(rest), chosen.get("eos_token_id"), bool(chosen["do_sample"])
         if plain is None:
-            from solm.runtime.processors import Processed, prepared
-
-            processors, draws, ends = prepared(rest, ids)
+            processors, draws, ends = _processors(rest, ids)
             plain = Plain()
             changes += [Processed(ids, processors, lm.beside_engine)] if processors else []
         stops = frozenset(ends if isinstance(ends, list | tuple) else [] if ends is None else [ends])
@@ -291,6 +313,31 @@ def _plain(options: Mapping[str, Any]) -> Plain | None:
     if not numbers or not temperature > 0 or top_k < 0 or not 0 < top_p <= 1 or not 0 <= min_p <= 1:
         return None
     return Plain(float(temperature), int(top_k), float(top_p), float(min_p))
+
+
+def _processors(options: Mapping[str, Any], ids: Array) -> tuple[Any, Any, Any]:
+    """transformers' logits processors for generation options and prompts of the length of ids [1, C], whether tokens
+    are drawn, and the tokens that end a reply (one, several or None).
+
+    Without the model, which would add its own options to those that are left out. Raises `SolmError` for a value that
+    transformers refuses.
+    """
+    import torch
+    from transformers import GenerationConfig, GenerationMixin, PretrainedConfig
+
+    config = GenerationConfig()
+    config.update(**options)
+    generator: Any = GenerationMixin()
+    generator.generation_config, generator.config, generator.main_input_name = config, PretrainedConfig(), "input_ids"
+    generator.device, generator.dtype = torch.device("cpu"), torch.float32
+    found, _ = generator._prepare_generation_config(config)
+    device = as_tensor(ids).device
+    generator._prepare_special_tokens(found, kwargs_has_attention_mask=True, device=device)
+    try:
+        processors = generator._get_logits_processor(found, input_ids_seq_length=ids.shape[1], device=device.type)
+    except ValueError as error:
+        raise SolmError(f"generation options: {' '.join(str(error).split())}") from error
+    return processors, bool(found.do_sample), found.eos_token_id
 
 
 def _refusal(name: str, own: Mapping[str, Any]) -> str:

@@ -13,7 +13,7 @@ def quick(monkeypatch):
 
 def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, quick, byte_tokenizer, monkeypatch):
     path = tmp_path / "model.gguf"
-    monkeypatch.setattr("solm.runtime.prepare.model_tokenizer", lambda *_: byte_tokenizer)  # the file has none
+    monkeypatch.setattr("solm.runtime.load.model_tokenizer", lambda *_: byte_tokenizer)  # the file has none
     write_gguf(path, "smollm3")  # which transformers does not read from GGUF files
     report = doctor(model=str(path)).content
     assert report["model"]["error"] is None
@@ -21,7 +21,7 @@ def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, qui
 
 
 def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch):
-    monkeypatch.setattr("solm.runtime.prepare.accelerator_available", lambda: True)
+    monkeypatch.setattr("solm.runtime.load.accelerator_available", lambda: True)
     assert doctor(model=str(tiny_folder)).content["backend"] == {"auto": "torch", "reason": "there is an accelerator"}
 
 

@@ -10,7 +10,7 @@ from solm.cli.main import main
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.policies.artifact import CONFIG, WEIGHTS, TrainedPolicy
-from solm.runtime.prepare import ModelFacts, policy_called, shipped_policy
+from solm.runtime.load import ModelFacts, policy_called, shipped_policy
 
 FITTED = "builtin:qwen2.5-coder-0.5b-instruct"
 

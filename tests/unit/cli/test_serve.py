@@ -9,7 +9,7 @@ from solm.backends.cpu.files.layout import cache_memory
 from solm.cli.serve import MOST_TEMPLATE, _api_keys, _rows_that_fit, _use_template
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
-from solm.runtime.prepare import ModelFacts
+from solm.runtime.load import ModelFacts
 from solm.serving.keys import ApiKey
 from solm.serving.settings import ServeSettings
 

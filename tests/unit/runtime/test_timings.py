@@ -16,7 +16,7 @@ from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
 from solm.core.files import read_model
 from solm.evaluation.step_timing import measure
 from solm.runtime.language_model import LanguageModel
-from solm.runtime.prepare import noted
+from solm.runtime.load import noted
 
 KNOWN = {
     "model": "m", "backend": "cpu int8", "threads": 2, "contexts": (100, 1000),
