@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, Union
+from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
-from solm.core.arrays import Array, as_tensor, is_tensor
+from solm.core.arrays import Array, as_tensor
 
 if TYPE_CHECKING:
     import torch
-
-_Part = TypeVar("_Part", "Result", "Scored")
 
 
 @dataclass(frozen=True)
@@ -95,18 +93,13 @@ class Scored(Result):
         return cls(**known, log_probabilities=log_probabilities(result.logits, following), divergences=apart)
 
 
-def joined(parts: Sequence[_Part]) -> _Part:
-    """Results of consecutive stretches of the same rows as one."""
-    if len(parts) == 1:
-        return parts[0]
-    stretches = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
-    whole: dict[str, Any] = {name: None if some[0] is None else _cat(some) for name, some in stretches.items()}
-    return type(parts[0])(**whole)
-
-
-def _cat(values: list[Any]) -> Any:
-    if not is_tensor(values[0]):
-        return np.concatenate(values, 1)
+def joined(parts: Sequence[Scored]) -> Scored:
+    """Scores of consecutive stretches of the same rows as one."""
     import torch
 
-    return torch.cat(values, 1)
+    stretches = {name: [getattr(part, name) for part in parts] for name in vars(parts[0])}
+    whole: dict[str, Any] = {
+        name: None if some[0] is None else torch.cat(some, 1) if some[1:] else some[0]
+        for name, some in stretches.items()
+    }
+    return Scored(**whole)
