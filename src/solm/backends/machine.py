@@ -14,7 +14,7 @@ from solm.core.errors import SolmError
 
 SYSTEM, PROCESSES = Path("/sys"), Path("/proc")
 _DEVICES = ("nvidia*", "kfd", "dxg", "dri/render*", "accel*", "davinci*", "habanalabs*", "neuron*")
-"""What kernel drivers of accelerators make in /dev, on Linux."""
+"""What kernel drivers of accelerators make in /dev."""
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4
 _GIB = 1 << 30
 
@@ -48,8 +48,7 @@ class UsableCores:
 
 def usable_cores() -> UsableCores:
     """Of this process."""
-    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
-    return cores_of(allowed, cpu_quota())
+    return cores_of(os.sched_getaffinity(0), cpu_quota())
 
 
 def cores_of(allowed: Collection[int], quota: float | None, system: Path = SYSTEM) -> UsableCores:
@@ -180,7 +179,7 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 def accelerator_available(devices: Path = Path("/dev")) -> bool:
     """Whether torch has an accelerator. It is only asked where the machine may have one."""
-    if sys.platform == "linux" and not any(any(devices.glob(pattern)) for pattern in _DEVICES):
+    if not any(any(devices.glob(pattern)) for pattern in _DEVICES):
         return False
     import torch
 

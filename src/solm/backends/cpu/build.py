@@ -8,7 +8,6 @@ import logging
 import os
 import shlex
 import shutil
-import struct
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -26,8 +25,6 @@ _FLAGS = [
     "-ffp-contract=fast", "-fopenmp-simd", "-shared", "-fPIC", "-pthread", "-Wno-psabi",
 ]  # fmt: skip
 NATIVE_FLAGS = ("-march=native",)
-_ELF_HEADER = struct.Struct("<4s36xQ10xHH2x")
-"""Magic; section headers: where, the size of one, how many."""
 
 
 def find_compiler() -> str | None:
@@ -43,20 +40,6 @@ def sources_digest() -> str:
         if path.suffix in (".h", ".cpp"):
             digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def damage(path: Path) -> str | None:
-    """Why a file is no whole shared library; None where it is one. Loading one that is cut short would end the
-    process."""
-    try:
-        with path.open("rb") as file:
-            header, size = file.read(_ELF_HEADER.size), os.fstat(file.fileno()).st_size
-    except OSError as error:
-        return error.strerror or str(error)
-    if len(header) < _ELF_HEADER.size or header[:4] != b"\x7fELF":
-        return "it is no shared library"
-    _, at, entry, count = _ELF_HEADER.unpack(header)
-    return "it is cut short" if size < at + entry * count else None
 
 
 def built(flags: Sequence[str]) -> Path:
@@ -78,12 +61,14 @@ def built(flags: Sequence[str]) -> Path:
         root.mkdir(parents=True, exist_ok=True)
         if os.statvfs(root).f_flag & os.ST_NOEXEC:
             raise CacheFolderError(f"the cpu backend is compiled to {root}, where nothing may be executed; {CURE}")
-        if target.exists() and damage(target) is None:
+        if target.exists():
             return target
         logging.getLogger("solm").info("compiling the engine for this processor, once; it takes up to a minute")
         with tempfile.TemporaryDirectory(dir=root) as folder:
             compile_engine(compiler, flags, Path(folder) / target.name)
-            os.replace(Path(folder) / target.name, target)
+            with (Path(folder) / target.name).open("rb") as made:
+                os.fsync(made.fileno())  # one that is cut short would end the process that loads it
+            os.replace(made.name, target)
     except OSError as error:
         reason = error.strerror or error
         raise CacheFolderError(f"the cpu backend cannot be compiled to {root}: {reason}; {CURE}") from error
@@ -119,16 +104,9 @@ def library_name(variant: str) -> str:
 
 
 def prebuilt_library(variant: str) -> Path | None:
-    """The library of a variant that came with the package; None where the package came without. Raises `SolmError` for
-    one that is damaged."""
+    """The library of a variant that came with the package; None where the package came without."""
     path = PREBUILT / library_name(variant)
-    if not path.exists():
-        return None
-    reason = damage(path)
-    if reason is not None:
-        cure = f"reinstall solm, or delete {PREBUILT} and the engine is compiled here"
-        raise SolmError(f"{path} cannot be used: {reason}; {cure}")
-    return path
+    return path if path.exists() else None
 
 
 def cpu_features(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:

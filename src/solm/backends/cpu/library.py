@@ -119,8 +119,7 @@ def choose_engine(requested: str, flags: str) -> EngineChoice:
     """The engine for this processor, or the one requested by name; "" leaves the choice to the processor.
     flags: more flags of the compiler; with some, nothing that was compiled before is used.
 
-    Raises `SolmError` for a name that is not known or that the processor cannot run, and for a damaged library beside
-    the package.
+    Raises `SolmError` for a name that is not known or that the processor cannot run.
     """
     here, features, more = platform.machine(), usable_features(), tuple(flags.split())
     native = (*NATIVE_FLAGS, *([NO_AMX] if "amx_tile" in features else []), *more)

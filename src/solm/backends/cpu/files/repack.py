@@ -30,9 +30,8 @@ def zeroed(nbytes: int) -> NDArray[np.uint8]:
         raise SolmError(
             f"no memory for the model's weights in the layout of the cpu backend ({nbytes / 1e9:.1f} GB)"
         ) from None
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            map_.madvise(mmap.MADV_HUGEPAGE)
+    with suppress(OSError):
+        map_.madvise(mmap.MADV_HUGEPAGE)
     content = np.frombuffer(map_, np.uint8)
     begin = -content.ctypes.data % _HUGE_PAGE
     return content[begin : begin + nbytes]
