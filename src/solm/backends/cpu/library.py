@@ -72,22 +72,18 @@ def best_variant(machine: str, features: Collection[str]) -> Variant | None:
 
 
 def variant_named(name: str, machine: str, features: Collection[str]) -> Variant:
-    """The variant that a user asks for in SOLM_CPU. Raises `SolmError` for one that is not known, not of this
-    architecture, or that the processor cannot run."""
-    others = ", ".join([*(variant.name for variant in variants_of(machine)), NATIVE])
-    variant = next((variant for variant in VARIANTS if variant.name == name), None)
-    if variant is None:
-        raise SolmError(f"SOLM_CPU: unknown instruction set {name!r}; choose one of {others}")
-    if variant.machine != machine:
-        raise SolmError(
-            f"SOLM_CPU: {name} is of {variant.machine} and this machine is {machine}; choose one of {others}"
-        )
-    missing = variant.missing(features)
+    """The variant that a user asks for in SOLM_CPU. Raises `SolmError` for one that this architecture does not have, or
+    that the processor cannot run."""
+    known = {variant.name: variant for variant in variants_of(machine)}
+    if name not in known:
+        others = ", ".join([*known, NATIVE])
+        raise SolmError(f"SOLM_CPU: unknown instruction set {name!r} for {machine}; choose one of {others}")
+    missing = known[name].missing(features)
     if missing:
         best = best_variant(machine, features)
-        cure = f"choose {best.name}" if best else f"choose {NATIVE}"
-        raise SolmError(f"SOLM_CPU: this machine cannot run {name}, it lacks {', '.join(missing)}; {cure}")
-    return variant
+        other = NATIVE if best is None else best.name
+        raise SolmError(f"SOLM_CPU: this machine cannot run {name}, it lacks {', '.join(missing)}; choose {other}")
+    return known[name]
 
 
 def usable_features() -> frozenset[str]:
