@@ -16,8 +16,6 @@ from solm.serving.keys import ApiKey
 from solm.serving.schema import AxisBudget, BudgetField, Efficiency
 from solm.serving.settings import PRIORITIES, Priority, ServeSettings
 
-_NO_KEY = ApiKey("")
-
 
 @dataclass(frozen=True)
 class RequestBudget:
@@ -78,7 +76,7 @@ class RequestBudgets:
         curve = None if lm.trained is None else lm.trained.curve
         return described | ({} if curve is None else curve.as_dict())
 
-    def resolve(self, wanted: Efficiency, context: int, key: ApiKey = _NO_KEY) -> RequestBudget:
+    def resolve(self, wanted: Efficiency, context: int, key: ApiKey) -> RequestBudget:
         """The budget of a request under an API key whose steps see `context` tokens on average.
 
         Raises `ApiError` for an unknown policy, a priority above the key's, limits of the policy dense and a floor that

@@ -47,17 +47,11 @@ def _worth_a_line(record: logging.LogRecord) -> bool:
     return not (record.name == "uvicorn.error" and isinstance(error, asyncio.CancelledError))
 
 
-def line_handler() -> logging.Handler:
-    """Writes records to stderr, one JSON object a line."""
+def log_lines() -> None:
+    """Send the logs of this package and of uvicorn to stderr, one JSON object a line."""
     handler = _Handler(sys.stderr)
     handler.addFilter(_worth_a_line)
     handler.setFormatter(_Lines())
-    return handler
-
-
-def log_lines() -> None:
-    """Send the logs of this package and of uvicorn to stderr, one JSON object a line."""
-    handler = line_handler()
     level = logging.getLogger("solm").level or logging.INFO  # by --quiet or --verbose
     for name in ("solm", "uvicorn"):
         logger = logging.getLogger(name)

@@ -33,7 +33,6 @@ from solm.serving.tools import FORMS, CallReader, form_of, hidden_mark
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
 """Longest reply of a plain completion that does not say, as OpenAI's API has it."""
-_NO_KEY = ApiKey("")
 _NO_TOOLS = "this model's chat template has no tools"
 _COLDEST = 1e-3
 """Temperature up to which a reply is greedy: logits divided by less overflow."""
@@ -133,7 +132,7 @@ class Service:
             offers = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
             return chat_tokens(self._tokenizer, messages, offers)
 
-    def open(self, request: ChatRequest | CompletionRequest, identity: str, key: ApiKey = _NO_KEY) -> Exchange:
+    def open(self, request: ChatRequest | CompletionRequest, identity: str, key: ApiKey) -> Exchange:
         """Queue the jobs of a request under an API key.
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
