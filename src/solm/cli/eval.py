@@ -20,8 +20,6 @@ if TYPE_CHECKING:
 _NET_KEEPS = "0.55,0.65,0.75"
 _PARTS = 10_000
 """Of a share, to which speeds, milliseconds and losses are rounded up."""
-_LOGITS = 1 << 28
-"""Numbers of logits that a pass may leave in memory: 1 GiB in float32."""
 _TRIALS = 8
 """Random schedules per text."""
 _WRITTEN = (".json", ".html", ".png", ".svg")
@@ -105,8 +103,6 @@ def evaluate(
         trials=_TRIALS if "random" in names or not timed else 0,
         currency="time" if timed else "keep",
     )  # fmt: skip
-    together = max(1, _LOGITS // (len(values) * length * met.shapes.vocabulary))
-    chosen = chosen.model_copy(update={"batch": min(chosen.batch, together)})
     with argument("length"):
         prepared.check_room(context + length)
     sources = checks.read_sources(data, context + length + 1)

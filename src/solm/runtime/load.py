@@ -168,11 +168,6 @@ class ModelFacts:
         return like.model_copy(update={"family": self.family, **sizes})
 
 
-def policy_called(name: str | Path, facts: ModelFacts) -> TrainedPolicy:
-    """The trained policy called `name`: a folder, hub id or ``builtin:...``, or ``auto``. Errors as for both."""
-    return TrainedPolicy.from_pretrained(shipped_policy(facts) if name == AUTO else name)
-
-
 def shipped_policy(facts: ModelFacts) -> str:
     """The name of the policy that ships for such a model; of several one with a measured curve, or made for the cpu
     backend. Raises `SolmError` where none does."""
@@ -230,7 +225,7 @@ class Prepared:
             with argument("policy"):
                 trained = self.policy
                 if not isinstance(trained, TrainedPolicy):
-                    trained = policy_called(trained, self.facts)
+                    trained = TrainedPolicy.from_pretrained(shipped_policy(self.facts) if trained == AUTO else trained)
                 trained.check(self.facts.identity(trained.config.base), self.facts.shapes)
                 self.trained = trained
         if self.source is not None:

@@ -10,7 +10,7 @@ from solm.cli.main import main
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.policies.artifact import CONFIG, WEIGHTS, TrainedPolicy
-from solm.runtime.load import ModelFacts, policy_called, shipped_policy
+from solm.runtime.load import ModelFacts, shipped_policy
 
 FITTED = "builtin:qwen2.5-coder-0.5b-instruct"
 
@@ -78,7 +78,7 @@ def facts(base, **changes):
 def test_auto_is_the_policy_that_ships_for_the_model():
     shipped = TrainedPolicy.from_pretrained("builtin:smollm2-135m-cpu")
     base, heads = shipped.config.base, shipped.config.sparsity.allocation.heads
-    assert policy_called("auto", facts(base, kv_heads=heads)).config == shipped.config
+    assert shipped_policy(facts(base, kv_heads=heads)) == "builtin:smollm2-135m-cpu"
     assert shipped_policy(facts(base)) == "builtin:smollm2-135m-cpu"
     with pytest.raises(SolmError, match="no policy ships for this llama model"):
         shipped_policy(facts(base, layers=31))
