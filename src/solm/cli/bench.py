@@ -7,7 +7,7 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import ModelOptions
-from solm.cli.output import Progress, Result, read_weights
+from solm.cli.output import Progress, Result, read_weights, table
 from solm.core.errors import SolmError, argument, counted
 
 if TYPE_CHECKING:
@@ -72,23 +72,19 @@ def _counts(text: str) -> tuple[int, ...]:
 
 def _table(times: "StepTimings") -> "Table":
     """Milliseconds and the factor to dense, by level and context."""
-    from rich.table import Table
-
-    about = f"{times.model}, {times.backend}, {counted(times.threads, 'thread')}, {times.gigabytes_per_second:.0f} GB/s"
-    shown = Table(title=f"{about}: milliseconds per step")
-    shown.add_column("")
-    for seen in times.contexts:
-        shown.add_column(f"context {seen}", justify="right")
     rows = [("dense", [row[-1] for row in times.attention_ms])]
     rows += [
-        (f"{name} {level:g}", [row[place] for row in table])
-        for name, levels, table in (("pages", times.attention, times.attention_ms), ("MLP", times.mlp, times.mlp_ms))
+        (f"{name} {level:g}", [row[place] for row in measured])
+        for name, levels, measured in (("pages", times.attention, times.attention_ms), ("MLP", times.mlp, times.mlp_ms))
         for place, level in enumerate(levels[:-1])
     ]
     rows.append((f"pages {times.attention[0]:g}, MLP {times.mlp[0]:g}", list(times.joint_ms)))
     if times.halved_ms:
         rows.append(("MLP weights' high halves", list(times.halved_ms)))
-    for name, values in rows:
-        cells = (f"{value:.2f} ({dense / value:.2f} x)" for value, dense in zip(values, rows[0][1], strict=True))
-        shown.add_row(name, *cells)
-    return shown
+    dense = rows[0][1]
+    cells = [
+        [name, *(f"{value:.2f} ({whole / value:.2f} x)" for value, whole in zip(values, dense, strict=True))]
+        for name, values in rows
+    ]
+    about = f"{times.model}, {times.backend}, {counted(times.threads, 'thread')}, {times.gigabytes_per_second:.0f} GB/s"
+    return table(f"{about}: milliseconds per step", ["", *(f"context {seen}" for seen in times.contexts)], cells)

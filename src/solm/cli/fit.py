@@ -6,7 +6,8 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import ModelOptions, Seed
-from solm.cli.output import Progress, Result, curve_table, read_weights, say
+from solm.cli.output import Progress, Result, read_weights, say, table
+from solm.core.curve import COLUMNS
 from solm.core.errors import SolmError
 
 _LEAST_TOKENS = 2056
@@ -80,4 +81,4 @@ def fit(
     assert curve is not None
     points = [point.model_dump(mode="json") for point in curve.points]
     lines = [*show.verdict(result), f"policy: {policy}"]
-    return Result({"policy": str(policy), "points": points}, [curve_table(curve), *lines])
+    return Result({"policy": str(policy), "points": points}, [table(curve.about, COLUMNS, curve.rows()), *lines])

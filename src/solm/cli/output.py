@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from solm.core.curve import BudgetCurve
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.load import Prepared
 
@@ -78,14 +77,14 @@ def output() -> "Console":
     return console
 
 
-def curve_table(curve: "BudgetCurve") -> "Table":
-    """What the budgets of a policy take and lose."""
+def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
+    """Rows of cells under columns, of which all but the first hold numbers."""
     from rich.table import Table
 
-    from solm.core.curve import COLUMNS
-
-    shown = Table(*COLUMNS, title=curve.about, title_justify="left")
-    for row in curve.rows():
+    shown = Table(title=title, title_justify="left")
+    for number, column in enumerate(columns):
+        shown.add_column(column, justify="right" if number else "left")
+    for row in rows:
         shown.add_row(*row)
     return shown
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from solm.cli import checks
-from solm.cli.output import Result, curve_table
-from solm.core.curve import CURVE
+from solm.cli.output import Result, table
+from solm.core.curve import COLUMNS, CURVE
 from solm.core.errors import SolmError, argument
 from solm.core.files import write_bytes
 from solm.policies.artifact import CARD, CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, from_hub, shipped
@@ -73,7 +73,9 @@ def policies(
         return Result({"policy": name, "address": address}, [address])
     shown, curve = _described(name, trained.config), trained.curve
     lines = [f"{key:30} {value}" for key, value in _flat(shown)]
-    return Result(shown, lines) if curve is None else Result(shown | curve.as_dict(), [*lines, curve_table(curve)])
+    if curve is None:
+        return Result(shown, lines)
+    return Result(shown | curve.as_dict(), [*lines, table(curve.about, COLUMNS, curve.rows())])
 
 
 def _pull(name: str, out: Path | None, revision: str | None) -> Path:

@@ -10,7 +10,7 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import DEFAULT_MODEL
-from solm.cli.output import Progress, output, print_json, say
+from solm.cli.output import Progress, output, print_json, say, table
 from solm.core.errors import SolmError
 
 if TYPE_CHECKING:
@@ -97,17 +97,11 @@ def quickstart(
 
 def _show_speeds(speeds: "Speeds") -> None:
     """The table of speeds, the texts and how they differ."""
-    from rich.table import Table
-
     from solm.quickstart import COLUMNS, QUESTION
 
     console, dense = output(), speeds.replies[0]
-    table = Table(title=f"\nAfter {speeds.prompt:,} tokens, on {speeds.machine}", title_justify="left")
-    for column in COLUMNS:
-        table.add_column(column, justify="right" if column else "left", no_wrap=True)
-    for one in speeds.replies:
-        table.add_row(*one.cells(dense))
-    console.print(table)
+    title = f"\nAfter {speeds.prompt:,} tokens, on {speeds.machine}"
+    console.print(table(title, COLUMNS, (one.cells(dense) for one in speeds.replies)))
     console.print(f"\nAsked: {QUESTION}", markup=False)
     for one in speeds.replies:
         differs = one.difference(dense)

@@ -6,7 +6,7 @@ import socket
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -215,15 +215,14 @@ def _check_place(host: str, port: int, uds: Path | None) -> None:
     if uds is not None and uds.is_socket():
         return
     try:
-        if uds is not None:
-            with socket.socket(socket.AF_UNIX) as probe:
-                probe.bind(str(uds))
-            uds.unlink()
-            return
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as probe:
+        family, address = socket.AF_UNIX, cast(Any, str(uds))
+        if uds is None:
+            family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind(address)
+        if uds is not None:
+            uds.unlink()
     except OSError as error:
         place = f"{host} port {port}" if uds is None else str(uds)
         option = "--uds" if uds else "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
