@@ -9,7 +9,7 @@ import typer
 from solm.cli.generate import describe_speed, printed, show_cost
 from solm.cli.options import DECIDERS, ModelOptions, ReplyOptions, mention_policy
 from solm.cli.output import complain, read_weights, reason, say
-from solm.core.errors import ContextLengthError, DataError, SolmError, argument, check_unicode
+from solm.core.errors import ContextLengthError, DataError, SolmError, check_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,8 +155,7 @@ def chat(model: ModelOptions, options: ReplyOptions) -> None:
     """
     generation = options.generation()
     prepared = options.prepare(model)
-    with argument("budget"):
-        prepared.budgets().budget(options.budget, options.max_new_tokens // 2)
+    options.check_budget(prepared, 0)
     if options.policy is None:
         mention_policy(prepared)
     lm = read_weights(prepared)

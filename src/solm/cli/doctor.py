@@ -4,7 +4,6 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Collection
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
     import torch
 
     from solm.backends.cpu.build import find_compiler
-    from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features
+    from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features, variants_of
     from solm.backends.machine import default_threads, usable_cores
     from solm.evaluation.step_timing import memory_bandwidth
 
@@ -58,6 +57,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     known, cores, threads = usable_features(), usable_cores(), default_threads()
     features = [name for name in _FEATURES if name in known]
+    lacks = {variant.name: needs for variant in variants_of(platform.machine()) if (needs := variant.missing(known))}
     if platform.machine() == "x86_64" and "avx2" not in features:
         fixes.append("this processor lacks AVX2: steps are slow on any backend")
     if reason != engine_error and model_error is None and accelerator is None:
@@ -74,7 +74,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
             "builds": engine_error is None, "reason": engine_error,
             "runs": None if choice is None else choice.variant,
             "compiled": None if choice is None else "ahead of time" if choice.path else "here",
-            "why": None if choice is None else choice.reason, "lacks": lacks(platform.machine(), known),
+            "why": None if choice is None else choice.reason, "lacks": lacks,
         },
         "model": {"name": model, "error": model_error},
         "backend": {"auto": None if model_error else "cpu" if reason is None else "torch", "reason": reason},
@@ -89,7 +89,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
     ]
     engine = engine_error or (choice and f"{choice.variant}, compiled {report['engine']['compiled']}: {choice.reason}")
     lines.append(f"engine      {engine}")
-    lines += [f"            {name} needs {', '.join(needs)}" for name, needs in report["engine"]["lacks"].items()]
+    lines += [f"            {name} needs {', '.join(needs)}" for name, needs in lacks.items()]
     runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
     lines.append(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
     return Result(report, [*lines, *(f"to fix: {fix}" for fix in fixes)])
@@ -99,14 +99,6 @@ def _why_threads(threads: int, cores: "UsableCores") -> str:
     if os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip().isdecimal():
         return f"OMP_NUM_THREADS says so; there are {cores.reason}"
     return cores.reason if threads == cores.threads else f"torch was set to so many; there are {cores.reason}"
-
-
-def lacks(machine: str, features: Collection[str]) -> dict[str, list[str]]:
-    """By instruction set of this architecture that the processor cannot run, what it lacks."""
-    from solm.backends.cpu.library import variants_of
-
-    missing = {variant.name: variant.missing(features) for variant in variants_of(machine)}
-    return {name: needs for name, needs in missing.items() if needs}
 
 
 def _version(compiler: str) -> str:

@@ -54,8 +54,7 @@ def generate(
     with argument("prompt"):
         ids = encode(prepared.tokenizer, text, options.system)
         check_length(ids.shape[1], options.max_new_tokens, prepared.facts.context)
-    with argument("budget"):
-        prepared.budgets().budget(budget, ids.shape[1] + options.max_new_tokens // 2)
+    options.check_budget(prepared, ids.shape[1])
     if options.policy is None and budget is not None:
         mention_policy(prepared)
     lm = read_weights(prepared)

@@ -141,18 +141,23 @@ class ReplyOptions:
 
     def prepare(self, model: ModelOptions) -> "Prepared":
         """The model with the policy. Raises `SolmError`, which names the option, where it has no room for a reply or no
-        place for the system message, or for a budget of the policy ``dense``, which spends everything."""
-        from solm.core.budget import Budget, BudgetRequest
+        place for the system message."""
         from solm.runtime.prompts import check_system
 
-        with argument("budget"):
-            if self.policy == "dense" and BudgetRequest.parse(self.budget).value not in (1.0, Budget()):
-                raise BudgetError(f"{self.budget} needs another --policy than dense, which spends everything")
         prepared = model.prepare(None if self.decider else self.policy, self.timings)
         with argument("max_new_tokens"):
             prepared.check_room(self.max_new_tokens)
         check_system(prepared.tokenizer, self.system)
         return prepared
+
+    def check_budget(self, prepared: "Prepared", prompt: int) -> None:
+        """Raises `BudgetError` for a budget that a reply to `prompt` tokens cannot meet."""
+        from solm.core.budget import Budget
+
+        with argument("budget"):
+            budget = prepared.budgets().budget(self.budget, prompt + self.max_new_tokens // 2)
+            if self.policy == "dense" and budget != Budget():
+                raise BudgetError(f"{self.budget} needs another --policy than dense, which spends everything")
 
 
 def assignments(given: Sequence[str] | None) -> dict[str, Any]:
