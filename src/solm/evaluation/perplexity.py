@@ -241,11 +241,10 @@ def _averages(scored: Scored) -> torch.Tensor:
 
 def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> torch.Tensor:
     """The bytes that every step of an arm reads as a share of the dense one's [N, T], the policy's weights included."""
-    shares = torch.where(scored.controllable, scored.realised, 1.0)
-    kv_length = settings.context + 1 + torch.arange(settings.length)
-    sparsity = arm.sparsity or lm.sparsity
-    read = relative_bytes(shares.numpy(), kv_length.numpy(), lm.shapes, sparsity, lm.overhead(arm.policy))
-    return torch.from_numpy(read)
+    shares = torch.where(scored.controllable, scored.realised, 1.0).numpy()
+    kv_length = settings.context + 1 + np.arange(settings.length)
+    sparsity, overhead = arm.sparsity or lm.sparsity, lm.overhead(arm.policy)
+    return torch.from_numpy(relative_bytes(shares, kv_length, lm.shapes, sparsity, overhead))
 
 
 def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:

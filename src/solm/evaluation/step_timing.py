@@ -39,10 +39,11 @@ def measure(
     minutes.
     """
     rules = lm.sparsity.exact.under(None)
+    nested = rules.bits_site == "weights"
     single = [(axis, level) for axis in ("attention", "mlp") for level in getattr(LEVELS, axis)]
     keeps = [(level, 1.0) if axis == "attention" else (1.0, level) for axis, level in single]
     keeps.append((LEVELS.attention[0], LEVELS.mlp[0]))
-    actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * _nested(lm)
+    actions = [(*keep, FULL_BITS) for keep in keeps] + [(1.0, 1.0, HIGH_BITS)] * nested
     plans = [(torch.tensor([action], dtype=torch.float64), rules) for action in actions]
     hidden = ALONE if rules.mlp_site == "input+hidden" else ()
     projected = ALONE if rules.projection_part else ()
@@ -63,7 +64,7 @@ def measure(
                 kept.append(_median_step(row, tokens[:, context], keep))
             progress(turn * len(contexts) + number + 1, total)
     times = [[statistics.median(values[1:]) for values in of_context] for of_context in found]
-    count, alone = len(LEVELS.attention), len(keeps) + _nested(lm)
+    count, alone = len(LEVELS.attention), len(keeps) + nested
     return StepTimings(
         model=lm.name,
         backend=lm.backend.name,
@@ -76,7 +77,7 @@ def measure(
         hidden_ms=tuple(tuple(row[alone : alone + len(hidden)]) for row in times) if hidden else (),
         projected=projected,
         projected_ms=tuple(tuple(row[alone + len(hidden) :]) for row in times) if projected else (),
-        halved_ms=tuple(row[len(keeps)] for row in times) if _nested(lm) else (),
+        halved_ms=tuple(row[len(keeps)] for row in times) if nested else (),
         gigabytes_per_second=memory_bandwidth(),
         command=command_line(),
         environment=environment(),
@@ -90,10 +91,6 @@ def _alone(rules: SparsityConfig, layers: int, sites: str, share: float) -> Spar
     curves = dict.fromkeys(("attention", "mlp", "hidden", "qkv", "out")[: 1 + rules.sites], whole)
     curves |= dict.fromkeys(("hidden",) if sites == "hidden" else ("qkv", "out"), some)
     return rules.under(Allocation(**curves))
-
-
-def _nested(lm: LanguageModel) -> bool:
-    return lm.sparsity.bits_site == "weights"
 
 
 def _median_step(session: Session, token: torch.Tensor, keep: torch.Tensor) -> float:
