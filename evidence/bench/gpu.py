@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import PreTrainedModel
@@ -21,7 +22,7 @@ from evidence.bench.common import STEPS, constant_step, draw_text, finish, inter
 from evidence.bench.timed_engines import SETTINGS, TRANSFORMERS
 from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
-from solm.backends.torch.cache import KeyValues, PageBounds
+from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.load import load_base
 from solm.backends.torch.plan import Layout, Plan, make_plan
 from solm.backends.torch.select import keep_channels
@@ -43,14 +44,14 @@ def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, f
         torch.randn(rows, SHAPES.kv_heads, 1, context, size, device=device, dtype=torch.bfloat16) for _ in range(2)
     )
     whole = keys[:, :, :, : context // page * page]
-    own = KeyValues(keys, values, PageBounds.of(whole, page))
+    own = KeyValues(keys, values, page_bounds(whole, page))
     query = torch.randn(rows, SHAPES.heads, 1, size, device=device, dtype=torch.bfloat16)
     positions = torch.full((rows, 1), context - 1, device=device)
-    layout = Layout(rows, 1, positions, torch.zeros_like(positions[:, 0]), 0, context, uniform_base=True)
+    layout = Layout(rows, 1, positions, torch.zeros_like(positions[:, 0]), 0, context)
 
     def plan(keep: float) -> Plan:
-        action = torch.tensor([keep, 1.0, 16.0], dtype=torch.float64).expand(rows, 1, 3)
-        return make_plan(action, positions.cpu() + 1, SparsityConfig(), SHAPES).to(torch.device(device))
+        actions = np.tile((keep, 1.0, 16.0), (rows, 1, 1))
+        return make_plan(actions, positions.cpu().numpy() + 1, SparsityConfig(), SHAPES).at(0).to(torch.device(device))
 
     found = {
         "torch's own, dense": timer(

@@ -43,86 +43,56 @@ def attend(
     rows, heads, length, size = query.shape
     kv_heads = own.keys.shape[1]
     folded = (query * scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
-    groups = folded.shape[3]
-
-    fused = softcap is None and groups * length > 2 * size
-    parts = [] if fused else _scores(folded, prefix, own, softcap)
-
-    see_prefix, see_own = layout.visible(sliding_window)
-    masks: list[torch.Tensor | None] = [see_own[:, :, :, None]]
-    if prefix is not None:
-        masks.insert(0, None if see_prefix is None else see_prefix[:, :, :, None])
+    mask = layout.visible(sliding_window)[:, :, :, None]
     if sparse:
-        prefix_bounds = None if prefix is None else prefix.bounds
-        assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
-        read_prefix, read_own = select_pages(folded, prefix_bounds, own.bounds, own.keys, layout, plan)
-        reads = [read_own] if prefix is None else [read_prefix, read_own]
-        masks = [_both(mask, read) for mask, read in zip(masks, reads, strict=True)]
-    if fused:
-        return _fused(folded, prefix, own, masks).transpose(1, 2).reshape(rows, heads, length, -1)
-    for part, mask in zip(parts, masks, strict=True):
-        if mask is not None:
-            part += _bias(mask, part.dtype)
-    weights = torch.softmax(torch.cat(parts, -1) if len(parts) > 1 else parts[0], -1)
+        mask = mask & select_pages(folded, prefix, own, layout, plan)
+    if softcap is None and folded.shape[3] * length > 2 * size:
+        output = _fused(folded, prefix, own, mask)
+    else:
+        output = _by_scores(folded, prefix, own, mask, softcap)
+    return output.transpose(1, 2).reshape(rows, heads, length, -1)
 
+
+def _by_scores(
+    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, mask: torch.Tensor, softcap: float | None
+) -> torch.Tensor:
+    """Output [S, H, K, G, Q, Dv] of folded queries [S, H, K, G, Q, D] under a mask [S, H or 1, K, G or 1, Q, P + T] of
+    the prefix's and own tokens."""
+    forks, groups, length = folded.shape[2:5]
+    scores = (folded.flatten(3, 4) @ own.keys.mT).unflatten(3, (groups, length))
+    if prefix is not None:
+        shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
+        scores = torch.cat([shared.unflatten(2, (forks, groups, length)), scores], -1)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores += _bias(mask, scores.dtype)
+    weights = torch.softmax(scores, -1)
     split = 0 if prefix is None else prefix.keys.shape[3]
     output = (weights[..., split:].flatten(3, 4) @ own.values).unflatten(3, (groups, length))
     if prefix is not None:
         shared = weights[..., :split].flatten(2, 4) @ prefix.values[:, :, 0]
-        output = output + shared.unflatten(2, (layout.forks, groups, length))
-    return output.transpose(1, 2).reshape(rows, heads, length, -1)
+        output = output + shared.unflatten(2, (forks, groups, length))
+    return output
 
 
-def _scores(
-    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, softcap: float | None
-) -> list[torch.Tensor]:
-    """Scores of folded queries [S, H, K, G, Q, D] for the prefix's tokens, where there is one, and own ones:
-    [S, H, K, G, Q, P] and [S, H, K, G, Q, T]."""
-    forks, groups, length = folded.shape[2:5]
-    parts = [(folded.flatten(3, 4) @ own.keys.mT).unflatten(3, (groups, length))]
-    if prefix is not None:
-        shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
-        parts.insert(0, shared.unflatten(2, (forks, groups, length)))
-    return parts if softcap is None else [torch.tanh(part / softcap) * softcap for part in parts]
-
-
-def _fused(
-    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, masks: list[torch.Tensor | None]
-) -> torch.Tensor:
-    """Output [S, H, K, G, Q, Dv] of folded queries [S, H, K, G, Q, D] under masks of prefix and own tokens.
-
-    One call for each query head of a group: they share the mask, which then needs no copy.
-    """
-    sequences, heads, forks, groups, length, _ = folded.shape
+def _fused(folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, mask: torch.Tensor) -> torch.Tensor:
+    """The same by torch's fused attention: one call for each query head of a group, which share the mask, so that it
+    needs no copy."""
+    sequences, heads, forks, groups = folded.shape[:4]
     both = [own] if prefix is None else [prefix, own]
     keys, values = (
         torch.cat([part.expand(-1, -1, forks, -1, -1) for part in parts], 3).flatten(0, 1)
         for parts in ([part.keys for part in both], [part.values for part in both])
     )
-    per = max(1 if mask is None else mask.shape[3] for mask in masks)
-    whole = (sequences, heads, forks, per, length)
-    seen = torch.cat(
-        [
-            (torch.ones(1, dtype=torch.bool, device=keys.device) if mask is None else mask).expand(*whole, size)
-            for mask, size in zip(masks, [part.keys.shape[3] for part in both], strict=True)
-        ],
-        -1,
-    )
-    bias = _bias(seen, folded.dtype).flatten(0, 1)
+    bias = _bias(mask, folded.dtype).expand(-1, heads, -1, -1, -1, -1).flatten(0, 1)
     outputs = [
         torch.nn.functional.scaled_dot_product_attention(
-            folded[:, :, :, group].flatten(0, 1), keys, values, attn_mask=bias[:, :, min(group, per - 1)], scale=1.0
+            folded[:, :, :, group].flatten(0, 1), keys, values,
+            attn_mask=bias[:, :, min(group, bias.shape[2] - 1)], scale=1.0,
         )
         for group in range(groups)
-    ]
+    ]  # fmt: skip
     return torch.stack(outputs, 2).unflatten(0, (sequences, heads))
-
-
-def _both(first: torch.Tensor | None, second: torch.Tensor | None) -> torch.Tensor | None:
-    """The conjunction of two masks of which either may allow everything."""
-    if first is None or second is None:
-        return first if second is None else second
-    return first & second
 
 
 def _bias(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -2,6 +2,7 @@
 
 import torch
 
+from solm.backends.torch.cache import KeyValues
 from solm.backends.torch.plan import Layout, Plan
 from solm.backends.torch.select import largest
 
@@ -42,76 +43,44 @@ def _growing_page(
 
 
 def select_pages(
-    query: torch.Tensor,
-    prefix_bounds: torch.Tensor | None,
-    own_bounds: torch.Tensor,
-    own_keys: torch.Tensor,
-    layout: Layout,
-    plan: Plan,
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Masks of the pages every step reads.
+    query: torch.Tensor, prefix: KeyValues | None, own: KeyValues, layout: Layout, plan: Plan
+) -> torch.Tensor:
+    """The tokens of prefix and own pages that every step reads, causality not included: a mask [S, H, K, G', Q, P + T].
 
-    Args:
-        query: [S, H, K, G, Q, D]. prefix_bounds: [2, S, H, 1, nP, D] or None. own_bounds: [2, S, H, K, nO, D], whole
-            pages.
-        own_keys: [S, H, K, T, D].
-
-    Returns:
-        Masks over the prefix's tokens [S, H, K, G', Q, P] (or None) and own tokens [S, H, K, G', Q, T], causality
-        not included.
+    query: [S, H, K, G, Q, D]. prefix, own: with bounds.
     """
     sparsity, page = plan.sparsity, plan.sparsity.page_size
-    signs, whole = _group_queries(query, sparsity.select_per), own_bounds.shape[-2]
-    prefix_pages = 0 if prefix_bounds is None else prefix_bounds.shape[-2]
-    own_pages = -(-layout.own_length // page)
-    parts = [] if prefix_bounds is None else [_page_scores(signs, prefix_bounds)]
-    own_scores = _page_scores(signs, own_bounds)
-    parts.append(torch.nn.functional.pad(own_scores, (0, own_pages - whole)))
-    scores = torch.cat(parts, -1)
-
+    assert own.bounds is not None, "the cache keeps page bounds whenever a plan is sparse"
+    signs, whole = _group_queries(query, sparsity.select_per), own.bounds.shape[-2]
+    growing = -(-layout.own_length // page) - whole
+    scores = torch.nn.functional.pad(_page_scores(signs, own.bounds), (0, growing))
+    if prefix is not None and prefix.bounds is not None:
+        scores = torch.cat([_page_scores(signs, prefix.bounds), scores], -1)
     if sparsity.window == 0:
-        number, exists = page_numbers(layout, prefix_pages, own_pages, page)
-        current = layout.spread(layout.positions)[:, :, :, None, :, None] // page
-        grown = _growing_page(signs, own_keys, layout, page)
-        held = torch.arange(prefix_pages + own_pages, device=query.device) >= prefix_pages
-        scores = torch.where((number == current) & held, grown, scores)
+        number, exists = layout.slots(page)
+        current = layout.spread(layout.positions)[..., None] // page
+        held = torch.arange(scores.shape[-1], device=query.device) >= layout.prefix_length // page
+        grown = _growing_page(signs, own.keys, layout, page)
+        scores = torch.where(((number == current) & held)[:, :, :, None], grown, scores)
         candidate, always = exists & (number <= current), torch.zeros_like(exists)
     else:
-        candidate, always = candidates(layout, plan, prefix_pages, own_pages)
+        candidate, always = _candidates(layout, plan)
+    candidate, always = candidate[:, :, :, None], always[:, :, :, None]
     count = layout.spread_heads(plan.pages)[:, :, :, None, :, None]
     scores = scores.masked_fill(~candidate, -torch.inf)
     chosen = always | (largest(scores, count, keep_ties=sparsity.keep_ties) & candidate)
-    return token_masks(chosen, prefix_pages, layout, page)
+    return chosen.repeat_interleave(page, -1)[..., : layout.prefix_length + layout.own_length]
 
 
-def page_numbers(layout: Layout, prefix_pages: int, own_pages: int, page: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Number of every page of prefix and own tokens in its sequence [S, 1, K, 1, 1, pages], and whether it exists."""
-    base_page = layout.spread(layout.base[:, None, None])[:, :, :, None] // page
-    index = torch.arange(prefix_pages + own_pages, device=layout.positions.device)
-    in_prefix = index < prefix_pages
-    return torch.where(in_prefix, index, index - prefix_pages + base_page), ~in_prefix | (index < base_page)
-
-
-def candidates(layout: Layout, plan: Plan, prefix_pages: int, own_pages: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pages that may be chosen, and those of sinks and window that are always read: masks [S, 1, K, 1, Q, pages].
+def _candidates(layout: Layout, plan: Plan) -> tuple[torch.Tensor, torch.Tensor]:
+    """Pages that may be chosen, and those of sinks and window that are always read: masks [S, 1, K, Q, pages].
 
     Kept for the pass: they follow from the lengths alone, so all layers share them, under whatever action.
     """
-    if (prefix_pages, own_pages) not in layout.candidates:
+    if "candidates" not in layout.masks:
         sparsity, page = plan.sparsity, plan.sparsity.page_size
-        number, exists = page_numbers(layout, prefix_pages, own_pages, page)
-        start = layout.spread(plan.window_start)[:, :, :, None, :, None] // page
-        sinks = -(-sparsity.sinks // page)
-        inside = (number >= sinks) & (number < start)
-        layout.candidates[prefix_pages, own_pages] = exists & inside, exists & ~inside
-    return layout.candidates[prefix_pages, own_pages]
-
-
-def token_masks(
-    pages: torch.Tensor, prefix_pages: int, layout: Layout, page: int
-) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """A mask of pages [..., pages] as masks over the prefix's tokens [..., P] (None without one) and own ones."""
-    own = pages[..., prefix_pages:].repeat_interleave(page, -1)[..., : layout.own_length]
-    if not prefix_pages:
-        return None, own
-    return pages[..., :prefix_pages].repeat_interleave(page, -1), own
+        number, exists = layout.slots(page)
+        start = layout.spread(plan.window_start)[..., None] // page
+        inside = (number >= -(-sparsity.sinks // page)) & (number < start)
+        layout.masks["candidates"] = exists & inside, exists & ~inside
+    return layout.masks["candidates"]  # type: ignore[no-any-return]

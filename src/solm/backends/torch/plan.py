@@ -134,8 +134,8 @@ def make_plan(keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig,
 @dataclass(frozen=True)
 class Layout:
     """positions: [N, Q] int64 of the pass's tokens; base: [N] int64, a multiple of the page size; prefix_length,
-    own_length: tokens held by the prefix and own buffers (the longest row's), the pass's own tokens included;
-    uniform_base: whether all rows have the same base."""
+    own_length: tokens held by the prefix and own buffers (the longest row's), the pass's own tokens included. masks:
+    kept for the pass."""
 
     sequences: int
     forks: int
@@ -143,9 +143,7 @@ class Layout:
     base: torch.Tensor
     prefix_length: int
     own_length: int
-    uniform_base: bool
-    candidates: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict, init=False)
-    _masks: dict[int | None, tuple[torch.Tensor | None, torch.Tensor]] = field(default_factory=dict, init=False)
+    masks: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def to(self, device: torch.device) -> "Layout":
         """The layout with its tensors on `device`."""
@@ -159,32 +157,22 @@ class Layout:
         """[H, N, Q] of H heads (or 1 for all) to [S, H, K, Q]."""
         return counts.unflatten(1, (self.sequences, self.forks)).transpose(0, 1)
 
-    @property
-    def prefix_positions(self) -> torch.Tensor:
-        """[P] int64."""
-        return torch.arange(self.prefix_length, device=self.positions.device)
+    def slots(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slots of prefix and own buffers, each of `size` tokens, a page or 1: their number in the sequence
+        [S, 1, K, 1, slots] int64, and whether a row reads the slot, as some have a shorter prefix, bool."""
+        prefix, own = self.prefix_length // size, -(-self.own_length // size)
+        index = torch.arange(prefix + own, device=self.positions.device)
+        base, in_prefix = self.spread(self.base[:, None, None]) // size, index < prefix
+        return torch.where(in_prefix, index, index - prefix + base), ~in_prefix | (index < base)
 
-    @property
-    def own_positions(self) -> torch.Tensor:
-        """Position of each own slot: [S, 1, K, 1, T] int64."""
-        slots = torch.arange(self.own_length, device=self.positions.device)
-        return self.spread(self.base[:, None, None] + slots)
-
-    def visible(self, sliding_window: int | None) -> tuple[torch.Tensor | None, torch.Tensor]:
-        """Causal (and sliding) masks over the prefix [S, 1, K, Q, P] (None: all) and own slots [S, 1, K, Q, T]."""
-        if sliding_window not in self._masks:
+    def visible(self, sliding_window: int | None) -> torch.Tensor:
+        """Causal (and sliding) mask [S, 1, K, Q, P + T] over the prefix's and own tokens."""
+        if sliding_window not in self.masks:
             query = self.spread(self.positions)[..., None]
-            prefix, own = self.prefix_positions, self.own_positions
-            see_prefix = None
-            if self.prefix_length and not self.uniform_base:
-                see_prefix = prefix < self.spread(self.base[:, None, None])
-            see_own = own <= query
-            if sliding_window is not None:
-                near = prefix > query - sliding_window
-                see_prefix = near if see_prefix is None else see_prefix & near
-                see_own = see_own & (own > query - sliding_window)
-            self._masks[sliding_window] = (see_prefix, see_own)
-        return self._masks[sliding_window]
+            number, exists = self.slots(1)
+            seen = exists & (number <= query)
+            self.masks[sliding_window] = seen if sliding_window is None else seen & (number > query - sliding_window)
+        return self.masks[sliding_window]  # type: ignore[no-any-return]
 
 
 @dataclass

@@ -226,7 +226,6 @@ class TorchSession(Session):
                 self._base.to(self.model.device),
                 self._shared,
                 own,
-                uniform_base=int(self._base.min()) == int(self._base.max()),
             )
             current = ActivePass(plan.to(self.model.device), layout, self._cache, layer, choose)
         self._cache.write_to(slots)

@@ -61,7 +61,7 @@ def drawn_attention(split, count, sparsity, seed=3):
     keep = torch.rand(forks, count, generator=generator, dtype=torch.float64) * 0.8 + 0.1
     actions = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1)
     plan = make_plan(actions.numpy(), positions.numpy() + 1, sparsity, SHAPES).at(0)
-    layout = Layout(1, forks, positions, torch.full((forks,), split), split, length - split, uniform_base=True)
+    layout = Layout(1, forks, positions, torch.full((forks,), split), split, length - split)
     whole = (length - split) // 8 * 8
     own = KeyValues(own_k, own_v, page_bounds(own_k[:, :, :, :whole], 8))
     prefix = KeyValues(shared_k, shared_v, page_bounds(shared_k, 8)) if split else None

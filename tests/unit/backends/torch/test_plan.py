@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from helpers.models import keep_of, tiny_model
 from helpers.policies import BENDS, by_head, profile_of
 from solm.backends.torch.backend import TorchBackend
-from solm.backends.torch.cache import page_bounds
+from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.pages import select_pages
 from solm.backends.torch.plan import Layout, make_plan
 from solm.core.cost import kv_budget
@@ -31,13 +31,13 @@ def test_heads_read_what_the_allocation_gives_them(control):
     seen = torch.tensor([[400], [300]])
     sparsity = SparsityConfig(window=16, allocation=allocation)
     plan = make_plan(keep_of((0.4, 1, 16), 2, 1).numpy(), seen.numpy(), sparsity, control.shapes)
-    layout = Layout(2, 1, seen - 1, torch.zeros(2, dtype=torch.int64), 0, 400, uniform_base=True)
+    layout = Layout(2, 1, seen - 1, torch.zeros(2, dtype=torch.int64), 0, 400)
     query, keys = torch.randn(2, 2, 1, 2, 1, 16), torch.randn(2, 2, 1, 400, 16)
     read = []
     for layer in range(4):
         own = plan.at(layer)
-        _, mask = select_pages(query, None, page_bounds(keys, 16), keys, layout, own)
-        visible = layout.visible(None)[1][:, :, :, None]
+        mask = select_pages(query, None, KeyValues(keys, keys, page_bounds(keys, 16)), layout, own)
+        visible = layout.visible(None)[:, :, :, None]
         read.append((mask & visible).sum(-1)[:, :, 0, 0, 0])  # [rows, heads]
         assert (read[-1][:, 0] > read[-1][:, 1]).all()
         fixed = read[-1] - own.pages[..., 0].T * 16

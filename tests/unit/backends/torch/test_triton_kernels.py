@@ -45,7 +45,7 @@ class Case:
         self.action = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1).numpy()
         self.sparsity = SparsityConfig(page_size=page, window=64, sinks=4)
         self.plan = make_plan(self.action, seen[:, None].numpy(), self.sparsity, SHAPES).at(0)
-        self.layout = Layout(self.sequences, self.forks, seen[:, None] - 1, base, split, held, uniform_base=True)
+        self.layout = Layout(self.sequences, self.forks, seen[:, None] - 1, base, split, held)
         # A cache's buffers have room beyond what is held.
         keys, values = (draw(self.sequences, kv_heads, self.forks, held + 5, size)[:, :, :, :held] for _ in range(2))
         self.own = KeyValues(keys, values, page_bounds(keys[:, :, :, : held // page * page], page))
@@ -67,15 +67,12 @@ class Case:
         return attend(self.query, self.prefix, self.own, self.layout, self.plan, self.scaling, softcap)
 
     def read(self):
-        """Masks [S, H, K, T] of the prefix's and own tokens that plain torch reads, all KV heads alike in shape."""
+        """A mask [S, H, K, P + T] of the prefix's and own tokens that plain torch reads."""
         kv_heads = self.own.keys.shape[1]
         folded = (self.query * self.scaling).reshape(self.sequences, self.forks, kv_heads, -1, 1, self.query.shape[-1])
-        bounds = None if self.prefix is None else self.prefix.bounds
-        masks = select_pages(folded.transpose(1, 2), bounds, self.own.bounds, self.own.keys, self.layout, self.plan)
-        shape = (self.sequences, kv_heads, self.forks, -1)
-        visible = self.layout.visible(None)[1][:, :, :, None]
-        prefix = None if masks[0] is None else masks[0][:, :, :, 0, 0].expand(shape)
-        return prefix, (masks[1] & visible)[:, :, :, 0, 0].expand(shape)
+        mask = select_pages(folded.transpose(1, 2), self.prefix, self.own, self.layout, self.plan)
+        visible = self.layout.visible(None)[:, :, :, None]
+        return (mask & visible)[:, :, :, 0, 0].expand(self.sequences, kv_heads, self.forks, -1)
 
 
 @pytest.fixture(autouse=True)
@@ -116,7 +113,8 @@ def test_attention_equals_plain_torch_and_reads_nothing_else(name, dtype, plainl
     case = Case(*CASES[name], dtype)
     expected = plainly(case.attend)
     # What is not chosen must not even be looked at: a NaN there would spread.
-    for part, read in zip((case.prefix, case.own), case.read(), strict=True):
+    lengths = [case.layout.prefix_length, case.layout.own_length]
+    for part, read in zip((case.prefix, case.own), case.read().split(lengths, -1), strict=True):
         if part is not None:
             by_any = read.any(2, keepdim=True) if part is case.prefix else read
             for buffer in (part.keys, part.values):
@@ -147,14 +145,11 @@ def test_chosen_pages_are_plain_torchs_ties_included(seed, lengths, keep, dtype,
     case.scaling = 1.0
     query = case.query.reshape(len(lengths), -1, 64)
     chosen, counts = page_attention.choose_pages(query, case.prefix, case.own, case.layout, case.plan)
-    prefix, own = case.read()
+    read = case.read()
     for row in range(len(lengths)):
         sequence, fork = divmod(row, case.forks)
         for head in range(2):
-            parts = [own[sequence, head, fork]] if prefix is None else [
-                prefix[sequence, head, fork], own[sequence, head, fork]
-            ]  # fmt: skip
-            expected = sorted(set((torch.cat(parts).nonzero()[:, 0] // 16).tolist()))
+            expected = sorted(set((read[sequence, head, fork].nonzero()[:, 0] // 16).tolist()))
             assert chosen[row, head, : counts[row, head]].tolist() == expected
 
 
