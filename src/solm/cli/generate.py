@@ -138,8 +138,9 @@ def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: 
         return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
     saved = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
-    if lm.timings is not None and lm.timings_note is None and step is not None:
-        dense = lm.timings.dense(prompt + steps // 2)
+    measured = lm.budgets().measured
+    if measured is not None and lm.timings_note is None and step is not None:
+        dense = measured.dense(prompt + steps // 2)
         saved += f", and are {dense / step:.2f} times as fast as dense ones ({dense:.1f} ms by the timings)"
     waited = reply.compute.whole_attention
     if waited and requested["attention"] < 1:

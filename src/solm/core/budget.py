@@ -225,11 +225,8 @@ class ResolvedBudget:
 
     def target(self, dial: float) -> tuple[float, ...]:
         """Target shares [axes] at `dial`: 0 is the floor, 1 the budget."""
-        return tuple(low + dial * (high - low) for low, high in self._ends)
-
-    @cached_property
-    def _ends(self) -> tuple[tuple[float, float], ...]:
-        return tuple(zip(self.floor.shares, self.budget.shares, strict=True))
+        ends = zip(self.floor.shares, self.budget.shares, strict=True)
+        return tuple(low + dial * (high - low) for low, high in ends)
 
 
 @dataclass(frozen=True)
@@ -421,22 +418,21 @@ class Budgets:
 class Spent:
     """What steps spent: sums over them, in the units of `budgets`.
 
-    shares: [axes] float64, realised shares of the steps that could be controlled on the axis; counted: [axes] int64,
-    their number. steps: number of all; keys: that they saw. bytes: as shares of the dense step's. milliseconds: by the
-    model's timings, with those of dense steps in their place; 0 without timings.
+    ledger: realised shares [axes], as one row. steps: number of all; keys: that they saw. bytes: as shares of the dense
+    step's. milliseconds: by the model's timings, with those of dense steps in their place; 0 without timings.
     """
 
     def __init__(self, budgets: Budgets):
         self.budgets = budgets
-        self.shares, self.counted = np.zeros(len(AXES)), np.zeros(len(AXES), np.int64)
+        self.ledger = Ledger(np.zeros(len(AXES)), np.zeros(len(AXES), np.int64))
         self.steps = self.keys = 0
         self.bytes = self.milliseconds = self.dense_milliseconds = 0.0
 
     def add(self, realised: np.ndarray, controllable: np.ndarray, kv_length: np.ndarray) -> None:
         """Add steps of realised shares [T, axes], controllable [T, axes] bool, that saw kv_length [T] keys."""
         shares = np.where(controllable, realised, 1.0)
-        self.shares += (realised * controllable).sum(0)
-        self.counted += controllable.sum(0)
+        ledger = self.ledger
+        self.ledger = Ledger(ledger.spent + (realised * controllable).sum(0), ledger.steps + controllable.sum(0))
         self.steps += len(kv_length)
         self.keys += int(kv_length.sum())
         self.bytes += float(self.budgets.bytes(shares, kv_length).sum())
@@ -444,15 +440,10 @@ class Spent:
             self.milliseconds += float(self.budgets.measured.milliseconds(shares, kv_length).sum())
             self.dense_milliseconds += float(self.budgets.measured.milliseconds(np.ones_like(shares), kv_length).sum())
 
-    @property
-    def average(self) -> np.ndarray:
-        """Mean share per axis [axes]; 1 where no step could be controlled."""
-        return np.where(self.counted > 0, self.shares / self.counted.clip(min=1), 1.0)
-
     def terms(self, context: int, priced: bool = False) -> Terms:
         """The averages over all steps. context: keys that a step would have seen, where there was none. priced: with
         what the policy's curve says that they lost."""
-        average: list[float] = self.average.tolist()
+        average: list[float] = self.ledger.average.tolist()
         terms = dict(zip(AXES, average, strict=True)) | {"net": sum(average) / len(AXES)}
         terms["bytes"] = self.bytes / self.steps if self.steps else 1.0
         if self.budgets.measured is not None:

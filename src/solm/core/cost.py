@@ -4,7 +4,6 @@ Shares depend on the action and on the number of keys that the step sees, never 
 be counted, and a schedule computed, without running the model. All is computed in NumPy.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -309,11 +308,6 @@ class StepTimings(BaseModel):
             raise ValueError(f"joint_ms must have {rows} values, and halved_ms as many or none")
         return self
 
-    def dense(self, context: float) -> float:
-        """Milliseconds of a dense step with `context` tokens seen; between measured contexts interpolated, beyond them
-        the nearest holds."""
-        return float(np.interp(context, self.contexts, self.dense_ms))
-
     @property
     def processor(self) -> str:
         """The processor that was measured; empty where the file does not say."""
@@ -338,31 +332,28 @@ class StepTimings(BaseModel):
     @property
     def dense_ms(self) -> tuple[float, ...]:
         """Milliseconds of the dense step [contexts], the mean of two measurements: it is measured for both axes."""
-        pairs = zip(self.attention_ms, self.mlp_ms, strict=True)
-        return tuple((pages[-1] + channels[-1]) / 2 for pages, channels in pairs)
+        return tuple((one + other) / 2 for one, other in self._dense_twice)
 
     @property
     def disturbances(self) -> tuple[float, ...]:
         """By context the relative difference of two measurements of one step: the dense one is measured for both axes.
         A quiet machine stays below 0.05."""
-        pairs = ((pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True))
-        return tuple(abs(one - other) / min(one, other) for one, other in pairs)
+        return tuple(abs(one - other) / min(one, other) for one, other in self._dense_twice)
+
+    @property
+    def _dense_twice(self) -> list[tuple[float, float]]:
+        return [(pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True)]
 
     def lowest(self, other: "StepTimings") -> "StepTimings":
         """Of every step the lower of its times in two measurements: what other processes add only makes it longer.
         other: of all contexts of this one or some."""
-        again = {context: number for number, context in enumerate(other.contexts)}
-
-        def lower(name: str, least: Callable[[Any, Any], Any]) -> tuple[Any, ...]:
-            theirs = getattr(other, name)
-            return tuple(
-                least(mine, theirs[again[context]]) if context in again else mine
-                for context, mine in zip(self.contexts, getattr(self, name), strict=False)
-            )
-
-        names = ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms")
-        tables = {name: lower(name, lambda mine, theirs: tuple(map(min, mine, theirs))) for name in names}
-        return self.model_copy(update={**tables, **{name: lower(name, min) for name in ("joint_ms", "halved_ms")}})
+        again, found = np.isin(self.contexts, other.contexts), self.model_dump()
+        for name in ("attention_ms", "mlp_ms", "hidden_ms", "projected_ms", "joint_ms", "halved_ms"):
+            times = np.array(found[name])
+            if len(times):
+                times[again] = np.minimum(times[again], getattr(other, name))
+            found[name] = times.tolist()
+        return StepTimings(**found)
 
     def check(self, model: str, backend: str = "auto", sparsity: SparsityConfig | None = None) -> None:
         """Raises `PolicyMismatchError` where it was measured for another model than `model`, not on `backend` (its

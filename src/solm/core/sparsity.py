@@ -227,11 +227,11 @@ class SparsityConfig(Frozen):
             (self.projection_part and not hidden, f"a projection_part {needs}"),
             (self.bits_site == "weights" and self.bits_group is None,
              "bits_site 'weights' needs a bits_group: channels that share a grid"),
+            (thresholds is not None and self.projection_part and thresholds.sites < self.sites,
+             "a projection_part needs thresholds of attention's projections"),
         ):  # fmt: skip
             if wrong:
                 raise ValueError(message)
-        if thresholds is not None and self.projection_part and thresholds.sites < self.sites:
-            raise ValueError("a projection_part needs thresholds of attention's projections")
         if allocation is None:
             return self
         for wrong, message in (

@@ -201,7 +201,7 @@ class ControlledLM(TemplateLM):
             f"{axis} {compute.realised[axis] * scale:.3g} of {compute.requested[axis] * scale:.3g}"
             for axis, scale in zip((*AXES, "net"), (*WHOLE, 1), strict=True)
         )
-        log.info("spent: %s; attention controllable in %d of %d steps", line, spent.counted[0], spent.steps)
+        log.info("spent: %s; attention controllable in %d of %d steps", line, spent.ledger.steps[0], spent.steps)
         for axis, low in zip(AXES, self.policy.space.ranges, strict=True):
             if compute.requested[axis] < 1 and compute.realised[axis] == 1 and low[0] < 1:
                 log.warning("the axis %s never acted: every step was dense on it, so its budget means nothing", axis)

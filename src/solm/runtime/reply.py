@@ -164,7 +164,7 @@ class Trace:
             seen = self.prompt + 1 + np.arange(len(self.actions))
             spent.add(np.array(self.realised), np.array(self.controllable), seen)
         realised = spent.terms(self.prompt + 1, not requested.keys().isdisjoint(("loss", "loss_above")))
-        return Compute(requested, realised, spent.steps - int(spent.counted[AXES.index("attention")]))
+        return Compute(requested, realised, spent.steps - int(spent.ledger.steps[AXES.index("attention")]))
 
 
 @dataclass(frozen=True)

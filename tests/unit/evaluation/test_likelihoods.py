@@ -79,8 +79,8 @@ def test_a_budget_holds_over_questions_of_one_step_each(lm, policy):
     pairs = [(words(index, 60), [5]) for index in range(256)]
     target = torch.tensor(Budget(attention=0.7, mlp=0.63, bits=9).shares, dtype=torch.float64)
     spent = likelihoods(lm, pairs, policy(SPACE), target).spent
-    assert spent.counted.tolist() == [spent.steps] * 3 == [256] * 3
-    assert spent.average.tolist() == pytest.approx(target.tolist(), abs=0.012)
+    assert spent.ledger.steps.tolist() == [spent.steps] * 3 == [256] * 3
+    assert spent.ledger.average.tolist() == pytest.approx(target.tolist(), abs=0.012)
 
 
 class Heavy(Dense):
@@ -130,7 +130,7 @@ def test_questions_under_control_equal_single_steps_after_what_they_share(lm, ba
         assert got == pytest.approx(float(scores.sum()), abs=1e-5)
         steps += tokens.shape[1]
     assert found.spent.steps == steps
-    assert found.spent.average.tolist() == pytest.approx(target.tolist(), abs=0.01)  # channels are whole
+    assert found.spent.ledger.average.tolist() == pytest.approx(target.tolist(), abs=0.01)  # channels are whole
 
 
 def test_dense_questions_are_scored_as_dense_answers(lm):
