@@ -4,7 +4,7 @@ import contextlib
 import hashlib
 import io
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -156,19 +156,14 @@ def _header_config(header: GgufHeader) -> PretrainedConfig:
     reader takes half a minute for a vocabulary of 150,000 tokens."""
     with tempfile.TemporaryDirectory() as folder:
         writer = GGUFWriter(Path(folder) / "header.gguf", header.family)
+        add: dict[type, Callable[[str, Any], None]] = {
+            bool: writer.add_bool, int: writer.add_int64, float: writer.add_float64, str: writer.add_string,
+            list: writer.add_array,
+        }  # fmt: skip
         for key, value in header.metadata.items():
-            if key in ("general.architecture", "general.alignment"):
-                continue  # written by itself
-            if isinstance(value, bool):
-                writer.add_bool(key, value)
-            elif isinstance(value, int):
-                writer.add_uint64(key, value) if value >= 0 else writer.add_int64(key, value)
-            elif isinstance(value, float):
-                writer.add_float64(key, value)
-            elif isinstance(value, str):
-                writer.add_string(key, value)
-            elif isinstance(value, list) and value:
-                writer.add_array(key, value)
+            written = key in ("general.architecture", "general.alignment")  # by the writer itself
+            if type(value) in add and value != [] and not written:
+                add[type(value)](key, value)
         tokens = header.metadata.get("tokenizer.ggml.tokens")
         if isinstance(tokens, ArrayInfo):
             writer.add_array("tokenizer.ggml.tokens", [""])

@@ -205,6 +205,7 @@ class ActivePass:
         left_out = self.plan.parts[site] * (1 - share * self.plan.channel_cost(site))
         self._left_out = left_out if self._left_out is None else self._left_out.to(left_out.device) + left_out
 
+    @property
     def realised_mlp(self) -> np.ndarray | None:
         """The share of channels that thresholds kept, the mean over layers, sites weighted by `Plan.parts`: [N, Q]
         float64.

@@ -57,7 +57,8 @@ class TorchSession(Session):
             self._lengths = self._base = torch.zeros(len(ids), dtype=torch.int64)
             self._open(len(ids))
         wanted = 0 if every_logit else (counts - 1)[:, None]
-        logits, _, _ = self._forward(ids, self._positions(ids.shape[1]), wanted)
+        self._cache.write_to(None)
+        logits, _ = self.model.forward(ids, self._positions(ids.shape[1]), self._cache, wanted)
         self._lengths = self._lengths + counts
         if int(self._lengths.min()) < int(self._lengths.max()):
             self._branch(1)
@@ -154,11 +155,12 @@ class TorchSession(Session):
                 realised = plan.realised_by(0, split.layer, layers) + rest.realised_by(split.layer, layers, layers)
                 return rest.to(self.model.device)
 
-        wanted = 0 if keep_logits is None else as_tensor(keep_logits)
-        layer = None if split is None else split.layer
-        logits, hidden, counted = self._forward(tokens, positions, wanted, plan, layer, choose)
-        if counted is not None:
-            realised[..., 1] = counted
+        current = self._active(plan, positions, None if split is None else split.layer, choose)
+        with activate(current):
+            wanted = 0 if keep_logits is None else as_tensor(keep_logits)
+            logits, hidden = self.model.forward(tokens, positions, self._cache, wanted)
+        if current is not None and current.realised_mlp is not None:
+            realised[..., 1] = current.realised_mlp
         self._lengths = self._lengths + count
         budgets.add(self._budgets, realised, controllable)
         known = (as_tensor(values) for values in (realised, controllable, self._dense_actions(count)))
@@ -196,39 +198,15 @@ class TorchSession(Session):
         self._prepare(count)
         return self._lengths[:, None] + torch.arange(count)
 
-    def _forward(
-        self,
-        tokens: torch.Tensor,
-        positions: torch.Tensor,
-        keep_logits: int | torch.Tensor,
-        plan: Plan | None = None,
-        layer: int | None = None,
-        choose: Callable[[torch.Tensor], Plan] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor, np.ndarray | None]:
-        """One pass of the model under `plan`, from `layer` on under the plan that `choose` returns.
-
-        Returns logits, hidden states, and what thresholds kept of the MLP (`ActivePass.realised_mlp`).
-
-        Without forks and without a sparse axis it is the stock model's, bit for bit.
-        """
-        current = None
-        slots = None
-        ragged = int(self._lengths.min()) < int(self._lengths.max())
-        if ragged or self._shared or self._forks > 1 or layer is not None or (plan is not None and plan.sparse):
-            assert plan is not None
-            count = positions.shape[1]
-            slots = (positions - self._base[:, None]).to(self.model.device) if ragged else None
-            own = int((self._lengths - self._base).max()) + count
-            layout = Layout(
-                self._sequences,
-                self._forks,
-                positions.to(self.model.device),
-                self._base.to(self.model.device),
-                self._shared,
-                own,
-            )
-            current = ActivePass(plan.to(self.model.device), layout, self._cache, layer, choose)
-        self._cache.write_to(slots)
-        with activate(current):
-            logits, hidden = self.model.forward(tokens, positions, self._cache, keep_logits)
-        return logits, hidden, None if current is None else current.realised_mlp()
+    def _active(
+        self, plan: Plan, positions: torch.Tensor, layer: int | None, choose: Callable[[torch.Tensor], Plan] | None
+    ) -> ActivePass | None:
+        """What hooks follow in a pass over positions [N, Q], from `layer` on under the plan that `choose` returns. None
+        without forks and without a sparse axis: such a pass is the stock model's, bit for bit."""
+        ragged, device = int(self._lengths.min()) < int(self._lengths.max()), self.model.device
+        self._cache.write_to((positions - self._base[:, None]).to(device) if ragged else None)
+        if not (ragged or self._shared or self._forks > 1 or layer is not None or plan.sparse):
+            return None
+        own = int((self._lengths - self._base).max()) + positions.shape[1]
+        layout = Layout(self._sequences, self._forks, positions, self._base, self._shared, own)
+        return ActivePass(plan.to(device), layout.to(device), self._cache, layer, choose)
