@@ -58,8 +58,7 @@ def table(result: EvaluationResult, width: int | None = None) -> Table:
         shown = Table(title="Perplexity at matched budget", title_justify="left", box=SIMPLE_HEAD)
         shown.caption = f"budget and realised: {result.currency}"
         for name in kept:
-            words = name == "arm" or name.endswith("]")
-            shown.add_column(name, justify="left" if words else "right", no_wrap=True)
+            shown.add_column(name, justify="left" if name == "arm" or name.endswith("]") else "right", no_wrap=True)
         for _, group in groupby(result.points, key=lambda point: point.budget):
             for point in group:
                 shown.add_row(*(cell(point) for cell in kept.values()))
@@ -91,7 +90,7 @@ def verdict(result: EvaluationResult) -> list[str]:
     """For every budget one plain sentence: where the policy won, cannot be told apart, or lost, and whether it missed
     the budget. Won and lost are said of losses; what only divergences tell comes after."""
     lines = []
-    texts = result.settings.get("texts", _FEW)
+    texts = result.settings["texts"]
     for budget in result.settings["budgets"]:
         at = [point for point in result.points if point.budget == budget and point.difference is not None]
         against = [point for point in at if point.arm != "dense"]
@@ -107,17 +106,15 @@ def verdict(result: EvaluationResult) -> list[str]:
             parts.append(f"too few texts to judge ({texts}; give at least {_FEW})")
             lines.append(f"{result.currency} {budget_digits(budget)}: {'; '.join(parts)}")
             continue
-        if beats:
-            parts.append(f"the policy beats {', '.join(beats)}")
-        if open_:
-            few = f" of {counted(texts, 'text')}" if "texts" in result.settings else ""
-            parts.append(f"the difference to {', '.join(open_)} is within the noise{few}")
-        if loses:
-            parts.append(f"the policy loses to {', '.join(loses)}")
         nearer, farther = _decided({point.arm: point.divergence_difference for point in against})
-        for words, arms, known in (("beats", nearer, beats), ("loses to", farther, loses)):
-            if others := [arm for arm in arms if arm not in known]:
-                parts.append(f"by divergence it {words} {', '.join(others)}")
+        told = {
+            "the policy beats {}": beats,
+            f"the difference to {{}} is within the noise of {counted(texts, 'text')}": open_,
+            "the policy loses to {}": loses,
+            "by divergence it beats {}": [arm for arm in nearer if arm not in beats],
+            "by divergence it loses to {}": [arm for arm in farther if arm not in loses],
+        }
+        parts += [words.format(", ".join(arms)) for words, arms in told.items() if arms]
         lines.append(f"{result.currency} {budget_digits(budget)}: {'; '.join(parts)}")
     return lines
 
