@@ -165,14 +165,14 @@ class Engine:
         """Input embeddings [..., H] float32 of tokens [...], as the first layer reads them, in their kind. Raises
         `DamagedFileError` for one outside the vocabulary."""
         ids = as_numpy(tokens)
-        rows = dequantise(self.library, self.source.tensor("embedding"), ids.reshape(-1), str(self.spec.file))
+        rows = dequantise(self.library, self.source.tensor("embedding"), ids.reshape(-1))
         return in_kind(rows.reshape(*ids.shape, -1) * np.float32(self.sizes.embedding_scale), tokens)
 
     def sample_layer(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
         """The middle row of a layer's down projection and the first of its norms by name, as transformers has them."""
         down, places = self.source.tensor("down", layer), self.spec.places(layer)
         norm = min((place.transformers, name) for name, place in places.items() if name.endswith("norm"))[1]
-        row = dequantise(self.library, down, [down.outputs // 2], str(self.spec.file))[0]
+        row = dequantise(self.library, down, [down.outputs // 2])[0]
         return row, self.source.tensor(norm, layer).floats() - np.float32(self.spec.description.norm_offset)
 
     def __del__(self) -> None:

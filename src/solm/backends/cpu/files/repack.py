@@ -49,27 +49,25 @@ def repack(
 
     Raises `DamagedFileError` with file and tensor for weights that are not finite, `SolmError` without memory.
     """
-    file, count = str(source.spec.file), len(layout.layers) + 1
+    count = len(layout.layers) + 1
     for number, layer in enumerate(layout.layers):
         for part in (part for parts in layer.values() for part in parts):
             first = 0
             for name in part.tensors:
                 tensor = source.tensor(name, number)
-                _repack(library, tensor, part, address, first, threads, file)
+                _repack(library, tensor, part, address, first, threads)
                 source.release(tensor)
                 first += tensor.outputs
         if progress is not None:
             progress(number + 1, count)
     head = source.tensor("head")
-    repack_head(library, head, layout.head, address + layout.head_at, threads, file)
+    repack_head(library, head, layout.head, address + layout.head_at, threads)
     source.release(head)
     if progress is not None:
         progress(count, count)
 
 
-def _repack(
-    library: ctypes.CDLL, tensor: Tensor, part: Part, address: int, first: int, threads: int, file: str
-) -> None:
+def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, address: int, first: int, threads: int) -> None:
     message, order = border.message(), tensor.row_order
     at = {name: address + place for name, place in part.places.items()}
     code = library.solm_repack(
@@ -77,7 +75,7 @@ def _repack(
         None if order is None else order.ctypes.data, part.form.target, first, part.outputs,
         at["data"], at.get("scale"), at.get("grid"), threads, message,
     )  # fmt: skip
-    _check(code, message, file, tensor.name)
+    _check(code, message, tensor)
 
 
 def head_at(form: HeadForm, address: int) -> Any:
@@ -86,9 +84,7 @@ def head_at(form: HeadForm, address: int) -> Any:
     return border.Head(bits=form.bits, group=form.group, centre=form.centre, **places)
 
 
-def repack_head(
-    library: ctypes.CDLL, tensor: Tensor, form: HeadForm, address: int, threads: int, file: str = "the file"
-) -> None:
+def repack_head(library: ctypes.CDLL, tensor: Tensor, form: HeadForm, address: int, threads: int) -> None:
     """Write the output head to `address`, a multiple of 64, as `HeadForm.of` says. Raises as `repack` does."""
     if form.bits:
         head, message = head_at(form, address), border.message()
@@ -96,14 +92,14 @@ def repack_head(
             tensor.type, tensor.data.ctypes.data, len(tensor.data) // max(tensor.outputs, 1), form.vocabulary,
             form.hidden, threads, ctypes.byref(head), message,
         )  # fmt: skip
-        _check(code, message, file, tensor.name)
+        _check(code, message, tensor)
         return
     memory = (ctypes.c_uint8 * (form.vocabulary * form.hidden * form.number)).from_address(address)
     raw = np.ctypeslib.as_array(memory).reshape(form.vocabulary, -1)
     stored: NDArray[Any] = raw.view(np.uint16 if form.number == 2 else np.float32)
     for first in range(0, form.vocabulary, _ROWS_AT_ONCE):
         rows = np.arange(first, min(first + _ROWS_AT_ONCE, form.vocabulary))
-        values = dequantise(library, tensor, rows, file)
+        values = dequantise(library, tensor, rows)
         stored[rows] = bfloat16(values) if form.number == 2 else values
 
 
@@ -114,7 +110,7 @@ def bfloat16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
 
 
 def dequantise(
-    library: ctypes.CDLL, tensor: Tensor, rows: Sequence[int] | NDArray[np.int64] | None = None, file: str = "the file"
+    library: ctypes.CDLL, tensor: Tensor, rows: Sequence[int] | NDArray[np.int64] | None = None
 ) -> NDArray[np.float32]:
     """Rows of a matrix [outputs, inputs] in float32; None for all. Raises `DamagedFileError` for a row that it lacks
     or that is not finite."""
@@ -127,24 +123,24 @@ def dequantise(
         tensor.type, tensor.data.ctypes.data, len(tensor.data), tensor.outputs, tensor.inputs,
         chosen.ctypes.data, len(chosen), values.ctypes.data, message,
     )  # fmt: skip
-    _check(code, message, file, tensor.name)
-    return _finite(values, file, tensor.name)
+    _check(code, message, tensor)
+    return _finite(values, tensor)
 
 
 def vector(source: WeightSource, name: str, layer: int | None = None) -> NDArray[np.float32]:
     """A norm or bias in float32. Raises `DamagedFileError` where it is not finite."""
     tensor = source.tensor(name, layer)
-    return _finite(tensor.floats(), str(source.spec.file), tensor.name)
+    return _finite(tensor.floats(), tensor)
 
 
-def _finite(values: NDArray[np.float32], file: str, name: str) -> NDArray[np.float32]:
+def _finite(values: NDArray[np.float32], tensor: Tensor) -> NDArray[np.float32]:
     if not np.isfinite(values).all():
-        raise damaged(file, name, "it holds values that are not finite")
+        raise damaged(tensor.file, tensor.name, "it holds values that are not finite")
     return values
 
 
-def _check(code: int, message: ctypes.Array[ctypes.c_char], file: str, name: str) -> None:
+def _check(code: int, message: ctypes.Array[ctypes.c_char], tensor: Tensor) -> None:
     try:
         border.check(code, message)
     except DataError as error:
-        raise damaged(file, name, str(error)) from None
+        raise damaged(tensor.file, tensor.name, str(error)) from None

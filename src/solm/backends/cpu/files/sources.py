@@ -62,13 +62,15 @@ SUPPORTED = (*FLOATS, *QUANTISED)
 @dataclass(frozen=True, eq=False)
 class Tensor:
     """A matrix [outputs, inputs] or a vector. name: what its file calls it. data: uint8, blocks row by row, a view
-    into what the file's source keeps. row_order: None, or int32 [outputs], which row of `data` each output is."""
+    into what the file's source keeps. row_order: None, or int32 [outputs], which row of `data` each output is. file:
+    what messages name."""
 
     name: str
     type: TensorType
     shape: tuple[int, ...]
     data: NDArray[np.uint8]
     row_order: NDArray[np.int32] | None = None
+    file: Path | str = "the file"
 
     @property
     def outputs(self) -> int:
@@ -131,7 +133,7 @@ class WeightSource(ABC):
         embedding."""
         spec = self.spec
         place = spec.places(layer)["embedding" if name == "head" and spec.tied_head else name]
-        stored = self._stored(self._name(place))
+        stored = replace(self._stored(self._name(place)), file=spec.file)
         if place.fused:
             first = sum(spec.shape(other)[0] for other in place.fused[: place.fused.index(name)])
             stored = stored.rows(first, spec.shape(name)[0])
@@ -141,7 +143,7 @@ class WeightSource(ABC):
                 stored = replace(stored, row_order=half_split(heads, spec.head_dim))
         elif spec.description.norm_offset and name.endswith("norm"):
             values = stored.floats() + np.float32(spec.description.norm_offset)
-            stored = Tensor(stored.name, TensorType.F32, stored.shape, values.view(np.uint8))
+            stored = replace(stored, type=TensorType.F32, data=values.view(np.uint8))
         return stored
 
     def release(self, tensor: Tensor) -> None:  # noqa: B027
