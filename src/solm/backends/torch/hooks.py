@@ -14,7 +14,7 @@ from solm.backends.session import Capability
 from solm.backends.torch.attention import PREFIX, register
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.families import attention_sites, decoder_layers, mlp_sites, probe
-from solm.backends.torch.linears import ChannelLinears, NestedLinears
+from solm.backends.torch.linears import MLPLinears
 from solm.backends.torch.plan import INPUT, QKV, ActivePass, active_pass
 from solm.backends.torch.select import fake_quantize, keep_channels, keep_where
 from solm.core.arrays import Array, as_tensor
@@ -46,7 +46,7 @@ class HookedModel:
         last = next(decoder_layers(model)[-1].parameters()).device
         self._end = self.device if last.type == "meta" else last  # weights that wait on the disk are on `meta`
         self._seen = threading.local()  # passes of several threads do not see each other's hidden states
-        skipping, nested = ChannelLinears(), NestedLinears()
+        linears = MLPLinears()
         model.eval()
         model.set_attn_implementation(register(implementation))
         for index, layer in enumerate(decoder_layers(model)):
@@ -55,9 +55,8 @@ class HookedModel:
                 mlp, down = mlp_sites(layer)
                 self._hook_sites(mlp, down, first=INPUT)
                 self._hook(mlp.register_forward_hook(_after_mlp))
-                for linear in skipping.replace(mlp, down):
-                    self._undo.callback(vars(linear).pop, "forward", None)
-                self._hook(*nested.hook(mlp, down))
+                for undo in linears.control(mlp, down):
+                    self._undo.callback(undo)
             if "projections" not in self.capability.reasons:
                 self._hook_sites(*attention_sites(layer), first=QKV)
         self._hook(model.get_output_embeddings().register_forward_pre_hook(self._read_hidden))

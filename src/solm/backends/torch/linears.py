@@ -3,8 +3,9 @@ the weights."""
 
 import logging
 from collections import defaultdict
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import torch
 from torch import nn
@@ -17,25 +18,31 @@ from solm.core.errors import UnsupportedModelError
 _log = logging.getLogger(__name__)
 
 
-class ChannelLinears:
-    """The linear layers of a model's MLPs and, from the first step that skips channels on, their input-major weights.
+class MLPLinears:
+    """The linear layers of a model's MLPs, and copies of their weights, which are never touched themselves: input-major
+    ones from the first step on that skips channels, rounded ones from the first that reads upper bits alone. Each take
+    as much memory again as the MLPs do.
 
-    Layers that are anything but plain (quantised, adapted, on the CPU) are left alone: there, dropped channels are
-    zeros that are multiplied.
+    Layers that are anything but plain (quantised, adapted, on the CPU) skip nothing: there, dropped channels are zeros
+    that are multiplied.
     """
 
     def __init__(self) -> None:
-        self._layers: list[Any] = []
+        self._skipped: list[Any] = []
         self._weights: dict[nn.Module, torch.Tensor] | None = None
+        self._rounded: dict[tuple[nn.Module, int], torch.Tensor] = {}
 
-    def replace(self, mlp: nn.Module, down: nn.Module) -> list[nn.Module]:
-        """Let the layers of an MLP skip the channels that its sites drop: those that now have a ``forward`` of their
-        own."""
-        layers: list[Any] = [layer for layer in mlp.children() if _plain(layer)]
-        for layer in layers:
-            layer.forward = self._skipping(layer, layer.forward, HIDDEN if layer is down else INPUT)
-        self._layers += layers
-        return layers
+    def control(self, mlp: nn.Module, down: nn.Module) -> Iterator[Callable[[], object]]:
+        """Let the layers of an MLP follow plans; yields what undoes it."""
+        for layer in mlp.children():
+            if not isinstance(layer, nn.Linear | Conv1D):
+                continue
+            site = HIDDEN if layer is down else INPUT
+            if _plain(layer):
+                layer.forward = self._skipping(layer, layer.forward, site)  # type: ignore[method-assign]
+                self._skipped.append(layer)
+                yield partial(vars(layer).pop, "forward", None)
+            yield layer.register_forward_hook(self._reading(site)).remove
 
     def _skipping(
         self, layer: Any, stock: Callable[[torch.Tensor], torch.Tensor], site: int
@@ -58,7 +65,7 @@ class ChannelLinears:
 
     def _input_major(self) -> dict[nn.Module, torch.Tensor]:
         """[channels, outputs] of every layer; none where the copies would take more than half of what is free."""
-        linears = [layer for layer in self._layers if isinstance(layer, nn.Linear)]
+        linears = [layer for layer in self._skipped if isinstance(layer, nn.Linear)]
         needed: dict[torch.device, int] = defaultdict(int)
         for layer in linears:
             needed[layer.weight.device] += layer.weight.numel() * layer.weight.element_size()
@@ -73,8 +80,31 @@ class ChannelLinears:
                 return {}
         return {
             layer: layer.weight.t().contiguous() if isinstance(layer, nn.Linear) else layer.weight
-            for layer in self._layers
+            for layer in self._skipped
         }
+
+    def _reading(self, site: int) -> Callable[..., torch.Tensor | None]:
+        def hook(layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+            current = active_pass()
+            if current is None or current.plan.sparsity.bits_site != "weights":
+                return None
+            current.follow(output.device)
+            upper_only, group = current.plan.upper_bits_only(site), current.plan.sparsity.bits_group
+            if upper_only is None:
+                return None
+            assert group is not None
+            rounded = nn.functional.linear(args[0], self._weight(layer, group), layer.bias)
+            return torch.where(upper_only, rounded, output)
+
+        return hook
+
+    def _weight(self, layer: Any, group: int) -> torch.Tensor:
+        if (layer, group) not in self._rounded:
+            weight = layer.weight.detach()
+            if not weight.is_floating_point() or weight.is_meta:
+                raise UnsupportedModelError("weight bits need an MLP with float weights that stay in memory")
+            self._rounded[layer, group] = high_half(weight.T if isinstance(layer, Conv1D) else weight, group)
+        return self._rounded[layer, group]
 
 
 def _plain(layer: nn.Module) -> bool:
@@ -99,22 +129,15 @@ _LEAST_STEP = 2.0**-24
 """The smallest float16 above 0. Weights of a few thousandths have steps below the normal numbers."""
 
 
-class Nested(NamedTuple):
-    """Weights of 8 bits whose upper 4 bits are a model of their own: numbers [out, in] uint8, with steps and lowest
-    values [out, groups] float16.
+def nested(weight: torch.Tensor, group: int = 32) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights [out, in] of any float dtype in 8 bits whose upper 4 bits are a model of their own: numbers [out, in]
+    uint8, with steps and lowest values [out, groups] float16. `group` input channels share a grid, a last group may be
+    shorter.
 
     A weight is lowest + step * number. Where its lower half is not read, 7.5 is taken for it. The numbers 0 to 255 of a
     group of input channels are so placed that the upper halves alone round to the 16 values from the lowest to the
     highest weight, as in GGUF's Q4_1. So weights that lie on such a grid already lose little in their upper halves.
     """
-
-    number: torch.Tensor
-    step: torch.Tensor
-    lowest: torch.Tensor
-
-
-def nested(weight: torch.Tensor, group: int = 32) -> Nested:
-    """Round weights [out, in] of any float dtype; `group` input channels share a grid, a last group may be shorter."""
     short = -weight.shape[1] % group
     # A group's own last weight is among its values already, so it moves neither end of the grid.
     padded = torch.cat([weight, weight[:, -1:].expand(-1, short)], 1).float()
@@ -124,7 +147,7 @@ def nested(weight: torch.Tensor, group: int = 32) -> Nested:
     lowest = (low - _MIDDLE * step.float()).half()
     numbers = (groups - lowest) / step.float().clamp(min=_LEAST_STEP)
     number = numbers.round().clamp(0, 255).to(torch.uint8).flatten(1)[:, : weight.shape[1]]
-    return Nested(number, step[..., 0], lowest[..., 0])
+    return number, step[..., 0], lowest[..., 0]
 
 
 def high_half(weight: torch.Tensor, group: int = 32) -> torch.Tensor:
@@ -132,41 +155,3 @@ def high_half(weight: torch.Tensor, group: int = 32) -> torch.Tensor:
     number, *grid = nested(weight, group)
     step, lowest = (part.float().repeat_interleave(group, 1)[:, : weight.shape[1]] for part in grid)
     return (lowest + step * (number // _HALF * _HALF + _MIDDLE)).to(weight.dtype)
-
-
-class NestedLinears:
-    """The linear layers of a model's MLPs and, from the first step that asks for them on, their rounded weights.
-
-    These take as much memory again as the MLPs do. Weights themselves are never touched.
-    """
-
-    def __init__(self) -> None:
-        self._rounded: dict[tuple[nn.Module, int], torch.Tensor] = {}
-
-    def hook(self, mlp: nn.Module, down: nn.Module) -> list[Any]:
-        """Let the layers of an MLP follow a plan's weight bits; removing what is returned undoes it."""
-        layers = [layer for layer in mlp.children() if isinstance(layer, nn.Linear | Conv1D)]
-        return [layer.register_forward_hook(self._after(HIDDEN if layer is down else INPUT)) for layer in layers]
-
-    def _after(self, site: int) -> Callable[..., torch.Tensor | None]:
-        def hook(layer: Any, args: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-            current = active_pass()
-            if current is None or current.plan.sparsity.bits_site != "weights":
-                return None
-            current.follow(output.device)
-            upper_only, group = current.plan.upper_bits_only(site), current.plan.sparsity.bits_group
-            if upper_only is None:
-                return None
-            assert group is not None
-            rounded = nn.functional.linear(args[0], self._weight(layer, group), layer.bias)
-            return torch.where(upper_only, rounded, output)
-
-        return hook
-
-    def _weight(self, layer: Any, group: int) -> torch.Tensor:
-        if (layer, group) not in self._rounded:
-            weight = layer.weight.detach()
-            if not weight.is_floating_point() or weight.is_meta:
-                raise UnsupportedModelError("weight bits need an MLP with float weights that stay in memory")
-            self._rounded[layer, group] = high_half(weight.T if isinstance(layer, Conv1D) else weight, group)
-        return self._rounded[layer, group]
