@@ -141,24 +141,19 @@ def read_model(path: Path, model: type[Model]) -> Model:
 
 
 def read_json(path: Path) -> Any:
-    """The content of the JSON file at `path`; raises `DamagedFileError` for anything that is not one."""
-    try:
-        return json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise SolmError(f"no file {path}") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise DamagedFileError(f"{path} is damaged: {error}") from error
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in the file at `path`; raises `SolmError` where it cannot be read, `DamagedFileError` for any
+    """The content of the JSON file at `path`; raises `SolmError` where it cannot be read, `DamagedFileError` for any
     other content."""
     try:
-        found = json.loads(path.read_bytes())
+        return json.loads(path.read_bytes())
     except OSError as error:
         raise SolmError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError):
         raise DamagedFileError(f"{path} is damaged: it is not JSON") from None
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The same where it must be an object."""
+    found = read_json(path)
     if not isinstance(found, dict):
         raise DamagedFileError(f"{path} is damaged: it holds no JSON object")
     return found

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save
 
 import solm
 from helpers.models import tiny_model
-from helpers.policies import network
+from helpers.policies import EVEN, network
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
-from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
+from solm.core.sparsity import Allocation, SparsityConfig
 from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of
-from solm.policies.value_network import ValueNetwork
-from solm.policies.value_policy import ValueConfig
+
+GRID = ActionSpace.preset("joint-8")
 
 
 @pytest.fixture(scope="module")
@@ -29,23 +29,23 @@ def base():
 
 @pytest.fixture(scope="module")
 def saved(base, tmp_path_factory):
-    space = ActionSpace.preset("joint-8")
-    config = PolicyConfig(
-        base=base.identity,
-        space=space,
-        sparsity=SparsityConfig(window=32),
-        network=network(grid=space).config,
-        provenance={"data": "x"},
+    """A saved policy with an allocation."""
+    sparsity = SparsityConfig(
+        window=32, allocation=Allocation(attention=(EVEN,) * 4, mlp=(EVEN,) * 2, hidden=(EVEN,) * 2)
     )
-    folder = tmp_path_factory.mktemp("policy")
-    TrainedPolicy(config, network(grid=space)).save_pretrained(folder)
+    made = network(grid=GRID)
+    config = PolicyConfig(
+        base=base.identity, space=GRID, sparsity=sparsity, network=made.config, provenance={"data": "x"}
+    )
+    folder = tmp_path_factory.mktemp("policies") / "policy"
+    TrainedPolicy(config, made).save_pretrained(folder)
     return folder
 
 
 def test_save_and_load_round_trip(saved):
     loaded = TrainedPolicy.from_pretrained(saved)
     assert loaded.config.sparsity.window == 32
-    for name, value in network(grid=loaded.config.space).state_dict().items():
+    for name, value in network(grid=GRID).state_dict().items():
         assert torch.equal(value, loaded.network.state_dict()[name])
     card = (saved / "README.md").read_text()
     assert "library_name: solm" in card
@@ -114,21 +114,6 @@ def test_files_of_format_1_are_refused_by_name(saved, tmp_path):
         TrainedPolicy.from_pretrained(folder)
 
 
-@pytest.fixture(scope="module")
-def priced(base, tmp_path_factory):
-    """A saved value policy with an allocation."""
-    grid = ActionSpace.preset("joint-8")
-    even = tuple(knot / (KNOTS - 1) for knot in range(KNOTS))
-    sparsity = SparsityConfig(
-        window=32, allocation=Allocation(attention=(even,) * 4, mlp=(even,) * 2, hidden=(even,) * 2)
-    )
-    network = ValueNetwork(ValueConfig(base_hidden=64, layer=1, grid=grid, width=16, kept_sensitivities=8))
-    config = PolicyConfig(base=base.identity, space=grid, sparsity=sparsity, network=network.config)
-    folder = tmp_path_factory.mktemp("priced") / "policy"
-    TrainedPolicy(config, network).save_pretrained(folder)
-    return folder
-
-
 def _set(path, value):
     """A change of one entry of a config."""
 
@@ -175,24 +160,24 @@ TENSOR_CHANGES = [
 
 
 @pytest.mark.parametrize(("change", "message"), CONFIG_CHANGES)
-def test_a_config_that_cannot_fit_is_refused_before_a_model_is_loaded(priced, tmp_path, change, message):
+def test_a_config_that_cannot_fit_is_refused_before_a_model_is_loaded(saved, tmp_path, change, message):
     with pytest.raises(PolicyMismatchError, match=message) as error:
-        TrainedPolicy.from_pretrained(altered(priced, tmp_path / "misfit", change))
+        TrainedPolicy.from_pretrained(altered(saved, tmp_path / "misfit", change))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(("change", "message"), TENSOR_CHANGES)
-def test_weights_that_cannot_be_are_refused_before_a_model_is_loaded(priced, tmp_path, change, message):
+def test_weights_that_cannot_be_are_refused_before_a_model_is_loaded(saved, tmp_path, change, message):
     with pytest.raises(PolicyMismatchError, match=message) as error:
-        TrainedPolicy.from_pretrained(altered(priced, tmp_path / "misfit", tensors=change))
+        TrainedPolicy.from_pretrained(altered(saved, tmp_path / "misfit", tensors=change))
     assert "\n" not in str(error.value)
 
 
-def test_what_needs_the_model_is_refused_when_it_is_attached(priced, tmp_path):
+def test_what_needs_the_model_is_refused_when_it_is_attached(saved, tmp_path):
     def heads(config):
         allocation = config["sparsity"]["allocation"]
         allocation["attention"] = allocation["attention"][:1] * 6
 
-    trained = TrainedPolicy.from_pretrained(altered(priced, tmp_path / "heads", heads))
+    trained = TrainedPolicy.from_pretrained(altered(saved, tmp_path / "heads", heads))
     with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):
         solm.attach(tiny_model("llama", torch.float32), trained)
