@@ -14,7 +14,7 @@ from solm.backends.cpu import border
 from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
 from solm.backends.cpu.files.config import from_config
 from solm.backends.cpu.files.layout import FLOATS, PRECISIONS, SITES, Part, layout_of, with_stored_bits
-from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, repack, vector
+from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, vector
 from solm.backends.cpu.files.rope import Rope
 from solm.backends.cpu.files.sources import Tensor, WeightSource
 from solm.backends.cpu.files.spec import Activation, ModelSpec
@@ -183,13 +183,8 @@ class Engine:
     def _describe(self, threads: int, kv_cache_dtype: str, progress: Progress | None) -> Any:
         """The model with its weights in the engine's layout."""
         spec, source = self.spec, self.source
-        embedding = source.tensor("embedding")
-        layout, library = self.layout, self.library
-
-        def fill(address: int) -> None:
-            repack(source, layout, library, address, threads, progress)
-
-        self._weights = load_weights(library, source, self.precision, layout, fill, threads)
+        embedding, layout = source.tensor("embedding"), self.layout
+        self._weights = load_weights(self.library, source, self.precision, layout, threads, progress)
         address = self._weights.ctypes.data
         layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):

@@ -21,7 +21,7 @@ _ROWS_AT_ONCE = 1024
 """Of a head of floats, which are converted together."""
 
 
-def zeroed(nbytes: int) -> NDArray[np.uint8]:
+def _zeroed(nbytes: int) -> NDArray[np.uint8]:
     """Zeroed memory [nbytes], in huge pages where the system has them: a step reads all weights, and would miss the TLB
     at every 4 KiB. Raises `SolmError` where there is not enough."""
     try:
@@ -41,15 +41,15 @@ def repack(
     source: WeightSource,
     layout: Layout,
     library: ctypes.CDLL,
-    address: int,
     threads: int,
     progress: Progress | None = None,
-) -> None:
-    """Write all weights of `layout` to zeroed memory from `address` on, one tensor after another.
+) -> NDArray[np.uint8]:
+    """All weights of a source in `layout`, written to new memory one tensor after another.
 
     Raises `DamagedFileError` with file and tensor for weights that are not finite, `SolmError` without memory.
     """
-    count = len(layout.layers) + 1
+    memory, count = _zeroed(layout.nbytes), len(layout.layers) + 1
+    address: int = memory.ctypes.data
     for number, layer in enumerate(layout.layers):
         for part in (part for parts in layer.values() for part in parts):
             first = 0
@@ -65,6 +65,7 @@ def repack(
     source.release(head)
     if progress is not None:
         progress(count, count)
+    return memory
 
 
 def _repack(library: ctypes.CDLL, tensor: Tensor, part: Part, address: int, first: int, threads: int) -> None:

@@ -11,8 +11,8 @@ import logging
 import mmap
 import os
 import re
-from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from solm.backends.cpu.build import sources_digest
 from solm.backends.cpu.files.layout import Layout
-from solm.backends.cpu.files.repack import zeroed
+from solm.backends.cpu.files.repack import Progress, repack
 from solm.backends.cpu.files.sources import WeightSource
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder, write_bytes
@@ -46,40 +46,32 @@ def load_weights(
     source: WeightSource,
     precision: str,
     layout: Layout,
-    fill: Callable[[int], None],
     threads: int,
+    progress: Progress | None = None,
 ) -> NDArray[np.uint8]:
     """A source's weights in `layout` in memory: mapped read-only from the cache folder where they are kept there,
-    otherwise written by `fill`, which is given the address of zeroed memory, and kept. So the first start, too, holds
-    them once, and shares them with other processes.
+    otherwise repacked and kept. So the first start, too, holds them once, and shares them with other processes.
 
     A file of another layout, engine or source is replaced, and so is one of which any byte has changed. A folder that
-    cannot be read or written costs time and a line in the log, nothing else. Raises `SolmError` without memory, and
-    what `fill` raises.
+    cannot be read or written costs time and a line in the log, nothing else. progress, and errors: as of `repack`.
     """
-    identity, nbytes = source.identity, layout.nbytes
+    identity, made = source.identity, partial(repack, source, layout, library, threads, progress)
     if identity is None:
-        return _filled(nbytes, fill)
+        return made()
     path = cache_folder() / _name_of(source, identity, precision)
     expected = {
         "identity": identity, "times": source.times, "precision": precision, "layout": layout.digest(),
-        "nbytes": nbytes, "code": sources_digest(),
+        "nbytes": layout.nbytes, "code": sources_digest(),
     }  # fmt: skip
     mapped = _mapped(library, path, expected, threads)
     if mapped is not None:
         return mapped
-    weights = _filled(nbytes, fill)
+    weights = made()
     if not _keep(library, path, expected, weights, threads):
         return weights
     del weights  # before the file is mapped: there may not be enough memory for both
     mapped = _mapped(library, path, expected, threads)
-    return _filled(nbytes, fill) if mapped is None else mapped
-
-
-def _filled(nbytes: int, fill: Callable[[int], None]) -> NDArray[np.uint8]:
-    weights = zeroed(nbytes)
-    fill(weights.ctypes.data)
-    return weights
+    return made() if mapped is None else mapped
 
 
 def _name_of(source: WeightSource, identity: str, precision: str) -> str:

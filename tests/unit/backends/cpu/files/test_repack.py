@@ -8,7 +8,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import ALL_TYPES, WIDE, read_packed, repacked, tensor_of, values_of, weights_of, write_gguf
 from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, SITES, Form, Target, layout_of
-from solm.backends.cpu.files.repack import dequantise, repack, zeroed
+from solm.backends.cpu.files.repack import dequantise, repack
 from solm.backends.cpu.files.sources import QUANTISED, GgufFile, Tensor, half_split
 from solm.backends.cpu.library import library
 from solm.core.errors import DamagedFileError
@@ -94,8 +94,7 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     else:
         assert names == [[tensors] for tensors in SITES.values()]
         assert set(layout.forms()) == {precision}
-    memory = zeroed(layout.nbytes)
-    repack(source, layout, built, memory.ctypes.data, 2)
+    memory = repack(source, layout, built, 2)
     for number, part in layout.parts():
         tensors = [source.tensor(name, number) for name in part.tensors]
         for name, wanted in repacked(tensors, part.form).items():
@@ -115,6 +114,5 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     source, built = GgufFile(path), library()
     for precision in ("auto", "nested", "int8"):
         layout = layout_of(source, precision)
-        memory = zeroed(layout.nbytes)
         with pytest.raises(DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
-            repack(source, layout, built, memory.ctypes.data, 2)
+            repack(source, layout, built, 2)

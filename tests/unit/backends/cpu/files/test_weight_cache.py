@@ -11,7 +11,6 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from helpers.gguf_files import WIDE, write_gguf
 from solm.backends.cpu.files import weight_cache
 from solm.backends.cpu.files.layout import layout_of
-from solm.backends.cpu.files.repack import repack
 from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.files.weight_cache import SUFFIX, load_weights
 from solm.backends.cpu.library import library
@@ -37,17 +36,12 @@ def folder(tmp_path, monkeypatch):
 
 def load(source, precision="auto", threads=2):
     """The weights, whether they were repacked, and what they are."""
-    layout, filled = layout_of(source, precision), []
-
-    def fill(address):
-        filled.append(address)
-        repack(source, layout, library(), address, threads)
-
-    weights = load_weights(library(), source, precision, layout, fill, threads)
+    layout, done = layout_of(source, precision), []
+    weights = load_weights(library(), source, precision, layout, threads, lambda *parts: done.append(parts))
     assert weights.shape == (layout.nbytes,)
     assert weights.flags.writeable is not bool(kept(cache_folder()))
     assert weights.ctypes.data % 64 == 0
-    return weights.copy(), bool(filled)
+    return weights.copy(), bool(done)
 
 
 def kept(folder):
