@@ -24,7 +24,7 @@ from solm.backends.torch import triton as kernels
 from solm.backends.torch.attention import attend
 from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.load import load_base
-from solm.backends.torch.plan import Layout, Plan, make_plan
+from solm.backends.torch.plan import Layout, Plan, make_plan, on_device
 from solm.backends.torch.select import keep_channels
 from solm.core.cost import ModelShapes
 from solm.core.sparsity import SparsityConfig
@@ -51,7 +51,8 @@ def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, f
 
     def plan(keep: float) -> Plan:
         actions = np.tile((keep, 1.0, 16.0), (rows, 1, 1))
-        return make_plan(actions, positions.cpu().numpy() + 1, SparsityConfig(), SHAPES).at(0).to(torch.device(device))
+        made = make_plan(actions, positions.cpu().numpy() + 1, SparsityConfig(), SHAPES)
+        return on_device(made.at(0), torch.device(device))
 
     found = {
         "torch's own, dense": timer(

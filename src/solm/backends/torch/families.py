@@ -1,5 +1,8 @@
 """What of a model can be controlled, found in its structure: the MLP's sites and the attention layers."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import numpy as np
 import torch
 from torch import nn
@@ -109,31 +112,32 @@ def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
 def probe(model: PreTrainedModel) -> Capability:
     """What can be controlled on `model`, from its structure alone (a model on the meta device will do)."""
     reasons: dict[str, str] = {}
-    gated = False
-    sliding: tuple[int, ...] = ()
-    try:
+    gated, sliding, shapes = False, list[int](), None
+    with _noted(reasons, "mlp", "bits"):
         mlps = [mlp for mlp, _ in map(mlp_sites, decoder_layers(model))]
         gated = _gated(mlps[0])
-    except UnsupportedModelError as error:
-        reasons["mlp"] = reasons["bits"] = str(error)
-    try:
+    with _noted(reasons, "projections"):
         for layer in decoder_layers(model):
             attention_sites(layer)
-    except UnsupportedModelError as error:
-        reasons["projections"] = str(error)
-    try:
+    with _noted(reasons, "attention"):
         layers = PagedCache.empty(model.config, page_size=16, capacity=0).layers
-        sliding = tuple(index for index, layer in enumerate(layers) if layer.is_sliding)
+        sliding = [index for index, layer in enumerate(layers) if layer.is_sliding]
         if not getattr(model, "_supports_attention_backend", False):
             raise UnsupportedModelError(f"{type(model).__name__} does not call transformers' attention interface")
         if model.get_output_embeddings() is None:
             raise UnsupportedModelError(f"{type(model).__name__} has no output embeddings to read hidden states from")
-    except SolmError as error:
-        reasons["attention"] = str(error)
-    family = model.config.model_type
     try:
         shapes = model_shapes(model.config, gated)
     except (AttributeError, TypeError) as error:
-        shapes = None
         reasons.setdefault("attention", f"its configuration lacks a size: {error}")
-    return Capability(family, family in TESTED_FAMILIES, shapes, reasons, sliding)
+    family = model.config.model_type
+    return Capability(family, family in TESTED_FAMILIES, shapes, reasons, tuple(sliding))
+
+
+@contextmanager
+def _noted(reasons: dict[str, str], *axes: str) -> Iterator[None]:
+    """Note the error of a block as the reason why `axes` cannot be controlled."""
+    try:
+        yield
+    except SolmError as error:
+        reasons.update(dict.fromkeys(axes, str(error)))

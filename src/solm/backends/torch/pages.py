@@ -66,7 +66,7 @@ def select_pages(
     else:
         candidate, always = _candidates(layout, plan)
     candidate, always = candidate[:, :, :, None], always[:, :, :, None]
-    count = layout.spread_heads(plan.pages)[:, :, :, None, :, None]
+    count = plan.pages.unflatten(1, (layout.sequences, layout.forks)).transpose(0, 1)[:, :, :, None, :, None]
     scores = scores.masked_fill(~candidate, -torch.inf)
     chosen = always | (largest(scores, count, keep_ties=sparsity.keep_ties) & candidate)
     return chosen.repeat_interleave(page, -1)[..., : layout.prefix_length + layout.own_length]

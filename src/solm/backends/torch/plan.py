@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,9 +27,14 @@ INPUT, HIDDEN, QKV, OUT = range(len(SITES))
 """Numbers of `SITES`."""
 
 
-def _moved(tensors: Any, device: torch.device) -> Any:
-    """A dataclass with its tensors on `device`."""
-    found = {name: value.to(device) for name, value in vars(tensors).items() if isinstance(value, torch.Tensor)}
+_Tensors = TypeVar("_Tensors", "Plan", "Layout")
+
+
+def on_device(tensors: _Tensors, device: torch.device) -> _Tensors:
+    """A plan or layout with its tensors on `device`."""
+    found: dict[str, Any] = {
+        name: value.to(device) for name, value in vars(tensors).items() if isinstance(value, torch.Tensor)
+    }
     return replace(tensors, **found)
 
 
@@ -72,10 +77,6 @@ class Plan:
         tables = {name: getattr(self, name) for name in ("pages", "channels", "limits", "upper_bits")}
         own = {name: table[min(layer, len(table) - 1)] for name, table in tables.items() if table is not None}
         return replace(self, **own)
-
-    def to(self, device: torch.device) -> "Plan":
-        """The plan with its tensors on `device`."""
-        return _moved(self, device)  # type: ignore[no-any-return]
 
     def channel_cost(self, site: int) -> torch.Tensor | float:
         """What a channel of a site of one layer counts of the realised share: 1, or less [N, Q] float64 where steps
@@ -145,17 +146,9 @@ class Layout:
     own_length: int
     masks: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def to(self, device: torch.device) -> "Layout":
-        """The layout with its tensors on `device`."""
-        return _moved(self, device)  # type: ignore[no-any-return]
-
     def spread(self, rows: torch.Tensor) -> torch.Tensor:
         """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""
         return rows.unflatten(0, (self.sequences, self.forks))[:, None]
-
-    def spread_heads(self, counts: torch.Tensor) -> torch.Tensor:
-        """[H, N, Q] of H heads (or 1 for all) to [S, H, K, Q]."""
-        return counts.unflatten(1, (self.sequences, self.forks)).transpose(0, 1)
 
     def slots(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The slots of prefix and own buffers, each of `size` tokens, a page or 1: their number in the sequence
@@ -217,9 +210,9 @@ class ActivePass:
     def follow(self, device: torch.device) -> None:
         """The layer in progress computes on `device`."""
         if self.plan.bits.device != device:
-            self.plan = self.plan.to(device)
+            self.plan = on_device(self.plan, device)
         if self.layout.positions.device != device:
-            self.layout = self.layout.to(device)
+            self.layout = on_device(self.layout, device)
 
 
 _ACTIVE: ContextVar[ActivePass | None] = ContextVar("solm_active_pass", default=None)

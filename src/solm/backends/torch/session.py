@@ -10,7 +10,7 @@ from solm.backends.results import Result, Split
 from solm.backends.session import Session, check_cut
 from solm.backends.torch.cache import PagedCache
 from solm.backends.torch.hooks import HookedModel
-from solm.backends.torch.plan import ActivePass, Layout, Plan, activate, make_plan
+from solm.backends.torch.plan import ActivePass, Layout, Plan, activate, make_plan, on_device
 from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.errors import DataError
@@ -153,7 +153,7 @@ class TorchSession(Session):
                 nonlocal realised
                 rest = planned(split.choose(hidden))
                 realised = plan.realised_by(0, split.layer, layers) + rest.realised_by(split.layer, layers, layers)
-                return rest.to(self.model.device)
+                return on_device(rest, self.model.device)
 
         current = self._active(plan, positions, None if split is None else split.layer, choose)
         with activate(current):
@@ -209,4 +209,4 @@ class TorchSession(Session):
             return None
         own = int((self._lengths - self._base).max()) + positions.shape[1]
         layout = Layout(self._sequences, self._forks, positions, self._base, self._shared, own)
-        return ActivePass(plan.to(device), layout.to(device), self._cache, layer, choose)
+        return ActivePass(on_device(plan, device), on_device(layout, device), self._cache, layer, choose)
