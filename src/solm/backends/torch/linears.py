@@ -2,6 +2,7 @@
 the weights."""
 
 import logging
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -70,7 +71,7 @@ class MLPLinears:
         for layer in linears:
             needed[layer.weight.device] += layer.weight.numel() * layer.weight.element_size()
         for device, size in needed.items():
-            free = _free_bytes(device)
+            free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else math.inf
             if size > free // 2:
                 _log.warning(
                     "input-major weights would take %.1f of %.1f GB that are free on %s: "
@@ -116,10 +117,6 @@ def _plain(layer: nn.Module) -> bool:
         and "forward" not in vars(layer)
         and kernels.usable(weight)
     )
-
-
-def _free_bytes(device: torch.device) -> float:
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")
 
 
 _HALF = 16
