@@ -14,7 +14,6 @@ from solm.paper.config import SPARSITY as PAPER
     [
         ({"mlp": ((0.5,) * KNOTS,) * 2}, "rise from at least 0 to 1"),
         ({"attention": (EVEN,)}, "points for every layer"),
-        ({"attention": (EVEN,) * 3}, "points for every layer"),
         ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
         ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
         ({"mlp": ((*EVEN[:3], float("nan"), *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),

@@ -9,7 +9,7 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.sparsity import SparsityConfig
-from solm.policies.schedules import Random, Static, due_share, take, two_levels, unroll
+from solm.policies.schedules import Random, Static, take, two_levels, unroll
 
 SPACE = ActionSpace.preset("joint-27")
 SPARSITY = SparsityConfig(page_size=8, window=8)
@@ -27,13 +27,6 @@ def test_two_levels_enclose_a_target_and_are_the_outer_ones_beyond_the_ends(leve
     if rising[0, 0] <= target < rising[0, -1]:
         assert low <= target + 1e-12
         assert target < high + 1e-12
-
-
-@given(st.floats(0, 1), st.integers(0, 50), st.integers(1, 50), st.floats(0, 1))
-def test_what_is_due_brings_the_average_to_the_target(target, steps, horizon, average):
-    spent = average * steps
-    due = due_share(np.float64(target), np.float64(spent), np.int64(steps), horizon)
-    assert (spent + due * horizon) / (steps + horizon) == pytest.approx(target, abs=1e-9)
 
 
 def budget_of(kv_length, first, count):
