@@ -11,11 +11,31 @@ namespace solm {
 
 constexpr size_t PREFETCHED = 16384;  // bytes of pages that are fetched before they are read
 
+// The outputs [heads, dim] of some heads from all threads' parts: part(t) has, per head, what Attention::attend leaves.
+template <typename Part>
+void combine_parts(int heads, int dim, int threads, Part part, float* to) {
+  for (int h = 0; h < heads; ++h, to += dim) {
+    const size_t at = size_t(h) * (dim + 2);
+    float peak = -INFINITY, total = 0;
+    for (int t = 0; t < threads; ++t) peak = std::max(peak, part(t)[at + dim]);
+    std::fill_n(to, dim, 0.0f);
+    for (int t = 0; t < threads; ++t) {
+      const float* own = part(t) + at;
+      if (own[dim + 1] <= 0) continue;
+      const float weight = std::exp(own[dim] - peak);
+      total += weight * own[dim + 1];
+      for (int d = 0; d < dim; ++d) to[d] += weight * own[d];
+    }
+    for (int d = 0; d < dim; ++d) to[d] /= total;
+  }
+}
+
 template <typename K>
 struct Attention {
   using Bound = BoundOf<K>;
   const Sizes& s;
-  const int thread, threads, D, Q, KV;
+  int thread;  // whose part is computed
+  const int threads, D, Q, KV;
   std::vector<float> signs, scores_room;  // of queries; of attention scores
   Queries<Bound> corners;                 // the queries' positive and negative parts
   Queries<K> query;

@@ -118,10 +118,10 @@ class PackedProducts {
       const Lanes lowest = grid_.lowest ? Lanes::load_half(grid_.lowest + at) : Lanes::zero();
       return [this, step, lowest, low, j, to = y_ + at](int r, Lanes sum) {
         const float scale = g_.scale[r];
-        Lanes number = Lanes::zero();  // exact
-        if constexpr (ADDS_LOW) number = (*low)[r][j];
+        Lanes number = Lanes::all(offset(r));  // exact, in whatever order its parts are added
+        if constexpr (ADDS_LOW) number = number.plus((*low)[r][j]);
         number.add(Lanes::all(packing_.factor()), sum);
-        Lanes scaled = Lanes::all(scale * offset(r)), result = Lanes::load(to + r * stride_);
+        Lanes scaled = Lanes::zero(), result = Lanes::load(to + r * stride_);
         scaled.add(Lanes::all(scale), number);
         result.add(step, scaled);
         if (grid_.lowest) result.add(lowest, Lanes::all(scale * float(g_.total[r])));
@@ -205,27 +205,26 @@ class PackedProducts {
   struct StepScale {
     float* y;
     const uint16_t *step, *lowest;
-    float scale, offset, total;  // offset, total: times the scale
+    float scale, offset, total;  // offset: before the scale; total: times the scale
   };
 
   StepScale step_scale() const {
-    const float scale = g_.scale[0];
-    return {y_, grid_.step, grid_.lowest, packing_.high_only ? scale * packing_.factor() : scale, scale * offset(0),
-            scale * float(g_.total[0])};
+    const float scale = g_.scale[0], factor = packing_.high_only ? packing_.factor() : 1;
+    return {y_, grid_.step, grid_.lowest, scale * factor, offset(0) / factor, scale * float(g_.total[0])};
   }
 
   // Takes sums for outputs o + 16 k + [0, V::BYTES / 4), as `scaled` does. They are too large by 2^shift.
   template <int LOW, int HALVES, typename V>
   SOLM_INLINE static void take(const StepScale& to, const typename PackedPairs<LOW, V>::Sums& upper,
                                const typename PackedPairs<LOW, V>::Sums& lower, int which, int o, int shift) {
-    const auto scale = V::all_floats(to.scale / float(1 << shift)), offset = V::all_floats(to.offset);
+    const auto scale = V::all_floats(to.scale / float(1 << shift)), offset = V::all_floats(to.offset * float(1 << shift));
     const auto total = V::all_floats(to.total);
     auto add = [&](auto with_lowest) SOLM_INLINE {
 #pragma GCC unroll 4
       for (int k = 0; k < 4; ++k) {
         const int at = o + 16 * k;
         const auto sum = V::floats(PackedPairs<LOW, V>::template total<HALVES>(upper, lower, which, k, shift));
-        const auto scaled = V::times_plus(sum, scale, offset);
+        const auto scaled = V::times(V::plus(sum, offset), scale);
         auto result = V::times_plus(V::load_halves(to.step + at), scaled, V::load_floats(to.y + at));
         if constexpr (with_lowest) result = V::times_plus(V::load_halves(to.lowest + at), total, result);
         V::write_floats(to.y + at, result);

@@ -152,29 +152,64 @@ void multiply_groups(Tile& tile, const ChunkInput& x, int first, int groups, int
   ahead.rest();
 }
 
-// y [to - from, 64] = the inputs of tokens [from, to) times all groups of a block of outputs, a tile of them at a time.
-// unpack(tile, first, count) begins to unpack groups [first, first + count). fetch(on, first, count): where these are in this
-// block (on 0) or in the one that is probably next (on 1). done(tile, first, count) is called when they have been multiplied.
+// The tiles of a block: which groups of input channels are unpacked together. Steps that are not in chunks add up the groups
+// of every thread apart (see Products::range_of). So do these, `parts` of them, to give the same result to the last bit.
+struct TileRanges {
+  int all, at_once, parts, each;  // groups; of a tile at most; of 32 channels
+
+  int start(int part) const {
+    const int whole = (all + each - 1) / each;
+    return std::min(all, int(int64_t(whole) * part / parts) * each);
+  }
+  // Where the part that holds a group ends.
+  int end_of_part(int group) const {
+    int part = 1;
+    while (start(part) <= group) ++part;
+    return start(part);
+  }
+  int count(int first) const { return std::min(at_once, end_of_part(first) - first); }
+  // What follows a tile, in this block (first) or, after its last, in another one (second: 1).
+  std::pair<int, int> after(int first, int tiles) const {
+    int on = 0;
+    for (; tiles > 0; --tiles)
+      if (first += count(first); first == all) first = 0, on = 1;
+    return {first, on};
+  }
+};
+
+// y [to - from, 64] = the inputs of tokens [from, to) times all groups of a block of outputs, a tile of them at a time, those
+// of `parts` threads apart, in room of the same size. unpack(tile, first, count) begins to unpack groups [first, first +
+// count). fetch(on, first, count): where these are in this block (on 0) or in the one that is probably next (on 1).
+// done(tile, first, count) is called when they have been multiplied.
 template <int BITS, int QUADS_OF_GROUP, bool GRID, typename Unpack, typename Fetch, typename Done>
-void multiply_block(TilePair& tiles, const ChunkInput& x, int from, int to, float* y, Unpack unpack, Fetch fetch, Done done) {
+void multiply_block(TilePair& tiles, const ChunkInput& x, int from, int to, int parts, float* y, float* room, Unpack unpack,
+                    Fetch fetch, Done done) {
   constexpr int SIZE = 4 * QUADS_OF_GROUP, MOST = Tile::ROOM / (SIZE * TileDot<BITS>::BYTES), FEW = 16;
   static_assert(MOST <= Tile::MOST_GROUPS);
   // With few tokens unpacking takes a good part of the time. The next tile is then unpacked meanwhile, and what is fetched is
   // two tiles ahead. Two halves fit into the first-level cache as one whole tile does.
   const bool overlaps = to - from <= FEW;
-  const int at_once = overlaps ? MOST / 2 : MOST, all = (x.channels + SIZE - 1) / SIZE;
-  const int times = (all + at_once - 1) / at_once, distance = std::min(times, overlaps ? 2 : 1);
-  const auto count = [&](int first) { return std::min(at_once, all - first); };
+  const int all = (x.channels + SIZE - 1) / SIZE;
+  const TileRanges ranges{all, overlaps ? MOST / 2 : MOST, parts, GROUP / SIZE};
   [[maybe_unused]] const TileSetup<QUADS_OF_GROUP> setup{};
-  if (overlaps) unpack(tiles[0], 0, count(0)).rest();
-  for (int i = 0; i < times; ++i) {
-    const int first = i * at_once, second = first + at_once, later = (i + distance) % times * at_once;
+  int first = 0;
+  if (overlaps) unpack(tiles[0], 0, ranges.count(0)).rest();
+  for (int i = 0, part = 0; first < all; ++i) {
+    const int count = ranges.count(first), second = first + count;
     Tile &now = tiles[overlaps ? i % 2 : 0], &other = tiles[1 - i % 2];
-    if (!overlaps) unpack(now, first, count(first)).rest();
-    const Unpacking ahead = overlaps && second < all ? unpack(other, second, count(second)) : Unpacking();
-    const RowFetch next = fetch(i + distance < times ? 0 : 1, later, count(later));
-    multiply_groups<BITS, QUADS_OF_GROUP, GRID>(now, x, first, count(first), from, to, i > 0, y, next, ahead);
-    done(now, first, count(first));
+    if (!overlaps) unpack(now, first, count).rest();
+    const Unpacking ahead = overlaps && second < all ? unpack(other, second, ranges.count(second)) : Unpacking();
+    const auto [later, on] = ranges.after(first, overlaps ? 2 : 1);
+    float* sums = part == 0 ? y : room;
+    multiply_groups<BITS, QUADS_OF_GROUP, GRID>(now, x, first, count, from, to, first > part, sums,
+                                                fetch(on, later, ranges.count(later)), ahead);
+    done(now, first, count);
+    if (second == ranges.end_of_part(first)) {
+      for (int k = 0; sums == room && k < (to - from) * BLOCK; k += 16)
+        Lanes::load(y + k).plus(Lanes::load(room + k)).write(y + k);
+      part = second;
+    }
+    first = second;
   }
 }
 
@@ -183,18 +218,21 @@ void multiply_block(TilePair& tiles, const ChunkInput& x, int from, int to, floa
 template <typename W>
 struct TileProducts {
   const int threads;
-  std::vector<float> sums;  // of a chunk with one block
+  std::vector<float> sums, part_sums;  // of a chunk with one block; those of one thread's groups
 
   explicit TileProducts(int threads) : threads(threads) {}
 
-  void reserve(int tokens) { sums.resize(size_t(rounded_up(tokens, ROW_STEP)) * BLOCK), room = std::make_unique<Room>(); }
+  void reserve(int tokens) {
+    sums.resize(size_t(rounded_up(tokens, ROW_STEP)) * BLOCK), part_sums.resize(sums.size());
+    room = std::make_unique<Room>();
+  }
 
   // high_only: with the upper 4 bits of nested weights alone.
   const float* multiply(const Matrix& m, bool high_only, const ChunkInput& x, int block, int from, int to) {
     if constexpr (std::is_same_v<W, int8_t>) {
       with_form(high_only && m.bits ? 4 : m.bits, m.group, [&]<int BITS, int QUADS_OF_GROUP, bool GRID>() {
         multiply_block<BITS, QUADS_OF_GROUP, GRID>(
-            *room, x, from, to, sums.data(),
+            *room, x, from, to, threads, sums.data(), part_sums.data(),
             [&](Tile& tile, int first, int count) {
               return unpack_matrix<BITS, QUADS_OF_GROUP, GRID>(tile, m, high_only, x.channels, block, first, count);
             },
@@ -217,7 +255,7 @@ struct TileProducts {
     static_assert(std::is_same_v<W, int8_t>);
     with_form(head.group ? head.bits : 0, head.group, [&]<int BITS, int QUADS_OF_GROUP, bool GRID>() {
       multiply_block<BITS, QUADS_OF_GROUP, GRID>(
-          *room, x, from, to, sums.data(),
+          *room, x, from, to, 1, sums.data(), nullptr,
           [&](Tile& tile, int first, int count) {
             return unpack_head<BITS, QUADS_OF_GROUP, GRID>(tile, head, x.channels, vocabulary, block, first, count);
           },

@@ -21,6 +21,7 @@ constexpr float SAFE_DEVIATIONS = 6;  // standard deviations that an approximate
 struct HeadSlice {
   // One group of channels: for every step of the batch, what its sums of numbers are multiplied with.
   struct ScaledGroup : Group {
+    float offset[MOST_ROWS];    // the part of the centre in the sum of numbers
     float upper[MOST_ROWS];     // per sum of upper bits
     float centre[MOST_ROWS];    // the part of the centre, per step of the grid
     float mean[MOST_ROWS];      // what lower bits add on average, likewise
@@ -77,7 +78,7 @@ struct HeadSlice {
         }
         group.Group::total[r] = total, group.scale[r] = scale;
         group.upper[r] = scale * per_upper;
-        group.total[r] = scale * float(total);
+        group.total[r] = scale * float(total), group.offset[r] = -centre * float(total);
         group.centre[r] = -centre * group.total[r];
         group.mean[r] = 0.5f * (per_upper - 1) * group.total[r];
         group.variance[r] = (per_upper * per_upper - 1) / 12 * scale * scale * float(squares);
@@ -182,55 +183,59 @@ struct HeadSlice {
     std::copy_n(found, count, logits + at);
   }
 
-  // The logits of steps [from, to_row) from all bits.
+  // The logits of steps [from, to_row) from all bits, added up as `multiply_tokens` does.
   template <int FORM, typename To>
   void whole_strip(int strip, int from, int to_row, To to) const {
-    Lanes sum[MOST_ROWS][2];
+    Lanes sum[MOST_ROWS][2], number[MOST_ROWS][2];
     for (int r = from; r < to_row; ++r) sum[r][0] = sum[r][1] = Lanes::zero();
     const uint8_t* high = static_cast<const uint8_t*>(head.data) + strip * high_bytes;
     const uint8_t* low = static_cast<const uint8_t*>(head.low) + strip * low_bytes;
     const int fields = low_bits ? 4 / low_bits : 0, most = (1 << low_bits) - 1;
+    const Lanes per_upper = Lanes::all(float(1 << low_bits));
     for (int g = 0; g < int(groups.size()); ++g) {
       const ScaledGroup& group = groups[g];
       const uint16_t* grid = this->grid<FORM>(strip, g);
-      Lanes step[2] = {Lanes::all(1), Lanes::all(1)};
-      for (int j = 0; FORM != SCALES && j < 2; ++j) step[j] = Lanes::load_half(grid + 16 * j);
-      // Of upper bits, and all that does not depend on numbers.
-      auto add_upper = [&](int j) {
-        return [&group, &sum, j, grid, step = step[j]](int r, Lanes part) {
-          Lanes value = Lanes::all(group.centre[r]);
-          value.add(Lanes::all(group.upper[r]), part);
-          sum[r][j].add(step, value);
-          if constexpr (FORM == STEPS_AND_LOWEST)
-            sum[r][j].add(Lanes::load_half(grid + STRIP + 16 * j), Lanes::all(group.total[r]));
+      // Numbers less their centre. They are exact, in whatever order their parts are added.
+      auto take_upper = [&](int j) {
+        return [&, j](int r, Lanes part) {
+          number[r][j] = Lanes::all(group.offset[r]);
+          number[r][j].add(per_upper, part);
         };
       };
+      auto take_lower = [&](int j) { return [&, j](int r, Lanes part) { number[r][j] = number[r][j].plus(part); }; };
       const int quad = g * channels / 4;
       dot_all_rows<0, 2>(
           group, to_row, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
-          add_upper, from);
-      if (!low_bits) continue;
-      auto add_lower = [&](int j) {
-        return [&group, &sum, j, step = step[j]](int r, Lanes part) {
-          Lanes value = Lanes::zero();
-          value.add(Lanes::all(group.scale[r]), part);
-          sum[r][j].add(step, value);
-        };
-      };
-      if (low_bits == HIGH_BITS) {
+          take_upper, from);
+      if (low_bits == HIGH_BITS)
         dot_all_rows<0, 2>(
             group, to_row, [&](int i, int part, Bytes* two) { return halves(low + 64 * (quad + i / 4), part, two); },
-            add_lower, from);
-        continue;
-      }
-      dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) {
+            take_lower, from);
+      else if (low_bits)
+        dot_all_rows<0, 2>(group, to_row, [&](int i, int part, Bytes* two) {
             const int number = quad + i / 4, at = number % fields * 2 * low_bits;
             const uint8_t* place = low + number / fields * 64;
             if (!part) fetch_line(place, 4096);
             const Bytes all = Bytes::load(place + part * Bytes::WIDTH);
             two[0] = all.field(at, most), two[1] = all.field(at + low_bits, most);
             return static_cast<const Bytes*>(two);
-          }, add_lower, from);
+          }, take_lower, from);
+      for (int j = 0; j < 2; ++j) {
+        Lanes step = Lanes::zero(), lowest = Lanes::zero();
+        if constexpr (FORM != SCALES) step = Lanes::load_half(grid + 16 * j);
+        if constexpr (FORM == STEPS_AND_LOWEST) lowest = Lanes::load_half(grid + STRIP + 16 * j);
+        for (int r = from; r < to_row; ++r) {
+          const Lanes scale = Lanes::all(group.scale[r]);
+          if constexpr (FORM == SCALES) {
+            sum[r][j].add(scale, number[r][j]);
+            continue;
+          }
+          Lanes scaled = Lanes::zero();
+          scaled.add(scale, number[r][j]);
+          sum[r][j].add(step, scaled);
+          if constexpr (FORM == STEPS_AND_LOWEST) sum[r][j].add(lowest, Lanes::all(group.total[r]));
+        }
+      }
     }
     for (int r = from; r < to_row; ++r) write(strip, sum[r], to(r));
   }

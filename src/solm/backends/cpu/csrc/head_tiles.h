@@ -41,7 +41,7 @@ struct HeadTiles {
   void multiply_upper(int block, int rows, Variance variance) {
     const float per_factor = 1 / float(1 << (head.bits - HIGH_BITS));
     multiply_block<HIGH_BITS, QUADS_OF_GROUP, true>(
-        *tiles, inputs(), 0, rows, sums.data(),
+        *tiles, inputs(), 0, rows, 1, sums.data(), nullptr,
         [&](Tile& tile, int first, int count) {
           return unpack_head<HIGH_BITS, QUADS_OF_GROUP, true>(tile, head, channels, vocabulary, block, first, count);
         },

@@ -86,7 +86,7 @@ struct ChunkOrder {
     page_parts.clear(), query_parts.clear();
     for (int t = 0; t < count; ++t) {
       const bool next = t > 0 && steps[t].cache == steps[t - 1].cache;
-      const bool alone = call.count == 1 || !reads_all_pages(*call.rules, steps[t].plan);
+      const bool alone = call.count <= MOST_ROWS || !reads_all_pages(*call.rules, steps[t].plan);
       if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0, false});
       if (!next || alone || query_parts.back().alone || query_parts.back().count == most) query_parts.push_back({t, 0, alone});
       ++page_parts.back().count, ++query_parts.back().count;
@@ -124,13 +124,13 @@ struct Prompt {
 
   Prompt(Engine& engine, int t)
       : e(engine), thread(t), threads(engine.s.threads), H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim),
-        Q(engine.s.heads), KV(engine.s.kv_heads), products(threads), attention(engine.s), alone(engine.s, 0, 1) {}
+        Q(engine.s.heads), KV(engine.s.kv_heads), products(threads), attention(engine.s), alone(engine.s, 0, engine.s.threads) {}
 
   void reserve(int tokens) {
     const int widest = std::max({H, I, Q * D});
     order.reserve(tokens), products.reserve(tokens), attention.reserve();
     normed.resize(widest), kept.resize(widest), picked.resize(widest + SPARE), index.resize(widest + SPARE);
-    sums.resize(size_t(Q / KV) * (D + 2));
+    sums.resize(size_t(threads) * (Q / KV) * (D + 2));
   }
   void reserve_pages(int pages) { alone.reserve(pages), bounds.resize(pages + 2 * PAGE); }
 
@@ -363,12 +363,15 @@ struct Prompt {
     const SparsityRules& rules = *e.call->rules;
     const int seen = step.position + 1;
     const Plan plan = within_window(step.plan, seen, e.layers[layer].window);
-    alone.bound_pages(rules, *step.cache, layer, head, queries, plan, bounds.data());
-    alone.attend(rules, *step.cache, layer, head, seen, queries, plan, bounds.data(), sums.data());
-    for (int g = 0; g < Q / KV; ++g) {
-      const float *from = &sums[size_t(g) * (D + 2)], inverse = 1.0f / from[D + 1];
-      for (int d = 0; d < D; ++d) to[g * D + d] = from[d] * inverse;
-    }
+    const auto part = [&](int t) { return &sums[size_t(t) * (Q / KV) * (D + 2)]; };
+    const auto each_part = [&](auto use) {
+      for (alone.thread = 0; alone.thread < threads; ++alone.thread) use();
+    };
+    each_part([&] { alone.bound_pages(rules, *step.cache, layer, head, queries, plan, bounds.data()); });
+    each_part([&] {
+      alone.attend(rules, *step.cache, layer, head, seen, queries, plan, bounds.data(), part(alone.thread));
+    });
+    combine_parts(Q / KV, D, threads, part, to);
   }
 
   // Mid-pass decision: the hidden layers of the deciders step by step in all threads, and then the decisions, in order.

@@ -150,7 +150,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     attend(number, steps, rows);
     fetch(first_rows(l.out, Q * D));
     barrier();
-    for (int r = 0; r < rows; ++r) combine(r * size_t(Q) * (D + 2), &heads[size_t(r) * Q * D]);
+    combine_parts(rows * Q, D, threads, [&](int t) { return partial(t); }, heads.data());
     half = !half;
     take(number, OUT, heads.data(), steps, rows);
     multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
@@ -204,24 +204,6 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       for (int h = 0; h < KV; ++h)
         attention.attend(rules, *steps[r].cache, number, h, steps[r].position + 1, result(r) + h * queries, plans[r],
                          bounds(r, h), partial(thread) + (size_t(r) * KV + h) * sums);
-  }
-
-  // The output of attention [Q D] from all threads' parts at `offset` of their partial sums.
-  void combine(size_t offset, float* to) const {
-    const int width = D + 2;
-    for (int h = 0; h < Q; ++h) {
-      float peak = -INFINITY, total = 0;
-      for (int t = 0; t < threads; ++t) peak = std::max(peak, partial(t)[offset + size_t(h) * width + D]);
-      std::fill_n(to + h * D, D, 0.0f);
-      for (int t = 0; t < threads; ++t) {
-        const float* part = partial(t) + offset + size_t(h) * width;
-        if (part[D + 1] <= 0) continue;
-        const float weight = std::exp(part[D] - peak);
-        total += weight * part[D + 1];
-        for (int d = 0; d < D; ++d) to[h * D + d] += weight * part[d];
-      }
-      for (int d = 0; d < D; ++d) to[h * D + d] /= total;
-    }
   }
 
   // Adds a product's result, normed if there is a norm, to a step's residual stream.

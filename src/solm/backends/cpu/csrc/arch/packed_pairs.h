@@ -44,6 +44,7 @@ namespace solm {
       return _mm##BITS##_cvtph_ps(LOAD_HALVES(reinterpret_cast<const HALVES*>(p)));                                         \
     }                                                                                                                       \
     SOLM_INLINE static Floats times(Floats a, Floats b) { return _mm##BITS##_mul_ps(a, b); }                                \
+    SOLM_INLINE static Floats plus(Floats a, Floats b) { return _mm##BITS##_add_ps(a, b); }                                 \
     SOLM_INLINE static Floats times_plus(Floats a, Floats b, Floats c) { return _mm##BITS##_fmadd_ps(a, b, c); }            \
   };
 
