@@ -46,7 +46,7 @@ class Rows:
         found = self.call.run(self.caches, tokens, self.lengths, self.states, keep, **how)
         found.logits = torch.from_numpy(found.logits)  # for the tests' comparisons
         if how.get("last") is None:
-            self.lengths = self.lengths + tokens.shape[1]
+            self.lengths = self.lengths + how.get("counts", tokens.shape[1])
         return found
 
     def fork(self, forks: int = 1, capacity: int = 640) -> "Rows":
@@ -149,7 +149,7 @@ def sparse_equals_the_native_build(built) -> None:
 
 def steps_do_not_depend_on_their_neighbours(built) -> None:
     """To the last bit: rows of other lengths and actions share the pass through the weights, known tokens too. A row
-    gives what it gives beside dense ones, and one of two what it gives alone."""
+    gives what it gives beside dense ones, and with integers, or one of two, what its steps give alone."""
     model = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
     for precision in ("float32", "bfloat16", "int8", "packed", "nested", "packed kv"):
         precision, _, kv = precision.partition(" ")
@@ -167,8 +167,35 @@ def steps_do_not_depend_on_their_neighbours(built) -> None:
                 found = together.run(some, every).logits
                 for row in (0, count - 1):
                     assert torch.equal(found[row], beside[row]), (precision, row)
-                for row, one in enumerate(alone if count * some.shape[1] == 2 else []):
-                    assert torch.equal(found[row], one.run(some[row : row + 1], every[row : row + 1]).logits[0])
+                integers = precision in ("int8", "packed", "nested")
+                for row, one in enumerate(alone if integers or count * some.shape[1] == 2 else []):
+                    steps = [one.run(some[[row]][:, [q]], every[[row]][:, [q]]).logits[0] for q in range(some.shape[1])]
+                    assert torch.equal(found[row], torch.cat(steps)), (precision, count, row)
+
+
+def tokens_are_the_same_alone_and_among_others(built) -> None:
+    """To the last bit, in weights of integers: what up to 16 known tokens of a row, and other numbers of other rows, give
+    in one pass is what single steps give, and so are the keys and values that they leave."""
+    model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
+    counts = np.array([1, 5, 2, 16])
+    ids, last = tokens(4, 16, seed=5), tokens(4, 1, seed=6)
+    for name in ("int8", "packed", "nested", "int8 kv", "packed kv"):
+        precision, _, kv = name.partition(" ")
+        for threads in (1, 2, 3) if name == "packed" else (2,):
+            kv_cache = {"kv_cache_dtype": "int8" if kv else "auto"}
+            engine = engine_of(model, SPARSITY, precision, threads, **kv_cache, library=built)
+            alone = of_many_lengths(engine, 4, SPARSITY)
+            together = Rows.beside(alone)
+            found = together.run(ids, counts=counts)
+            after = together.run(last)
+            assert together.states["taken"].tolist() == (counts + 1).tolist()
+            for row, one in enumerate(alone):
+                steps = [one.run(ids[[row]][:, [q]]) for q in range(counts[row])]
+                logits = torch.cat([step.logits[0] for step in steps])
+                streams = np.concatenate([step.stream[0] for step in steps])
+                assert torch.equal(found.logits[row, : counts[row]], logits), (name, threads, row)
+                assert np.array_equal(found.stream[row, : counts[row]], streams), (name, threads, row)
+                assert torch.equal(after.logits[row], one.run(last[[row]]).logits[0]), (name, threads, row)
 
 
 def _going_on(rows: Rows, cut: int, seed: int) -> torch.Tensor:
@@ -321,7 +348,7 @@ def tensors_are_repacked_within_their_memory(built) -> None:
 
 EDGES: list[Callable[..., None]] = [
     dense_equals_the_model, prompts_equal_steps, sparse_equals_the_native_build,
-    steps_do_not_depend_on_their_neighbours, forks_go_on_alone,
+    steps_do_not_depend_on_their_neighbours, tokens_are_the_same_alone_and_among_others, forks_go_on_alone,
     integer_heads_give_what_their_weights_give,
     heads_of_every_form_are_exact, packed_weights_of_every_type_give_what_they_mean,
     tensors_are_repacked_within_their_memory, decisions_are_counted, whatever_it_is_given_it_computes_or_refuses,

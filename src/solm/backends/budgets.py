@@ -63,11 +63,14 @@ def aim(state: np.ndarray, target: Array) -> None:
     state["target"] = target
 
 
-def add(state: np.ndarray, realised: np.ndarray, controllable: np.ndarray) -> None:
-    """Add Q steps of realised [N, Q, axes] shares, of which those marked controllable [N, Q, axes] count."""
+def add(state: np.ndarray, realised: np.ndarray, controllable: np.ndarray, counts: np.ndarray | None = None) -> None:
+    """Add Q steps of realised [N, Q, axes] shares, of which those marked controllable [N, Q, axes] count; of every row
+    the first counts [N] (None: all)."""
+    if counts is not None:
+        controllable = controllable & (np.arange(realised.shape[1]) < counts[:, None])[..., None]
     state["spent"] += (realised * controllable).sum(1)
     state["counted"] += controllable.sum(1)
-    state["taken"] += realised.shape[1]
+    state["taken"] += realised.shape[1] if counts is None else counts
 
 
 def ledger_of(state: np.ndarray) -> Ledger:

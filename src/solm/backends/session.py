@@ -121,12 +121,26 @@ class Session(ABC):
         known = None if keep is None else keep[:, None]
         return self._answer(self._processed(self._ours(tokens)[:, None], known, None, exact_largest), tokens)
 
-    def extend(self, tokens: Array, keep: Schedule | None = None, keep_logits: Array | None = None) -> Result:
-        """Process known tokens [N, Q]: equal to Q steps, in one pass.
+    def extend(
+        self,
+        tokens: Array,
+        keep: Schedule | None = None,
+        keep_logits: Array | None = None,
+        *,
+        counts: Array | None = None,
+        exact_largest: int | np.ndarray = 0,
+    ) -> Result:
+        """Process known tokens [N, Q]: equal to Q steps, in one pass. On the cpu backend with weights in integers they
+        are equal to the last bit, for up to 16 tokens of every row.
 
-        keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all.
+        keep_logits: [N, L] positions among the Q whose hidden states and logits are wanted; None: all. counts: [N],
+        how many of its tokens every row has, the others being padding; what the result holds for padding means
+        nothing. exact_largest: as for `step`. Raises `DataError` for counts below 1 or above Q.
         """
-        return self._answer(self._processed(self._ours(tokens), keep, keep_logits), tokens)
+        own = None if counts is None else as_numpy(counts)
+        if own is not None and (own.shape != (self.rows,) or own.min() < 1 or own.max() > tokens.shape[1]):
+            raise DataError(f"counts must be {self.rows} numbers in [1, {tokens.shape[1]}], got {own.tolist()}")
+        return self._answer(self._processed(self._ours(tokens), keep, keep_logits, exact_largest, own), tokens)
 
     @property
     def decided_at_once(self) -> int:
@@ -222,8 +236,10 @@ class Session(ABC):
         keep_logits: Array | None = None,
         exact_largest: int | np.ndarray = 0,
         decide: bool = False,
+        counts: np.ndarray | None = None,
     ) -> Result:
-        """Process tokens [N, Q] under keep [N, Q, 3] (None: dense), and count them in the budgets.
+        """Process tokens [N, Q], of which the first counts [N] of every row count (None: all), under keep [N, Q, 3]
+        (None: dense), and add them to the budgets.
 
         Tokens are in the backend's kind. decide: whether the backend decides itself for the groups that `_own_groups`
         names.
@@ -235,29 +251,32 @@ class Session(ABC):
         keep: Schedule | None,
         keep_logits: Array | None = None,
         exact_largest: int | np.ndarray = 0,
+        counts: np.ndarray | None = None,
     ) -> Result:
         """One pass under a known schedule, whatever policies the rows have; with None, these decide."""
         if keep is None:
-            return self._decided(tokens, keep_logits, exact_largest)
+            return self._decided(tokens, keep_logits, exact_largest, counts)
         if not isinstance(keep, SplitSchedule):
-            return replace(self._pass(tokens, keep, None, keep_logits, exact_largest), actions=None)
+            return replace(self._pass(tokens, keep, None, keep_logits, exact_largest, counts=counts), actions=None)
         streams: list[Any] = []
 
         def choose(hidden: "torch.Tensor") -> Array:
             streams.append(hidden)
             return keep.after
 
-        found = self._pass(tokens, keep.before, Split(keep.layer, choose), keep_logits, exact_largest)
+        found = self._pass(tokens, keep.before, Split(keep.layer, choose), keep_logits, exact_largest, counts=counts)
         return replace(found, actions=None, stream=streams[0])
 
-    def _decided(self, tokens: Any, keep_logits: Array | None, exact_largest: int | np.ndarray) -> Result:
+    def _decided(
+        self, tokens: Any, keep_logits: Array | None, exact_largest: int | np.ndarray, counts: np.ndarray | None
+    ) -> Result:
         """One pass in which the rows' policies decide."""
         own, groups = self._own_groups, self._groups
         if all(number in own or isinstance(group.policy, Dense) for number, group in enumerate(groups)):
-            return self._pass(tokens, None, None, keep_logits, exact_largest, decide=bool(own))
-        self._prepare(tokens.shape[1])  # before anything is decided
+            return self._pass(tokens, None, None, keep_logits, exact_largest, bool(own), counts)
+        self._prepare(tokens.shape[1] if counts is None else counts)  # before anything is decided
         made = self._control.decide(groups, self._budgets, self._counts, tokens.shape[1], own)
-        found = self._pass(tokens, made.keep, made.split, keep_logits, exact_largest, decide=bool(own))
+        found = self._pass(tokens, made.keep, made.split, keep_logits, exact_largest, bool(own), counts)
         for number in own:
             assert found.actions is not None
             made.actions[groups[number].rows] = as_numpy(found.actions)[groups[number].rows]
@@ -299,9 +318,10 @@ class Session(ABC):
         """[N, Q]: every row's last action, which is the dense one in rows of the policy `Dense`."""
         return np.repeat(self._budgets["previous"][:, None], count, 1)
 
-    def _prepare(self, count: int) -> None:
-        """Make room for `count` more tokens. Raises `ContextLengthError` where they do not fit into the context."""
-        self._check_length(int(self._counts.max()) + count)
+    def _prepare(self, count: int | np.ndarray) -> None:
+        """Make room for `count` more tokens, of every row or [N]. Raises `ContextLengthError` where they do not fit
+        into the context."""
+        self._check_length(int((as_numpy(self._counts) + count).max()))
 
     def _check_length(self, longest: int) -> None:
         """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""

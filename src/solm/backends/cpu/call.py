@@ -177,7 +177,7 @@ class StepBuffers:
         rows, steps = len(caches), len(caches) * count
         self.caches, self.shape = caches, (rows, count, engine.sizes.hidden)
         self.lengths, self.keep = np.empty(rows, dtype=np.int64), np.empty((rows, count, _AXES))
-        self.exact_rows = np.empty(rows, dtype=bool)
+        self.exact_rows, self.counts = np.empty(rows, dtype=bool), np.empty(rows, dtype=np.int32)
         self.message = border.message()
         self.rules = rules
         self.states: np.ndarray | None = None
@@ -186,6 +186,7 @@ class StepBuffers:
         self.stream_at = 4 * steps * 8
         self.actions_at = _AXES * steps * 8
         self.keep_at, self.exact_rows_at = self.keep.ctypes.data, self.exact_rows.ctypes.data
+        self.counts_at = self.counts.ctypes.data
         self.call = border.Call(
             rules=ctypes.addressof(rules),
             rows=rows,
@@ -200,7 +201,8 @@ class StepBuffers:
 class How(TypedDict, total=False):
     """How a call is processed.
 
-    decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with first
+    counts: [N] integers, how many of its tokens every row has, by default all Q; what the result holds for others means
+    nothing. decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with first
     above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are
     wanted, by default all. exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where
     others may be approximate. exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may
@@ -208,6 +210,7 @@ class How(TypedDict, total=False):
     `border.MAGNITUDES`] uint32, to which the call adds how many inputs of the sites lie in every bin of |x|.
     """
 
+    counts: np.ndarray | None
     decide: bool
     first: int
     last: int
@@ -271,6 +274,12 @@ class EngineCall:
         if lengths.shape != (rows,):
             raise DataError(f"lengths must be {[rows]}, got {list(lengths.shape)}")
         buffers.lengths[:] = lengths
+        counts = how.get("counts")
+        call.counts = None if counts is None else buffers.counts_at
+        if counts is not None:
+            if counts.shape != (rows,) or counts.min() < 1 or counts.max() > count:
+                raise DataError(f"counts must be {rows} numbers in [1, {count}], got {counts.tolist()}")
+            buffers.counts[:] = counts
         if keep is None:
             call.keep = None
         else:

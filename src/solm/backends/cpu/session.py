@@ -177,13 +177,15 @@ class CpuSession(Session):
         keep_logits: Array | None = None,
         exact_largest: int | np.ndarray = 0,
         decide: bool = False,
+        counts: np.ndarray | None = None,
     ) -> Result:
         """As `Session._pass`; the engine counts what was spent."""
         count = tokens.shape[1]
-        self._prepare(count)
+        read = count if counts is None else counts
+        self._prepare(read)
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
-        wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True}
+        wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True, "counts": counts}
         if isinstance(exact_largest, np.ndarray):
             wanted |= {"exact_largest": int(exact_largest.max()), "exact_rows": exact_largest == 0}
         else:
@@ -191,13 +193,13 @@ class CpuSession(Session):
         if split is None:
             done = run(*rows, keep, decide=decide, **wanted)
         else:
-            before = run(*rows, keep, last=split.layer) if split.layer else None
+            before = run(*rows, keep, last=split.layer, counts=counts) if split.layer else None
             later = self._chosen(split, self.engine.embed(tokens) if before is None else before.stream.copy())
             done = run(*rows, later, first=split.layer, before=before, **wanted)
         # As few operations as can be: right after a pass each takes several times as long as usual (see `EngineCall`).
         places = self._held[:, None] if count == 1 else self._held[:, None] + np.arange(count)
         controllable = (places[..., None] >= self._always_read) | FROM_THE_START
-        self._held = self._held + count
+        self._held = self._held + read
         actions = None
         if decide and len(self._own_groups) == len(self._groups):
             actions = done.actions
@@ -221,7 +223,7 @@ class CpuSession(Session):
         with torch.no_grad(), one_torch_thread():
             return split.choose(as_tensor(enters))
 
-    def _prepare(self, count: int) -> None:
+    def _prepare(self, count: int | np.ndarray) -> None:
         """As `Session._prepare`."""
         super()._prepare(count)
         self._make_room(self._held + count)

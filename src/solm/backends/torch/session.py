@@ -133,8 +133,10 @@ class TorchSession(Session):
         keep_logits: Array | None = None,
         exact_largest: int | np.ndarray = 0,
         decide: bool = False,
+        counts: np.ndarray | None = None,
     ) -> Result:
-        """As `Session._pass`; logits are always exact, and policies decide in Python."""
+        """As `Session._pass`; logits are always exact, policies decide in Python, and padding is read, too, and
+        forgotten."""
         count = tokens.shape[1]
         positions = self._positions(count)
         kv_length = positions.numpy() + 1
@@ -161,8 +163,10 @@ class TorchSession(Session):
             logits, hidden = self.model.forward(tokens, positions, self._cache, wanted)
         if current is not None and current.realised_mlp is not None:
             realised[..., 1] = current.realised_mlp
-        self._lengths = self._lengths + count
-        budgets.add(self._budgets, realised, controllable)
+        self._lengths = self._lengths + (count if counts is None else as_tensor(counts))
+        if counts is not None:
+            self._forget(self._lengths - self._base)
+        budgets.add(self._budgets, realised, controllable, counts)
         known = (as_tensor(values) for values in (realised, controllable, self._dense_actions(count)))
         return Result(logits, hidden, *known)
 

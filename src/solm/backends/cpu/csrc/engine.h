@@ -12,17 +12,20 @@
 
 namespace solm {
 
-// One step of a call. decider: null where the step follows `keep`. kept: channels of the sites that passed thresholds, of all
-// layers of the call.
+// One step of a call. number: of its row. at: its place in the call's arrays [rows, count]. decider: null where the step follows
+// `keep`. kept: channels of the sites that passed thresholds, of all layers of the call.
 struct Step {
   Cache* cache;
   RowState* row;
   const Decider* decider;
   int64_t token;
-  int32_t position;
+  int32_t number, at, position;
   Plan plan;
   double kept[SITES];  // channels so far, each counted at its cost
 };
+
+// Steps of a row of a call.
+inline int steps_of(const Call& c, int row) { return c.counts ? c.counts[row] : c.count; }
 
 // What calls of at least LEAST_STEPS steps are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From
 // so many on products of matrices take less time than those of single steps, and from LEAST_LOGITS on that with a head. They

@@ -141,7 +141,7 @@ struct Prompt {
     Step* steps = &e.steps[start];
     arrange(steps, count);
     each_step(count, [&](int t) {
-      if (c.first > 0) std::copy_n(c.stream + size_t(start + t) * H, H, stream(t));
+      if (c.first > 0) std::copy_n(c.stream + size_t(steps[t].at) * H, H, stream(t));
       else embed(e, steps[t].token, stream(t));
     });
     for (int l = c.first; l < c.last; ++l) {
@@ -155,7 +155,7 @@ struct Prompt {
         rms_norm(stream(t), e.final_norm, H, e.s.epsilon, normed);
         result = normed;
       }
-      if (c.stream) std::copy_n(result, H, c.stream + size_t(start + t) * H);
+      if (c.stream) std::copy_n(result, H, c.stream + size_t(steps[t].at) * H);
       if (c.last == e.s.layers) multiply_all(&e.prompt.heads[size_t(t) * H], H, e.s.logit_scale);
     });
   }

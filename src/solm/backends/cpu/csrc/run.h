@@ -30,12 +30,11 @@ inline Engine::Engine(const Model& model)
 }
 
 inline void Engine::reserve(const Call& c) {
-  const int count = c.rows * c.count;
   int64_t longest = 0;
-  int width = 0;
+  int count = 0, width = 0;
   for (int r = 0; r < c.rows; ++r) {
-    make_writable(*static_cast<Cache*>(c.caches[r]), c.lengths[r], c.count);
-    longest = std::max(longest, c.lengths[r] + c.count);
+    make_writable(*static_cast<Cache*>(c.caches[r]), c.lengths[r], steps_of(c, r));
+    count += steps_of(c, r), longest = std::max(longest, c.lengths[r] + steps_of(c, r));
     if (c.decide && c.states[r].decider) width = std::max(width, c.states[r].decider->width);
   }
   for (RopeTable& rope : ropes) rope.extend(longest);
@@ -43,7 +42,7 @@ inline void Engine::reserve(const Call& c) {
   auto grow = [](auto& values, size_t wanted) {
     if (wanted > values.size()) values.resize(std::max(wanted, 2 * values.size()));
   };
-  grow(steps, count);
+  grow(steps, count), step_count = count;
   const int pages = int((longest + PAGE - 1) / PAGE);
   if (pages > reserved_pages) {
     const int more = std::max(pages, 2 * reserved_pages);
@@ -96,15 +95,12 @@ inline void RopeTable::extend(int64_t end) {
 }
 
 inline void Engine::run(const Call& c) {
-  call = &c, step_count = c.rows * c.count, actions = c.actions, decision_layer = -1;
+  call = &c, actions = c.actions, decision_layer = -1;
   plan_steps(c);
   const bool has_lower_bits = s.precision == 2 && head.bits > HIGH_BITS;
-  // Many logits without grids are multiplied as matrices only where all are exact, which changes their last bits.
-  const bool same_bits = head.group || c.rows * c.logit_steps < PromptRoom::LEAST_LOGITS;
   // One row that needs all logits reads the whole head. Then those of the others take less time than screening them.
   const bool whole = c.exact_rows && std::any_of(c.exact_rows, c.exact_rows + c.rows, [](uint8_t exact) { return exact; });
-  const bool wanted = c.exact_largest && c.last == s.layers && has_lower_bits && !(whole && same_bits);
-  screening.begin(wanted, c.adaptive_head && same_bits);
+  screening.begin(c.exact_largest && c.last == s.layers && has_lower_bits && !whole, c.adaptive_head);
   team->run(process_part);
   screening.end();
   if (c.rules->thresholds) count_kept(c);
@@ -117,21 +113,22 @@ inline void Engine::plan_steps(const Call& c) {
     const Decider* d = c.decide ? row.decider : nullptr;
     if (d) decision_layer = d->layer;
     int64_t ahead[3] = {};  // per axis, steps of this row before step i, which will be counted by then
-    for (int q = 0; q < c.count; ++q, ++i) {
-      const int position = int(c.lengths[r]) + q, kv_length = position + 1;
+    for (int q = 0; q < steps_of(c, r); ++q, ++i) {
+      const int at = r * c.count + q, position = int(c.lengths[r]) + q, kv_length = position + 1;
       double keep[3] = {1, 1, FULL_BITS};
-      c.actions[i] = -1;
+      c.actions[at] = -1;
       if (d) {
         const LevelShares own = solm::level_shares(*d, *c.rules, s, kv_length);
         if (step_count <= MOST_ROWS) level_shares[i] = own;
-        c.actions[i] = static_action(*d, own, *c.rules, kv_length, row, ahead);
-        keep_of(*d, c.actions[i], keep);
+        c.actions[at] = static_action(*d, own, *c.rules, kv_length, row, ahead);
+        keep_of(*d, c.actions[at], keep);
       } else if (c.keep) {
         for (int axis = 0; axis < 3; ++axis)
-          if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(i) + axis];
+          if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(at) + axis];
       }
-      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[i], position, make_plan(*c.rules, s, keep, kv_length), {}};
-      double* realised = c.realised + 3 * size_t(i);
+      const Plan plan = make_plan(*c.rules, s, keep, kv_length);
+      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[at], r, at, position, plan, {}};
+      double* realised = c.realised + 3 * size_t(at);
       for (int axis = 0; axis < 3; ++axis) {
         const bool counted_later = axis == 1 && c.rules->thresholds;
         const double share =
@@ -145,7 +142,7 @@ inline void Engine::plan_steps(const Call& c) {
 // Under thresholds: the share of channels that the steps spent. A decider has booked what it expected.
 inline void Engine::count_kept(const Call& c) {
   for (int i = 0; i < step_count; ++i) {
-    double& realised = c.realised[3 * size_t(i) + 1];
+    double& realised = c.realised[3 * size_t(steps[i].at) + 1];
     const double share = share_of_kept(*c.rules, s, steps[i].kept, s.layers);
     if (steps[i].decider) steps[i].row->spent[1] += share - realised, realised = share;
     else realised += share;
@@ -160,7 +157,7 @@ inline void Engine::book_steps(const Call& c) {
     ++row.taken;
     for (int axis = 0; axis < 3; ++axis)
       if (is_controllable(*c.rules, steps[i].position + 1, axis))
-        row.spent[axis] += c.realised[3 * size_t(i) + axis], ++row.counted[axis];
+        row.spent[axis] += c.realised[3 * size_t(steps[i].at) + axis], ++row.counted[axis];
   }
 }
 

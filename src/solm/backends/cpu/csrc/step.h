@@ -57,7 +57,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const Call& c = *e.call;
     for (int r = 0; r < rows; ++r) {
       float* x = &streams[size_t(r) * H];
-      if (c.first > 0) std::copy_n(c.stream + size_t(start + r) * H, H, x);
+      if (c.first > 0) std::copy_n(stream_of(start + r), H, x);
       else embed(e, e.steps[start + r].token, x);
     }
     for (int l = c.first; l < c.last; ++l) {
@@ -66,11 +66,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     }
     barrier();  // all threads have read the stream
     if (c.last < e.s.layers) {
-      if (thread == 0) std::copy_n(streams.data(), size_t(rows) * H, c.stream + size_t(start) * H);
+      for (int r = 0; thread == 0 && r < rows; ++r) std::copy_n(&streams[size_t(r) * H], H, stream_of(start + r));
       return;
     }
     take_streams(e.final_norm, rows);
-    if (thread == 0 && c.stream) std::copy_n(normed.data(), size_t(rows) * H, c.stream + size_t(start) * H);
+    for (int r = 0; thread == 0 && c.stream && r < rows; ++r) std::copy_n(&normed[size_t(r) * H], H, stream_of(start + r));
     multiply_all(normed.data(), rows * H, e.s.logit_scale);
     write_logits(start, rows, normed.data());
   }
@@ -81,8 +81,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int start = 0; start < e.step_count; start += most) {
       const int count = std::min(most, e.step_count - start);
       prompt.read(start, count);
-      // By all rows of the call, so that no row's exact logits depend on what the others need.
-      const bool many = INTEGERS && c.rows * c.logit_steps >= PromptRoom::LEAST_LOGITS;
+      const bool many = INTEGERS && std::min(e.step_count, c.rows * c.logit_steps) >= PromptRoom::LEAST_LOGITS;
       if (c.last == e.s.layers && many) write_many_logits(start, count);
       for (int i = 0; c.last == e.s.layers && i < count; i += MOST_ROWS)
         write_logits(start + i, std::min(MOST_ROWS, count - i), &e.prompt.heads[size_t(i) * H], many);
@@ -90,18 +89,19 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     }
   }
 
+  float* stream_of(int number) const { return e.call->stream + size_t(e.steps[number].at) * H; }
+
   // Where the logits of step `number` of the call go; null where nobody wants them.
   float* logits_of(int number) const {
     const Call& c = *e.call;
-    const int row = number / c.count, from_end = (row + 1) * c.count - number;
-    if (from_end > c.logit_steps) return nullptr;
-    return c.logits + (size_t(row + 1) * c.logit_steps - from_end) * e.s.vocabulary;
+    const int row = e.steps[number].number, place = e.steps[number].at - row * c.count - (c.count - c.logit_steps);
+    return place < 0 ? nullptr : c.logits + (size_t(row) * c.logit_steps + place) * e.s.vocabulary;
   }
 
   // The same for steps whose logits are all exact; null for others.
   float* exact_logits_of(int number) const {
     const Call& c = *e.call;
-    return !e.screening.on || (c.exact_rows && c.exact_rows[number / c.count]) ? logits_of(number) : nullptr;
+    return !e.screening.on || (c.exact_rows && c.exact_rows[e.steps[number].number]) ? logits_of(number) : nullptr;
   }
 
   // The logits that are wanted of steps [start, start + rows), whose inputs of the head are x [rows, H]. many: exact ones are

@@ -140,8 +140,9 @@ struct RowState {
   int64_t counted[3], taken, horizon, previous;
 };
 
-// Layers [first, last) of `count` steps of each of `rows` rows. Step q of row r processes tokens[r, q] at position
-// lengths[r] + q of caches[r].
+// Layers [first, last) of `count` steps of each of `rows` rows, or with counts [rows], which may be null, of so many. Step q of
+// row r processes tokens[r, q] at position lengths[r] + q of caches[r]. What arrays hold for steps that a row does not have is
+// neither read nor written.
 //
 // decide 0: all rows follow keep [rows, count, 3] (attention, MLP, bits; null: dense). 1: rows with a decider decide for
 // themselves, with a static schedule in the layers before the decider's; the call must cover all layers. On axes that are
@@ -154,7 +155,7 @@ struct RowState {
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last
-// logit_steps steps of every row, after the last layer.
+// logit_steps of the `count` steps, after the last layer.
 // exact_largest: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 // exact_rows: null, or flags [rows] of those whose logits are all exact even then. adaptive_head: all logits may be exact where
 // earlier calls have shown that approximate ones take longer.
@@ -162,6 +163,7 @@ struct Call {
   const SparsityRules* rules;
   int32_t rows, count, first, last, decide, exact_largest, logit_steps, adaptive_head;
   void* const* caches;
+  const int32_t* counts;
   const int64_t *tokens, *lengths;
   const double* keep;
   RowState* states;

@@ -211,23 +211,25 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
     if (!valid_cache(e, cache, message)) return false;
     if (std::find(c.caches, c.caches + r, c.caches[r]) != c.caches + r)
       return refuse(message, "row %d has the cache of a row before it", r);
-    const int64_t most = std::min<int64_t>(int64_t(cache->capacity) * PAGE, e.s.positions) - c.count;
+    if (steps_of(c, r) < 1 || steps_of(c, r) > c.count)
+      return refuse(message, "row %d: its steps must be in [1, %d], got %d", r, c.count, steps_of(c, r));
+    const int64_t most = std::min<int64_t>(int64_t(cache->capacity) * PAGE, e.s.positions) - steps_of(c, r);
     if (c.lengths[r] < 0 || c.lengths[r] > most)
       return refuse(message, "row %d: a cache of %d tokens and a model of %d positions take %d more from [0, %lld], got %lld",
-                    r, cache->capacity * PAGE, e.s.positions, c.count, static_cast<long long>(most),
+                    r, cache->capacity * PAGE, e.s.positions, steps_of(c, r), static_cast<long long>(most),
                     static_cast<long long>(c.lengths[r]));
   }
-  const int steps = c.rows * c.count;
-  for (int i = 0; i < steps; ++i)
-    if (c.tokens[i] < 0 || c.tokens[i] >= e.s.vocabulary)
-      return refuse(message, "token ids must be in [0, %d], got %lld", e.s.vocabulary - 1,
-                    static_cast<long long>(c.tokens[i]));
-  for (int i = 0; c.keep && i < steps; ++i) {
-    const double* k = c.keep + 3 * size_t(i);
-    // Written so that NaN is refused too.
-    if (!(k[0] >= 0 && k[0] <= 1 && k[1] >= 0 && k[1] <= 1 && k[2] >= 2 && k[2] <= FULL_BITS))
-      return refuse(message, "keep must be shares in [0, 1] and bits in [2, %g], got %g, %g, %g", FULL_BITS, k[0], k[1], k[2]);
-  }
+  for (int r = 0; r < c.rows; ++r)
+    for (int i = r * c.count; i < r * c.count + steps_of(c, r); ++i) {
+      if (c.tokens[i] < 0 || c.tokens[i] >= e.s.vocabulary)
+        return refuse(message, "token ids must be in [0, %d], got %lld", e.s.vocabulary - 1,
+                      static_cast<long long>(c.tokens[i]));
+      if (!c.keep) continue;
+      const double* k = c.keep + 3 * size_t(i);
+      // Written so that NaN is refused too.
+      if (!(k[0] >= 0 && k[0] <= 1 && k[1] >= 0 && k[1] <= 1 && k[2] >= 2 && k[2] <= FULL_BITS))
+        return refuse(message, "keep must be shares in [0, 1] and bits in [2, %g], got %g, %g, %g", FULL_BITS, k[0], k[1], k[2]);
+    }
   return !c.decide || valid_states(e, c, message);
 }
 
