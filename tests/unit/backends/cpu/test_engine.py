@@ -152,6 +152,14 @@ def test_steps_forks_and_truncation_equal_the_torch_backend():
         session.truncate(torch.tensor([118, 120, 119, 111]))
     with pytest.raises(DataError, match="cannot be cut"):
         sessions[1].truncate(torch.tensor([400, 1, 1, 1]))
+    counts, known = torch.tensor([3, 1, 7, 2]), tokens(4, 7, seed=98)
+    expected, found = (session.extend(known, counts=counts) for session in sessions)
+    for row, count in enumerate(counts):
+        torch.testing.assert_close(found.logits[row, :count], expected.logits[row, :count], atol=2e-3, rtol=0)
+    assert sessions[0].lengths.tolist() == sessions[1].lengths.tolist() == [121, 121, 126, 113]
+    assert sessions[0].ledger.steps.tolist() == sessions[1].ledger.steps.tolist()
+    with pytest.raises(DataError, match=r"counts must be 4 numbers in \[1, 7\], got \[0, 1, 1, 8\]"):
+        sessions[1].extend(known, counts=np.array([0, 1, 1, 8]))
     token = tokens(4, 1, seed=99)[:, 0]
     expected, found = (session.step(token, keep).logits for session in sessions)
     torch.testing.assert_close(found, expected, atol=2e-3, rtol=0)
