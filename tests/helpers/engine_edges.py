@@ -175,8 +175,8 @@ def steps_do_not_depend_on_their_neighbours(built) -> None:
 
 
 def tokens_are_the_same_alone_and_among_others(built) -> None:
-    """To the last bit, in weights of integers: what up to 16 known tokens of a row, and other numbers of other rows, give
-    in one pass is what single steps give, and so are the keys and values that they leave."""
+    """To the last bit, in weights of integers: what up to 16 known tokens of a row, beside other numbers of other rows,
+    give in one pass is what single steps give, and so are the keys and values that they leave."""
     model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
     counts = np.array([1, 5, 2, 16])
     ids, last = tokens(4, 16, seed=5), tokens(4, 1, seed=6)

@@ -202,8 +202,8 @@ class How(TypedDict, total=False):
     """How a call is processed.
 
     counts: [N] integers, how many of its tokens every row has, by default all Q; what the result holds for others means
-    nothing. decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with first
-    above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are
+    nothing. decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with
+    first above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are
     wanted, by default all. exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where
     others may be approximate. exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may
     be exact where earlier calls have shown that approximate ones take longer. histogram: [layers, 4,
