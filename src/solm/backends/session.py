@@ -321,7 +321,7 @@ class Session(ABC):
     def _prepare(self, count: int | np.ndarray) -> None:
         """Make room for `count` more tokens, of every row or [N]. Raises `ContextLengthError` where they do not fit
         into the context."""
-        self._check_length(int((self._counts + count).max()))
+        self._check_length(int((self._counts + (count if isinstance(count, int) else self._ours(count))).max()))
 
     def _check_length(self, longest: int) -> None:
         """Raises `ContextLengthError` where rows of `longest` tokens are more than the model can read."""
