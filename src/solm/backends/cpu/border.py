@@ -63,8 +63,9 @@ Sizes, Matrix, Product, Head, Rope, Layer, Model, SparsityRules, Decider, RowSta
         "Sizes", "Matrix", "Product", "Head", "Rope", "Layer", "Model", "SparsityRules", "Decider", "RowState", "Call"
     )
 )  # fmt: skip
-PAGE, GROUP, BLOCK, STRIP, LEAST_STEPS, MOST_QUERIES, MAGNITUDES = (
-    CONSTANTS[name] for name in ("PAGE", "GROUP", "BLOCK", "STRIP", "LEAST_STEPS", "MOST_QUERIES", "MAGNITUDES")
+PAGE, GROUP, BLOCK, STRIP, LEAST_STEPS, MOST_ROWS, MOST_QUERIES, MAGNITUDES = (
+    CONSTANTS[name]
+    for name in ("PAGE", "GROUP", "BLOCK", "STRIP", "LEAST_STEPS", "MOST_ROWS", "MOST_QUERIES", "MAGNITUDES")
 )
 
 

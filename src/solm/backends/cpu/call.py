@@ -8,7 +8,7 @@ import numpy as np
 
 from solm.backends.budgets import ROW_STATE
 from solm.backends.cpu import border
-from solm.backends.cpu.border import PAGE
+from solm.backends.cpu.border import MOST_ROWS, PAGE
 from solm.backends.cpu.engine import Engine
 from solm.core.actions import AXES, FULL_BITS
 from solm.core.arrays import Array, as_numpy
@@ -201,16 +201,19 @@ class StepBuffers:
 class How(TypedDict, total=False):
     """How a call is processed.
 
-    counts: [N] integers, how many of its tokens every row has, by default all Q; what the result holds for others means
-    nothing. decide: rows whose state has a decider decide for themselves. first, last: layers [first, last) only; with
-    first above 0, `before` is the result of those before. logit_steps: tokens at the end of every row whose logits are
-    wanted, by default all. exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where
-    others may be approximate. exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may
-    be exact where earlier calls have shown that approximate ones take longer. histogram: [layers, 4,
-    `border.MAGNITUDES`] uint32, to which the call adds how many inputs of the sites lie in every bin of |x|.
+    counts: [N] integers, how many of its tokens every row has, by default all Q; what the result holds for others
+    means nothing. blocks: neighbouring tokens share their attention, which takes less time for more than a few, and
+    differs in the last bits from that of single steps; by default above `MOST_ROWS` tokens. decide: rows whose state
+    has a decider decide for themselves. first, last: layers [first, last) only; with first above 0, `before` is the
+    result of those before. logit_steps: tokens at the end of every row whose logits are wanted, by default all.
+    exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where others may be approximate.
+    exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may be exact where earlier
+    calls have shown that approximate ones take longer. histogram: [layers, 4, `border.MAGNITUDES`] uint32, to which
+    the call adds how many inputs of the sites lie in every bin of |x|.
     """
 
     counts: np.ndarray | None
+    blocks: bool
     decide: bool
     first: int
     last: int
@@ -301,6 +304,7 @@ class EngineCall:
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
         call.first, call.last, call.logit_steps = first, last, wanted_logits
         call.decide, call.exact_largest = how.get("decide", False), how.get("exact_largest", 0)
+        call.blocks = how.get("blocks", count > MOST_ROWS)
         call.adaptive_head, exact_rows = how.get("adaptive_head", False), how.get("exact_rows")
         call.exact_rows = None if exact_rows is None else buffers.exact_rows_at
         if exact_rows is not None:

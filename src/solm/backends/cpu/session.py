@@ -107,7 +107,7 @@ class CpuSession(Session):
             count = min(end, (at // _CHUNK + 1) * _CHUNK) - at
             part, tokens = tokens[:count], tokens[count:]
             wanted = count if logits is None else logits if at + count == end else 0
-            read = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted)
+            read = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted, blocks=True)
             parts.append(read.logits[0])
             at += count
         return np.concatenate(parts)

@@ -86,7 +86,7 @@ struct ChunkOrder {
     page_parts.clear(), query_parts.clear();
     for (int t = 0; t < count; ++t) {
       const bool next = t > 0 && steps[t].cache == steps[t - 1].cache;
-      const bool alone = call.count <= MOST_ROWS || !reads_all_pages(*call.rules, steps[t].plan);
+      const bool alone = !call.blocks || !reads_all_pages(*call.rules, steps[t].plan);
       if (!next || steps[t].position % PAGE == 0) page_parts.push_back({t, 0, false});
       if (!next || alone || query_parts.back().alone || query_parts.back().count == most) query_parts.push_back({t, 0, alone});
       ++page_parts.back().count, ++query_parts.back().count;

@@ -149,6 +149,8 @@ struct RowState {
 // not controllable steps run dense. realised [rows, count, 3] receives the realised shares; with first > 0 those of these layers are
 // added to it. actions [rows, count] receives the decided actions, -1 for others. A call that reaches the last layer adds
 // its steps to `states`.
+// blocks: neighbouring steps of a row share the attention of their queries, which differs in the last bits from that of single
+// steps.
 // With thresholds, the share of the MLP is counted while the steps run, and corrected in `states` after them.
 //
 // histogram: null, or [layers, SITES, MAGNITUDES], to which the call adds how many inputs of every site lie in every bin.
@@ -161,7 +163,7 @@ struct RowState {
 // earlier calls have shown that approximate ones take longer.
 struct Call {
   const SparsityRules* rules;
-  int32_t rows, count, first, last, decide, exact_largest, logit_steps, adaptive_head;
+  int32_t rows, count, first, last, decide, exact_largest, logit_steps, adaptive_head, blocks;
   void* const* caches;
   const int32_t* counts;
   const int64_t *tokens, *lengths;
