@@ -200,7 +200,7 @@ def _room(ids: torch.Tensor) -> int:
 def _timed(lm: LanguageModel, ids: torch.Tensor, budget: float | None, session: Session) -> tuple[Reply, float]:
     """A greedy reply and the milliseconds of a step."""
     policy = "dense" if budget is None else None
-    stream = lm.stream(ids, budget=budget, policy=policy, max_new_tokens=TOKENS, session=session)
+    stream = lm.stream(ids, budget=budget, policy=policy, max_new_tokens=TOKENS, session=session, guess="off")
     moments = [time.perf_counter() for _ in stream]
     milliseconds = step_milliseconds(moments)
     if milliseconds is None:

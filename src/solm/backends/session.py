@@ -403,6 +403,10 @@ class Backend(Protocol):
         they are not counted."""
 
     @property
+    def exact_passes(self) -> bool:
+        """Whether a pass over up to 16 known tokens of a row gives, to the last bit, what single steps give."""
+
+    @property
     def skipping_rows(self) -> int | None:
         """The most rows whose step takes less time where it skips channels; None: any number."""
 

@@ -79,6 +79,8 @@ def generate(
         first, last = lm.sparsity.sinks, lm.sparsity.window
         say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
     say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
+    if reply.trace.guessed:
+        say(f"guessed:   {reply.trace.guessed} tokens, of which the dense steps chose {reply.trace.accepted}, too")
     if saved is not None:
         say(f"saved:     {saved}")
 

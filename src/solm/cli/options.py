@@ -44,6 +44,8 @@ _MEANINGS = {
     "revision": "Branch, tag or commit of a model on the hub.",
     "trust_remote_code": "Run code that comes with a model. Only for models you trust.",
     "seed": "Seed of all random numbers.",
+    "guess": "Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay), off, or "
+    "a number up to 15. The text is the same.",
     "json": "Print one JSON object, and nothing else, on standard output.",
     "threads": "Threads to compute with; by default one per usable core.",
     "quiet": "No progress, only results and errors.",
@@ -120,6 +122,7 @@ class ReplyOptions:
     top_k: Annotated[int | None, typer.Option(min=0)] = None
     set: list[str] | None = None
     seed: int = 0
+    guess: str = "auto"
 
     @property
     def decider(self) -> str | None:
@@ -128,6 +131,7 @@ class ReplyOptions:
 
     def generation(self) -> dict[str, Any]:
         """Length, seed and the sampling options that were given, as `LanguageModel.generate` calls them."""
+        from solm.runtime.guess import guesses
         from solm.runtime.sampling import SUPPORTED
 
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
@@ -137,7 +141,10 @@ class ReplyOptions:
                 raise SolmError(f"--set: unknown generation option {name!r}; choose among {', '.join(SUPPORTED)}")
             if value != value or value in (float("inf"), float("-inf")):
                 raise SolmError(f"--{name.replace('_', '-')}: {value} is not a number that can be used")
-        return options | {"seed": self.seed, "max_new_tokens": self.max_new_tokens}
+        guess = int(self.guess) if self.guess.isdecimal() else self.guess
+        with argument("guess"):
+            guesses(guess, exact=True)
+        return options | {"seed": self.seed, "max_new_tokens": self.max_new_tokens, "guess": guess}
 
     def prepare(self, model: ModelOptions) -> "Prepared":
         """The model with the policy. Raises `SolmError`, which names the option, where it has no room for a reply or no

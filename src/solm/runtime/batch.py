@@ -1,15 +1,18 @@
 """The one decode loop: rows join a batch, step together and leave it; each has its own policy, budget and sampler."""
 
+import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Generic, TypeVar
 
 import numpy as np
 
+from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array, as_numpy
-from solm.policies.schedules import Random
+from solm.policies.schedules import Dense, Random
 from solm.runtime.controlled import ControlledModel
+from solm.runtime.guess import Guesser, Lookup
 from solm.runtime.reply import TextStream, Trace
 from solm.runtime.sampling import Sampler
 
@@ -24,6 +27,7 @@ class Row:
     text that the last token completed. shown: text that the last token made final: what may become a stop string is
     held back, and what follows one is never shown. largest: how many of the largest logits count, 0: all of them.
     session: one row that has read the first tokens of the prompt, at most all but the last; None: nothing is read yet.
+    lookup: where its next tokens are guessed from; None: they are not.
     """
 
     def __init__(
@@ -37,6 +41,7 @@ class Row:
         text: TextStream | None = None,
         stops: Sequence[str] = (),
         criteria: Callable[[list[int]], bool] | None = None,
+        guess: int | None = 0,
     ):
         """
         Args:
@@ -48,6 +53,7 @@ class Row:
             text: where the text of every token is wanted, or `stops` are given.
             stops: texts that end the reply.
             criteria: called with all tokens of the reply after each; whether it ends the reply.
+            guess: tokens that are guessed before every pass of a dense reply; None: as many as pay.
         """
         self.prompt, self.longest, self.sampler = prompt, longest, sampler
         self.policy = Random(policy.space, sampler.seed) if isinstance(policy, Random) else policy
@@ -60,6 +66,9 @@ class Row:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.session: Session | None = None
+        self.guess = guess
+        guesses = guess != 0 and isinstance(policy, Dense)
+        self.lookup = Lookup(prompt.tolist()) if guesses else None
         self._text, self._stops, self._criteria = text, stops, criteria
 
     @property
@@ -75,6 +84,8 @@ class Row:
         self.possible = self.sampler.possible(logits)
         token = self.sampler.choose(self.possible)
         self.ids.append(token)
+        if self.lookup is not None:
+            self.lookup.add((token,))
         if self.sampler.ended(token) or (self._criteria is not None and self._criteria(self.ids)):
             self.reason = "stop"
         elif len(self.ids) >= self.longest:
@@ -109,6 +120,7 @@ class Batch(Generic[_Row]):
 
     def __init__(self, lm: ControlledModel):
         self._lm = lm
+        self._guesser = Guesser()
         self.rows: list[_Row] = []
         self.session: Session | None = None
 
@@ -134,29 +146,62 @@ class Batch(Generic[_Row]):
             self.session.join(session)
         self.rows.append(row)
 
-    def step(self) -> list[_Row]:
-        """One token for every row. Returns the rows that stepped; those that have ended have left the batch.
+    def step(self) -> Iterator[_Row]:
+        """One pass, which gives every row a token, and more where it has guessed them. Returns the rows, each after
+        every token that it took. Once all are read, those that have ended have left the batch.
 
         What a row's own sampler raises is in its `error`, and the others go on. Raises what the pass itself does.
         """
         assert self.session is not None
         rows = list(self.rows)
-        done = self.session.step(
-            np.array([row.ids[-1] for row in rows]), exact_largest=np.array([row.largest for row in rows])
-        )
+        guesses: list[list[int]] = [[] for _ in rows]
+        guessing = any(row.lookup is not None for row in rows) and all(isinstance(row.policy, Dense) for row in rows)
+        if guessing:
+            guesses = self._guesser.choose([(row.lookup, row.left - 1, row.guess) for row in rows])
+        counts = np.array([1 + len(guessed) for guessed in guesses])
+        tokens, largest = np.zeros((len(rows), counts.max()), np.int64), np.array([row.largest for row in rows])
+        for place, (row, guessed) in enumerate(zip(rows, guesses, strict=True)):
+            tokens[place, : counts[place]] = [row.ids[-1], *guessed]
+        begun = time.perf_counter()
+        if counts.max() == 1:
+            done = self.session.step(tokens[:, 0], exact_largest=largest)
+        else:
+            done = self.session.extend(tokens, counts=counts, exact_largest=largest)
+        if guessing:
+            self._guesser.pace.add(int(counts.sum()), time.perf_counter() - begun)
+        return self._taken(rows, guesses, done)
+
+    def _taken(self, rows: list[_Row], guesses: list[list[int]], done: Result) -> Iterator[_Row]:
+        """Let rows take what a pass over their last token and their guesses gives: the token after it, and those after
+        guesses, as long as these are what was taken. What the cache holds of other guesses is forgotten."""
         assert done.actions is not None
+        assert self.session is not None
         logits = done.logits if type(done.logits) is np.ndarray else as_numpy(done.logits)
-        steps = zip(done.actions.tolist(), done.realised.tolist(), done.controllable.tolist(), strict=True)
-        for place, (row, (actions, realised, controllable)) in enumerate(zip(rows, steps, strict=True)):
-            row.trace.stepped(actions[0], realised[0], controllable[0])
-            try:
-                row.take(logits[place, 0])
-            except Exception as error:
-                row.error, row.reason = error, "error"
-        for place in reversed(range(len(rows))):
-            if rows[place].reason is not None:
-                self._leave(place)
-        return rows
+        actions, realised, controllable = done.actions.tolist(), done.realised.tolist(), done.controllable.tolist()
+        try:
+            for place, (row, guessed) in enumerate(zip(rows, guesses, strict=True)):
+                row.trace.guessed += len(guessed)
+                accepted = 0
+                for at, guess in enumerate([*guessed, None]):
+                    row.trace.stepped(actions[place][at], realised[place][at], controllable[place][at])
+                    try:
+                        row.take(logits[place, at])
+                    except Exception as error:
+                        row.error, row.reason = error, "error"
+                    right = row.error is None and row.ids[-1] == guess
+                    accepted += right
+                    row.trace.accepted += right
+                    yield row
+                    if not right or row.reason is not None:
+                        break
+                if guessed:
+                    self._guesser.learn(place, len(guessed), accepted)
+        finally:
+            if any(guesses):
+                self.session.truncate(np.array([len(row.prompt) + len(row.ids) - 1 for row in rows]))
+            for place in reversed(range(len(rows))):
+                if rows[place].reason is not None:
+                    self._leave(place)
 
     def aim(self, targets: Sequence[Shares]) -> None:
         """Let rows spend other shares [N][axes] on average from here on."""

@@ -127,7 +127,8 @@ class Trace:
     """The tokens of a reply to `prompt` tokens, and the steps that processed all of them but the last.
 
     ids: the tokens. actions: of every step, its index in `space`; realised, controllable: of every step, its shares
-    [axes], and whether it could be controlled. Costs are computed where somebody reads them.
+    [axes], and whether it could be controlled. guessed, accepted: tokens that were guessed, and of them those that a
+    dense pass chose, too. Costs are computed where somebody reads them.
     """
 
     def __init__(self, prompt: int, space: ActionSpace):
@@ -136,6 +137,7 @@ class Trace:
         self.actions: list[int] = []
         self.realised: list[list[float]] = []
         self.controllable: list[list[bool]] = []
+        self.guessed = self.accepted = 0
 
     def stepped(self, action: int, realised: list[float], controllable: list[bool]) -> None:
         """A step took place."""
@@ -189,6 +191,8 @@ class Reply:
             "tokens": [token.as_dict() for token in self.tokens],
             "requested": self.compute.requested,
             "realised": self.compute.realised,
+            "guessed_tokens": self.trace.guessed,
+            "accepted_tokens": self.trace.accepted,
         }
 
 

@@ -149,6 +149,8 @@ class Exchange:
         read = sum(ended.prompt_tokens for ended in ends[:: self._each])
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+            "guessed_tokens": sum(ended.guessed_tokens for ended in ends),
+            "accepted_tokens": sum(ended.accepted_tokens for ended in ends),
             "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self._each])},
             "compute": {
                 "requested": mean_terms([ended.compute.requested for ended in ends], weights),

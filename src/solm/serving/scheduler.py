@@ -64,6 +64,8 @@ class Ended:
     tokens: int
     compute: Compute
     allowed: dict[str, float] = field(default_factory=dict)
+    guessed_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,8 @@ class Job:
     ids: prompt [C] int64. emit: receives every event, called in the scheduler's thread. logprobs: number of likely
     tokens to report, None: no log-probabilities. echo: also report those of the prompt. deadline: seconds on the
     scheduler's clock by which the reply should be complete. constraint: a grammar at its beginning, which the reply has
-    to match. shown: special tokens that are part of the text. trace: report what every token cost.
+    to match. shown: special tokens that are part of the text. trace: report what every token cost. guess: as `Row` of
+    `solm.runtime.batch` has it.
     """
 
     ids: np.ndarray
@@ -101,6 +104,7 @@ class Job:
     constraint: Constraint | None = None
     shown: Collection[int] = ()
     trace: bool = False
+    guess: int | None = 0
     # What the scheduler notes:
     arrived: float = 0.0
     expires: float = float("inf")
@@ -121,7 +125,7 @@ class Row(BatchRow):
         self.granted = job.budget.resolved.target(1.0)
         super().__init__(
             job.ids, job.budget.policy, self.granted, job.max_tokens, sampler,
-            text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops,
+            text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops, guess=job.guess,
         )  # fmt: skip
         self.job, self._budgets = job, lm.budgets(job.budget.policy)
         if job.logprobs is not None:
@@ -181,7 +185,10 @@ class Row(BatchRow):
         job = self.job
         assert self.reason is not None
         spent = self.trace.compute(self._budgets, job.budget.resolved.terms)
-        ended = Ended(self.reason, len(job.ids), self.cached, len(self.ids), spent, self._average())
+        ended = Ended(
+            self.reason, len(job.ids), self.cached, len(self.ids), spent, self._average(), self.trace.guessed,
+            self.trace.accepted,
+        )  # fmt: skip
         job.emit(ended)
         return ended
 
@@ -428,7 +435,7 @@ class Scheduler:
                 rows.popleft()
 
     def _step(self) -> None:
-        """One token for every row that decodes."""
+        """One pass for all rows that decode: a token for every one, and those after it that it has guessed."""
         rows = len(self._batch.rows)
         if not rows:
             self.governor.idle()
@@ -441,14 +448,15 @@ class Scheduler:
             for row in self._batch.clear():  # none of them can go on, and none of them is to blame
                 self._broken(row.job, error, own=False)
             return
-        seconds = self.clock() - begun
+        seconds, tokens = self.clock() - begun, 0
         self.metrics.steps.observe(seconds)
-        self.governor.stepped(rows, lowerable, seconds)
         for row in stepped:
+            tokens += 1
             if row.error is None:
                 self._report(row)
             else:
                 self._broken(row.job, row.error)
+        self.governor.stepped(rows, lowerable, seconds * rows / tokens)  # for a token of every row
 
     def _aim(self) -> None:
         """Tell rows what their next step may spend, as governor, deadlines and the size of the batch leave it.
@@ -486,7 +494,10 @@ class Scheduler:
         metrics.completion_tokens.inc(row.job.max_tokens > 0)
         if row.reason is not None:
             metrics.ended.labels(row.reason).inc()
-            net = row.end().compute.realised["net"]
+            ended = row.end()
+            metrics.tokens.labels("guessed").inc(ended.guessed_tokens)
+            metrics.tokens.labels("accepted").inc(ended.accepted_tokens)
+            net = ended.compute.realised["net"]
             metrics.spent(budget.rank, budget.resolved.budget.net, budget.resolved.floor.net, net)
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:

@@ -6,6 +6,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic_core import PydanticCustomError, from_json
 
 from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS
+from solm.runtime.guess import MOST_GUESSES
 from solm.serving import settings
 from solm.serving.settings import Priority
 
@@ -184,6 +185,11 @@ class Efficiency(Strict):
         "else normal.",
     )
     trace: Annotated[bool, default(False, bool)] = Field(False, description="Report every token's action and cost.")
+    guess: Literal["auto", "off"] | Annotated[int, Field(ge=0, le=MOST_GUESSES)] = Field(
+        "auto",
+        description="Tokens that a dense reply guesses before every pass, which verifies them; auto: as many as pay. "
+        "The reply is the same.",
+    )
 
 
 class StreamOptions(Strict):

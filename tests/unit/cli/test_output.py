@@ -10,6 +10,8 @@ import pytest
 from helpers.timings import CPU, SHAPES, made_timings
 from solm.cli.generate import show_cost
 from solm.cli.output import Progress, read_weights, say
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budgets
 
 
 def test_without_a_terminal_progress_is_lines(capsys):
@@ -62,7 +64,9 @@ def test_repacking_is_told(capsys):
 @pytest.mark.parametrize("note", [None, "step times were measured elsewhere"])
 def test_speeds_are_compared_with_timings_of_this_machine_alone(note, capsys):
     units = {"attention": 1.0, "mlp": 0.6, "bits": 1.0, "net": 0.7, "bytes": 0.6}
-    lm = SimpleNamespace(timings=made_timings(CPU, SHAPES), timings_note=note, sparsity=CPU, trained=None)
+    timings = made_timings(CPU, SHAPES)
+    budgets = Budgets(ActionSpace.preset("cpu-wide"), CPU, SHAPES, None, 0, timings)
+    lm = SimpleNamespace(timings=timings, timings_note=note, sparsity=CPU, trained=None, budgets=lambda: budgets)
     compute = SimpleNamespace(requested=units, realised=units, bytes=0.6, whole_attention=0)
     saved = show_cost(lm, "0.7", SimpleNamespace(tokens=[1, 2, 3], compute=compute), [0.0, 0.005, 0.01], 100)
     assert saved is not None

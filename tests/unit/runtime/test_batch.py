@@ -44,7 +44,7 @@ def run_together(lm, requests):
                 rows.append(Row(ids[0], lm.policy(name), lm.budget(budget).shares, tokens, sampler))
                 batch.read(rows[-1])
         if batch.rows:
-            batch.step()
+            list(batch.step())
     assert batch.session is None
     return rows
 
@@ -72,14 +72,14 @@ def test_a_row_that_is_dropped_or_fails_leaves_the_others_alone(value_lm):
     first, second, third = rows = [Row(each[0], policy, shares, 12, Sampler(0)) for each in ids]
     for row in rows:
         batch.read(row)
-    batch.step()
+    list(batch.step())
     batch.leave(first)
     second.sampler = None
     assert set(batch.step()) == {second, third}
     assert (first.reason, second.reason) == ("cancelled", "error")
     assert isinstance(second.error, AttributeError)
     while batch.rows:
-        batch.step()
+        list(batch.step())
     alone = value_lm.generate(ids[2], budget="keep=0.8", policy="static", max_new_tokens=12, eos_token_id=-1)
     assert third.ids == alone.trace.ids
     assert (third.left, third.reason) == (0, "length")

@@ -8,6 +8,7 @@ from solm.backends import budgets
 from solm.backends.cpu.border import LEAST_STEPS, MAGNITUDES
 from solm.backends.cpu.call import Cache, EngineCall
 from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.files.layout import FLOATS
 from solm.backends.cpu.session import CpuSession
 from solm.backends.session import Capability
 from solm.backends.weight_sample import sampled
@@ -66,6 +67,11 @@ class CpuBackend(Engine):
         """As `Backend.pages_held`."""
         memory = self.page_memory()
         return memory.pages, memory.bytes
+
+    @property
+    def exact_passes(self) -> bool:
+        """As `Backend.exact_passes`: with weights in integers, whose sums do not depend on their order."""
+        return self.precision not in FLOATS
 
     @property
     def skipping_rows(self) -> int:

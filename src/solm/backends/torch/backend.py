@@ -73,6 +73,11 @@ class TorchBackend(HookedModel):
         """As `Backend.pages_held`: rows have tensors of their own."""
 
     @property
+    def exact_passes(self) -> bool:
+        """As `Backend.exact_passes`: torch's kernels promise nothing."""
+        return False
+
+    @property
     def skipping_rows(self) -> int | None:
         """As `Backend.skipping_rows`: those that the kernels for GPUs take. On a CPU, where budgets are simulated and
         save no time, any number."""

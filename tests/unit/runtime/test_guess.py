@@ -1,0 +1,118 @@
+"""Guesses: what is looked up, how far it pays, and that a reply is the one of dense steps whatever was guessed."""
+
+import numpy as np
+import pytest
+import torch
+
+from solm.core.errors import SolmError
+from solm.runtime.batch import Row, decode
+from solm.runtime.guess import Guesser, Lookup, Pace
+from solm.runtime.sampling import Sampler
+
+
+def prompt(seed: int, length: int = 40) -> torch.Tensor:
+    ids = torch.randint(3, 259, (1, length), generator=torch.Generator().manual_seed(seed))
+    return torch.cat([ids, ids], 1)  # so that something is found in it
+
+
+def test_what_followed_the_last_passage_like_the_end_is_proposed():
+    text = Lookup([7, 1, 2, 3, 4, 9, 1, 2, 5, 6, 8, 1, 2])
+    assert text.propose(3) == ([5, 6, 8], 2)
+    text.add([3, 4])
+    assert text.propose(2) == ([9, 1], 4)  # a longer passage before a later, shorter one
+    assert text.propose(0) == ([], 0)
+    assert Lookup([1]).propose(5) == Lookup([1, 2, 3]).propose(5) == ([], 0)
+
+
+def test_a_text_that_repeats_itself_is_continued_beyond_its_end():
+    assert Lookup([5, 1, 2, 3, 1, 2, 3, 1, 2]).propose(7) == ([3, 1, 2, 3, 1, 2, 3], 5)
+
+
+def test_the_pace_is_the_line_through_recent_passes_and_disturbed_ones_count_less():
+    pace = Pace()
+    for tokens in [1, 4, 2, 8, 1, 16] * 20:
+        pace.add(tokens, 0.010 + 0.002 * tokens)
+    assert np.allclose(pace.line, (0.010, 0.002), rtol=0.01)
+    pace.add(4, 5.0)
+    base, slope = pace.line
+    assert base + 4 * slope < 0.025
+
+
+def test_guesses_are_made_where_they_pay():
+    sure, text = Guesser(), Lookup([1, 2, 3, 4] * 20)
+    for _ in range(60):
+        sure.choose([(text, 15, None)])
+        sure.learn(0, 10, 10)
+    assert len(sure.choose([(text, 15, None)])[0]) == 15
+    for _ in range(200):
+        sure.choose([(text, 15, None)])
+        sure.learn(0, 1, 0)
+    assert sure.choose([(text, 15, None)]) == [[]]  # always wrong
+    assert sure.choose([(text, 15, 3), (text, 2, 15), (None, 15, None)]) == [[1, 2, 3], [1, 2], []]
+    for _ in range(2000):
+        sure.choose([(text, 15, None)])
+    assert len(sure.choose([(text, 15, None)])[0]) > 0  # tried again after a while
+
+
+@pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 5}, {"temperature": 1.0, "top_k": 0}])
+def test_a_reply_is_the_one_of_dense_steps(cpu_lm, sampling):
+    guessed = accepted = 0
+    for seed in range(4):
+        for longest in (1, 2, 17, 90):
+            options = {"max_new_tokens": longest, "seed": seed, "eos_token_id": -1, **sampling}
+            expected = cpu_lm.generate(prompt(seed), guess="off", **options)
+            assert expected.trace.guessed == 0
+            for guess in ("auto", 3, 15):
+                found = cpu_lm.generate(prompt(seed), guess=guess, **options)
+                assert found.trace.ids == expected.trace.ids
+                assert found.compute.realised == expected.compute.realised
+                assert len(found.trace.actions) == longest - 1
+                guessed, accepted = guessed + found.trace.guessed, accepted + found.trace.accepted
+    assert guessed > 0
+    assert sampling or 0 < accepted < guessed
+
+
+def test_stops_and_penalties_hold_inside_a_guess(cpu_lm):
+    for options in ({"stop_strings": ["a", "e"]}, {"repetition_penalty": 1.3}, {"eos_token_id": list(range(40))}):
+        options = {"max_new_tokens": 80, "eos_token_id": -1, **options}
+        found, expected = (cpu_lm.generate(prompt(1), guess=guess, **options) for guess in (15, "off"))
+        assert found.trace.ids == expected.trace.ids
+        assert found.text == expected.text
+
+
+def test_rows_guess_beside_others(cpu_lm):
+    """Of all lengths, that end at other times; beside a row under a budget nobody guesses."""
+    lengths = [20 + 9 * seed for seed in range(5)]
+    alone = [
+        cpu_lm.generate(prompt(seed), guess="off", max_new_tokens=longest, eos_token_id=-1)
+        for seed, longest in enumerate(lengths)
+    ]
+    dense = cpu_lm.policy("dense")
+
+    def rows():
+        for seed, longest in enumerate(lengths):
+            sampler = Sampler.of(cpu_lm, prompt(seed), 0, {"eos_token_id": -1})
+            yield Row(prompt(seed)[0].numpy(), dense, (1.0, 1.0, 1.0), longest, sampler, guess=7)
+
+    together = list(rows())
+    taken = [id(row) for row in decode(cpu_lm, together, 3)]
+    for row, expected in zip(together, alone, strict=True):
+        assert row.ids == expected.trace.ids
+        assert taken.count(id(row)) == len(row.ids)
+    assert sum(row.trace.guessed for row in together) > 0
+    mixed = list(rows())[:1]
+    sampler = Sampler.of(cpu_lm, prompt(9), 0, {"eos_token_id": -1})
+    mixed.append(Row(prompt(9)[0].numpy(), cpu_lm.policy(), (0.5, 0.7, 1.0), 60, sampler))
+    list(decode(cpu_lm, mixed, 2))
+    assert mixed[0].trace.guessed == 0
+
+
+def test_nothing_is_guessed_where_passes_are_not_exact_unless_a_number_is_given(tiny_lm):
+    assert tiny_lm.generate(prompt(1), max_new_tokens=60, eos_token_id=-1).trace.guessed == 0
+    assert tiny_lm.generate(prompt(1), max_new_tokens=60, eos_token_id=-1, guess=4).trace.guessed > 0
+
+
+@pytest.mark.parametrize("guess", [16, -1, "some", True, 1.5])
+def test_what_is_no_number_of_guesses_is_refused(tiny_lm, guess):
+    with pytest.raises(SolmError, match=rf"guess must be auto, off or a number in \[0, 15\], got {guess!r}"):
+        tiny_lm.generate(prompt(1), guess=guess)
