@@ -54,7 +54,7 @@ def test_a_token_of_generate(cpu_lm):
 def test_a_token_of_serve(cpu_lm, byte_tokenizer):
     cpu_lm.tokenizer = with_template(byte_tokenizer)
     body = {
-        "model": "tiny", "messages": CHAT, "max_tokens": 60, "stream": True, "logit_bias": {"2": -100},
+        "model": "tiny", "messages": CHAT, "max_tokens": 200, "stream": True, "logit_bias": {"2": -100},
         "efficiency": {"budget": 0.8},
     }  # fmt: skip
     with profiled() as seen, running(Service(cpu_lm, ServeSettings(), "tiny")) as address:
