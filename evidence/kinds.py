@@ -120,6 +120,30 @@ def budgets(result: Result) -> str:
     return markdown(("arm", "ms", "share on the clock", "requested", "realised by step times"), rows)
 
 
+@kind(
+    "guess",
+    "Guess and verify",
+    "Dense greedy replies with and without guesses, in turns. *gain*: milliseconds per token without over those with, "
+    "geometric mean over prompts with a 95 % interval. *same*: prompts whose replies have the same tokens.",
+)
+def guess(result: Result) -> str:
+    rows = []
+    for name, work in result["results"]["works"].items():
+        share = work["accepted"] / work["guessed"] if work["guessed"] else None
+        times = (median(work["ms"][arm], 1) for arm in ("off", "auto"))
+        gain = f"{work['gain']['value']:.2f} ({work['gain']['low']:.2f} to {work['gain']['high']:.2f})"
+        same = f"{work['same']} of {work['prompts']}"
+        rows.append([name, *times, gain, f"{work['guessed']}", number(share, 2), same])
+    head = ("work", "ms without", "ms with", "gain", "guessed", "accepted", "same")
+    known = [
+        [f"{int(context):,}", *(median(ms, 1) for ms in found.values())]
+        for context, found in result["results"]["passes"].items()
+    ]
+    counts = next(iter(result["results"]["passes"].values()))
+    passes = markdown(("after tokens", *(f"{count} known, ms" for count in counts)), known, words=0)
+    return f"{markdown(head, rows)}\n\n{passes}"
+
+
 @kind("batch", "Several rows", "Rows that decode together under constant settings. Loss: nats per token above dense.")
 def batch(result: Result) -> str:
     rows = []

@@ -24,7 +24,15 @@ MARKED = re.compile(r"(<!-- (table|value): ([\w.-]+) -->\n?).*?(<!-- end -->)", 
 CHAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
     "speed": (
         "Speed",
-        ("engine-0.5b", "engine-1.5b", "engine-0.5b-rows", "variants-0.5b", "budgets-1.5b-bits", "fidelity-0.5b"),
+        (
+            "engine-0.5b",
+            "engine-1.5b",
+            "engine-0.5b-rows",
+            "guess-0.5b",
+            "variants-0.5b",
+            "budgets-1.5b-bits",
+            "fidelity-0.5b",
+        ),
     ),
     "quality": (
         "Quality at equal time",

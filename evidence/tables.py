@@ -71,3 +71,12 @@ def over_llama_cpp(name: str, context: str) -> str:
 for model, contexts in (("0.5b", ("1024", "4096", "16384")), ("1.5b", ("1024",))):
     for at in contexts:
         VALUES[f"{model}-over-llama.cpp-{at}"] = partial(over_llama_cpp, f"engine-{model}", at)
+
+
+def guess_gain(work: str) -> str:
+    """How many times as fast dense replies of a kind of work are with guesses."""
+    return number(result("guess-0.5b")["results"]["works"][work]["gain"]["value"], 2)
+
+
+for work in ("chat", "editing"):
+    VALUES[f"guess-{work}"] = partial(guess_gain, work)

@@ -4,9 +4,9 @@
 
 Every reply is decoded greedily with and without guesses, in turns. `same`: of how many prompts both replies have the
 same tokens. Works: chat (prompts of many kinds), mathematics (GSM8K, where a file is given), editing (a function of
-Python's standard library, with a name changed), summaries (a part of its documentation). `gain`: the geometric mean over
-prompts of the milliseconds per token without guesses over those with, with a 95 % interval by bootstrap over prompts.
-`passes`: milliseconds of one pass over so many known tokens of a row.
+Python's standard library, with a name changed), summaries (a part of its documentation). `gain`: the geometric mean
+over prompts of the milliseconds per token without guesses over those with, with a 95 % interval by bootstrap over
+prompts. `passes`: milliseconds of one pass over so many known tokens of a row.
 """
 
 import inspect

@@ -4,7 +4,9 @@ import httpx
 import openai
 import pytest
 
-from helpers.serving import CHAT, LONG, ask, running, tiny_service
+from helpers.serving import CHAT, LONG, ask, running, tiny_service, with_template
+from solm.serving.service import Service
+from solm.serving.settings import ServeSettings
 
 NO_END = {"2": -100}
 
@@ -129,3 +131,27 @@ def test_a_context_below_the_models_is_kept(byte_tokenizer):
             else:
                 with pytest.raises(openai.BadRequestError, match="--max-model-len of 100"):
                     client.completions.create(**asked)
+
+
+def test_guesses_leave_replies_as_they_are(cpu_lm, byte_tokenizer):
+    cpu_lm.tokenizer = with_template(byte_tokenizer)
+    asked = {"budget": None, "temperature": 0, "max_tokens": 200, "logit_bias": NO_END}
+    with running(Service(cpu_lm, ServeSettings(), "tiny")) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        replies = {guess: ask(client, efficiency={"guess": guess}, **asked) for guess in ("off", "auto", 7)}
+        usages = [reply.usage for reply in replies.values()]
+        assert len({reply.choices[0].message.content for reply in replies.values()}) == 1
+        assert [usage.completion_tokens for usage in usages] == [200] * 3
+        assert usages[0].guessed_tokens == usages[0].accepted_tokens == 0
+        assert 0 <= usages[2].accepted_tokens <= usages[2].guessed_tokens
+        assert usages[2].guessed_tokens > 0
+        pieces = ask(client, efficiency={"guess": 7}, stream=True, **asked)
+        text = "".join(piece.choices[0].delta.content or "" for piece in pieces if piece.choices)
+        assert text == replies["off"].choices[0].message.content
+        told = httpx.get(f"{address}/metrics").text
+        assert (
+            f'solm_tokens_total{{kind="guessed"}} {2 * usages[2].guessed_tokens + usages[1].guessed_tokens:.1f}' in told
+        )
+        for wrong in (16, -1, "many"):
+            with pytest.raises(openai.BadRequestError, match=r"efficiency\.guess"):
+                ask(client, efficiency={"guess": wrong}, **asked)

@@ -5,7 +5,9 @@ same token, and the cache keeps nothing else. Guesses change the time alone.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+
+import numpy as np
 
 from solm.core.errors import SolmError
 
@@ -22,8 +24,8 @@ _PRIOR = (0.25, 0.4, 0.5, 0.6, 0.75, 0.85)
 _PRIOR_WEIGHT, _MEMORY, _RECOVERY = 4.0, 0.97, 0.995
 """Guesses that the prior counts as; by how much older ones count less at every newer one, and where none was made: a
 class that did not pay is tried again."""
-_PRIOR_SLOPE = 0.2
-"""What another token of a pass takes, as a share of what a pass takes in any case, before it is measured."""
+_PRIOR_BASE, _PRIOR_SLOPE = 1.05, 0.15
+"""Time of a pass of several tokens over that of one, a line in their number, before it is measured."""
 
 
 def guesses(wanted: str | int, exact: bool) -> int | None:
@@ -95,41 +97,43 @@ class _Class:
         self.accepted += accepted
 
 
-@dataclass
 class Pace:
-    """Seconds of a pass as a line in its tokens, `base` + `slope` * tokens, from recent passes."""
+    """Seconds of a pass by its number of tokens, from recent passes: those of one token apart, and a line through the
+    others, since the first guess takes more than each after it."""
 
-    _sums: list[float] = field(default_factory=lambda: [0.0] * 5)
-    """Weighted, of 1, n, n^2, seconds and n * seconds."""
+    def __init__(self) -> None:
+        self._single = 0.0
+        self._sums = np.zeros(5)
+        """Weighted, of 1, n, n^2, seconds and n * seconds over passes of several tokens."""
 
     def add(self, tokens: int, seconds: float) -> None:
         """A pass of so many tokens took so long. What took much longer than expected was disturbed, and counts less."""
-        if self._sums[0]:
-            base, slope = self.line
-            seconds = min(seconds, 2 * (base + slope * tokens))
+        if not self._single:
+            self._single = seconds / (1 if tokens == 1 else (_PRIOR_BASE + _PRIOR_SLOPE * tokens))
+            for few in (2, 8):  # what is known before
+                self._count(few, self._single * (_PRIOR_BASE + _PRIOR_SLOPE * few))
+        seconds = min(seconds, 2 * self.seconds(tokens))
+        if tokens == 1:
+            self._single += (1 - _MEMORY) * (seconds - self._single)
         else:
-            unit = seconds / (1 + _PRIOR_SLOPE * tokens)
-            for few in (1, 8):
-                self._count(few, unit * (1 + _PRIOR_SLOPE * few))
-        self._sums = [_MEMORY * part for part in self._sums]
-        self._count(tokens, seconds)
+            self._sums *= _MEMORY
+            self._count(tokens, seconds)
 
     def _count(self, tokens: int, seconds: float) -> None:
-        parts = (1, tokens, tokens * tokens, seconds, tokens * seconds)
-        self._sums = [mine + part for mine, part in zip(self._sums, parts, strict=True)]
+        self._sums += (1, tokens, tokens * tokens, seconds, tokens * seconds)
 
-    @property
-    def line(self) -> tuple[float, float]:
-        """Seconds of a pass without tokens, and of every token; both above 0."""
-        weight, first, second, seconds, products = self._sums
-        if not weight:
-            return 1.0, _PRIOR_SLOPE
-        spread = weight * second - first * first
-        mean, average = first / weight, seconds / weight
+    def seconds(self, tokens: int) -> float:
+        """Of a pass of so many tokens; in units of a single one where nothing was measured yet."""
+        if not self._single:
+            return 1.0 if tokens == 1 else _PRIOR_BASE + _PRIOR_SLOPE * tokens
+        if tokens == 1:
+            return self._single
+        weight, first, second, total, products = self._sums.tolist()
+        mean, average, spread = first / weight, total / weight, second / weight - (first / weight) ** 2
         # Where all passes had the same length, there is no slope to be seen.
-        slope = (weight * products - first * seconds) / spread if spread > 1e-3 * weight * weight else 0.0
-        slope = min(max(slope, 0.02 * average), average / max(mean, 1.0) * 0.98)
-        return average - slope * mean, slope
+        slope = (products / weight - mean * average) / spread if spread > 0.1 else _PRIOR_SLOPE * self._single
+        slope = min(max(slope, 0.02 * self._single), 0.9 * average / mean)
+        return float(max(average + slope * (tokens - mean), self._single))
 
 
 class Guesser:
@@ -145,9 +149,8 @@ class Guesser:
         """The guesses of every row. texts: per row its text (None: it guesses nothing), the most guesses, and how many
         it wants where its request says so.
 
-        Guesses are added by falling probability for as long as the pass gives more tokens per second with them.
+        Of guesses by falling probability, so many are made that the pass is expected to give the most tokens per second.
         """
-        base, slope = self.pace.line
         found: list[list[int]] = []
         gains: list[tuple[float, int]] = []
         self._made = []
@@ -158,12 +161,17 @@ class Guesser:
             self._made.append(kind)
             found.append(tokens)
             gains += [(1.0 if wanted else kind.probability**place, row) for place in range(1, len(tokens) + 1)]
+        gains.sort(reverse=True)
         given, size = float(len(texts)), len(texts)
+        best, most = given / self.pace.seconds(size), 0
+        for number, (gain, _) in enumerate(gains, 1):
+            given += gain
+            speed = given / self.pace.seconds(size + number)
+            if speed > best or gain == 1:
+                best, most = speed, number
         counts = [0] * len(texts)
-        for gain, row in sorted(gains, reverse=True):
-            if gain * (base + slope * size) <= slope * given:
-                break
-            given, size, counts[row] = given + gain, size + 1, counts[row] + 1
+        for _, row in gains[:most]:
+            counts[row] += 1
         for kind, tokens, count in zip(self._made, found, counts, strict=True):
             if tokens and not count:
                 kind.fade(_RECOVERY)

@@ -28,14 +28,15 @@ def test_a_text_that_repeats_itself_is_continued_beyond_its_end():
     assert Lookup([5, 1, 2, 3, 1, 2, 3, 1, 2]).propose(7) == ([3, 1, 2, 3, 1, 2, 3], 5)
 
 
-def test_the_pace_is_the_line_through_recent_passes_and_disturbed_ones_count_less():
+def test_the_pace_is_that_of_recent_passes_and_disturbed_ones_count_less():
+    """The first guess takes more than each after it."""
     pace = Pace()
-    for tokens in [1, 4, 2, 8, 1, 16] * 20:
-        pace.add(tokens, 0.010 + 0.002 * tokens)
-    assert np.allclose(pace.line, (0.010, 0.002), rtol=0.01)
+    assert 1 < pace.seconds(2) < pace.seconds(8)
+    for tokens in [1, 4, 2, 8, 1, 16] * 60:
+        pace.add(tokens, 0.010 if tokens == 1 else 0.014 + 0.002 * tokens)
+    assert np.allclose([pace.seconds(tokens) for tokens in (1, 2, 8, 15)], [0.010, 0.018, 0.030, 0.044], rtol=0.02)
     pace.add(4, 5.0)
-    base, slope = pace.line
-    assert base + 4 * slope < 0.025
+    assert pace.seconds(4) < 0.025
 
 
 def test_guesses_are_made_where_they_pay():
