@@ -78,5 +78,4 @@ def guess_gain(work: str) -> str:
     return number(result("guess-0.5b")["results"]["works"][work]["gain"]["value"], 2)
 
 
-for work in ("chat", "editing"):
-    VALUES[f"guess-{work}"] = partial(guess_gain, work)
+VALUES["guess-editing"] = partial(guess_gain, "editing")

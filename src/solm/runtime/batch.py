@@ -27,7 +27,8 @@ class Row:
     text that the last token completed. shown: text that the last token made final: what may become a stop string is
     held back, and what follows one is never shown. largest: how many of the largest logits count, 0: all of them.
     session: one row that has read the first tokens of the prompt, at most all but the last; None: nothing is read yet.
-    lookup: where its next tokens are guessed from; None: they are not.
+    guess: tokens that are guessed before every pass of a dense reply, to be set before the row joins a batch; None: as
+    many as pay. lookup: where they come from; None: nothing is guessed.
     """
 
     def __init__(
@@ -41,7 +42,6 @@ class Row:
         text: TextStream | None = None,
         stops: Sequence[str] = (),
         criteria: Callable[[list[int]], bool] | None = None,
-        guess: int | None = 0,
     ):
         """
         Args:
@@ -53,7 +53,6 @@ class Row:
             text: where the text of every token is wanted, or `stops` are given.
             stops: texts that end the reply.
             criteria: called with all tokens of the reply after each; whether it ends the reply.
-            guess: tokens that are guessed before every pass of a dense reply; None: as many as pay.
         """
         self.prompt, self.longest, self.sampler = prompt, longest, sampler
         self.policy = Random(policy.space, sampler.seed) if isinstance(policy, Random) else policy
@@ -66,9 +65,8 @@ class Row:
         self.reason: str | None = None
         self.error: Exception | None = None
         self.session: Session | None = None
-        self.guess = guess
-        guesses = guess != 0 and isinstance(policy, Dense)
-        self.lookup = Lookup(prompt.tolist()) if guesses else None
+        self.guess: int | None = 0
+        self.lookup: Lookup | None = None
         self._text, self._stops, self._criteria = text, stops, criteria
 
     @property
@@ -136,6 +134,8 @@ class Batch(Generic[_Row]):
 
         session: one row that has read the whole prompt. It must not be used afterwards.
         """
+        if row.guess != 0 and isinstance(row.policy, Dense):
+            row.lookup = Lookup(row.prompt.tolist())
         row.take(as_numpy(logits))
         if row.reason is not None:
             return

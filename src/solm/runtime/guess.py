@@ -149,7 +149,7 @@ class Guesser:
         """The guesses of every row. texts: per row its text (None: it guesses nothing), the most guesses, and how many
         it wants where its request says so.
 
-        Of guesses by falling probability, so many are made that the pass is expected to give the most tokens per second.
+        Of guesses by falling probability, so many are made that the pass should give the most tokens per second.
         """
         found: list[list[int]] = []
         gains: list[tuple[float, int]] = []

@@ -217,16 +217,8 @@ class LanguageModel(ControlledModel):
         constraint = None if options.grammar is None else self.compiler.compile(options.grammar)
         sampler = Sampler.of(self, ids, int(options.seed), options.sampling, constraint)
         text = TextStream(self.tokenizer) if read_text or options.stop_strings else None
-        row = Row(
-            ids[0],
-            policy,
-            budget.budget.shares,
-            longest,
-            sampler,
-            text=text,
-            stops=options.stop_strings,
-            guess=guesses(options.guess, self.backend.exact_passes),
-        )
+        row = Row(ids[0], policy, budget.budget.shares, longest, sampler, text=text, stops=options.stop_strings)
+        row.guess = guesses(options.guess, self.backend.exact_passes)
         return row, budget.terms
 
     def _reply(self, row: Row, requested: Terms) -> Reply:

@@ -125,8 +125,9 @@ class Row(BatchRow):
         self.granted = job.budget.resolved.target(1.0)
         super().__init__(
             job.ids, job.budget.policy, self.granted, job.max_tokens, sampler,
-            text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops, guess=job.guess,
+            text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops,
         )  # fmt: skip
+        self.guess = job.guess
         self.job, self._budgets = job, lm.budgets(job.budget.policy)
         if job.logprobs is not None:
             self.largest = 0

@@ -93,7 +93,9 @@ def test_rows_guess_beside_others(cpu_lm):
     def rows():
         for seed, longest in enumerate(lengths):
             sampler = Sampler.of(cpu_lm, prompt(seed), 0, {"eos_token_id": -1})
-            yield Row(prompt(seed)[0].numpy(), dense, (1.0, 1.0, 1.0), longest, sampler, guess=7)
+            row = Row(prompt(seed)[0].numpy(), dense, (1.0, 1.0, 1.0), longest, sampler)
+            row.guess = 7
+            yield row
 
     together = list(rows())
     taken = [id(row) for row in decode(cpu_lm, together, 3)]
