@@ -174,8 +174,9 @@ class Batch(Generic[_Row]):
     def _taken(self, rows: list[_Row], guesses: list[list[int]], done: Result) -> Iterator[_Row]:
         """Let rows take what a pass over their last token and their guesses gives: the token after it, and those after
         guesses, as long as these are what was taken. What the cache holds of other guesses is forgotten."""
+        session = self.session
         assert done.actions is not None
-        assert self.session is not None
+        assert session is not None
         logits = done.logits if type(done.logits) is np.ndarray else as_numpy(done.logits)
         actions, realised, controllable = done.actions.tolist(), done.realised.tolist(), done.controllable.tolist()
         try:
@@ -198,7 +199,7 @@ class Batch(Generic[_Row]):
                     self._guesser.learn(place, len(guessed), accepted)
         finally:
             if any(guesses):
-                self.session.truncate(np.array([len(row.prompt) + len(row.ids) - 1 for row in rows]))
+                session.truncate(np.array([len(row.prompt) + len(row.ids) - 1 for row in rows]))
             for place in reversed(range(len(rows))):
                 if rows[place].reason is not None:
                     self._leave(place)
