@@ -44,8 +44,8 @@ _MEANINGS = {
     "revision": "Branch, tag or commit of a model on the hub.",
     "trust_remote_code": "Run code that comes with a model. Only for models you trust.",
     "seed": "Seed of all random numbers.",
-    "guess": "Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay), off, or "
-    "a number up to 15. The text is the same.",
+    "guess": "Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay, where the "
+    "text stays the same to the last token), off, or a number up to 15.",
     "json": "Print one JSON object, and nothing else, on standard output.",
     "threads": "Threads to compute with; by default one per usable core.",
     "quiet": "No progress, only results and errors.",
@@ -131,7 +131,7 @@ class ReplyOptions:
 
     def generation(self) -> dict[str, Any]:
         """Length, seed and the sampling options that were given, as `LanguageModel.generate` calls them."""
-        from solm.runtime.guess import guesses
+        from solm.runtime.guess import guess_count
         from solm.runtime.sampling import SUPPORTED
 
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
@@ -143,7 +143,7 @@ class ReplyOptions:
                 raise SolmError(f"--{name.replace('_', '-')}: {value} is not a number that can be used")
         guess = int(self.guess) if self.guess.isdecimal() else self.guess
         with argument("guess"):
-            guesses(guess, exact=True)
+            guess_count(guess, exact=True)
         return options | {"seed": self.seed, "max_new_tokens": self.max_new_tokens, "guess": guess}
 
     def prepare(self, model: ModelOptions) -> "Prepared":

@@ -158,17 +158,19 @@ class Batch(Generic[_Row]):
         guessing = any(row.lookup is not None for row in rows) and all(isinstance(row.policy, Dense) for row in rows)
         if guessing:
             guesses = self._guesser.choose([(row.lookup, row.left - 1, row.guess) for row in rows])
-        counts = np.array([1 + len(guessed) for guessed in guesses])
-        tokens, largest = np.zeros((len(rows), counts.max()), np.int64), np.array([row.largest for row in rows])
-        for place, (row, guessed) in enumerate(zip(rows, guesses, strict=True)):
-            tokens[place, : counts[place]] = [row.ids[-1], *guessed]
+        last, largest = np.array([row.ids[-1] for row in rows]), np.array([row.largest for row in rows])
         begun = time.perf_counter()
-        if counts.max() == 1:
-            done = self.session.step(tokens[:, 0], exact_largest=largest)
-        else:
+        if any(guesses):
+            counts = np.array([1 + len(guessed) for guessed in guesses])
+            tokens = np.zeros((len(rows), counts.max()), np.int64)
+            tokens[:, 0] = last
+            for place, guessed in enumerate(guesses):
+                tokens[place, 1 : counts[place]] = guessed
             done = self.session.extend(tokens, counts=counts, exact_largest=largest)
+        else:
+            done = self.session.step(last, exact_largest=largest)
         if guessing:
-            self._guesser.pace.add(int(counts.sum()), time.perf_counter() - begun)
+            self._guesser.pace.add(len(rows) + sum(map(len, guesses)), time.perf_counter() - begun)
         return self._taken(rows, guesses, done)
 
     def _taken(self, rows: list[_Row], guesses: list[list[int]], done: Result) -> Iterator[_Row]:

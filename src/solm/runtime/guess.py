@@ -28,7 +28,7 @@ _PRIOR_BASE, _PRIOR_SLOPE = 1.05, 0.15
 """Time of a pass of several tokens over that of one, a line in their number, before it is measured."""
 
 
-def guesses(wanted: str | int, exact: bool) -> int | None:
+def guess_count(wanted: str | int, exact: bool) -> int | None:
     """How many tokens a request wants guessed before every pass; None: as many as pay. exact: whether a pass over
     several tokens gives what single steps give. Raises `SolmError` for what is no such number."""
     if wanted in ("auto", "off"):
@@ -76,7 +76,7 @@ class Lookup:
 
 
 @dataclass
-class _Class:
+class _Acceptance:
     """How often guesses of one class were accepted; older ones count less."""
 
     prior: float
@@ -141,8 +141,8 @@ class Guesser:
 
     def __init__(self) -> None:
         self.pace = Pace()
-        self._classes = [_Class(prior) for prior in _PRIOR]
-        self._made: list[_Class] = []
+        self._classes = [_Acceptance(prior) for prior in _PRIOR]
+        self._made: list[_Acceptance] = []
         """Of the rows of the last `choose`."""
 
     def choose(self, texts: Sequence[tuple[Lookup | None, int, int | None]]) -> list[list[int]]:
@@ -167,7 +167,7 @@ class Guesser:
         for number, (gain, _) in enumerate(gains, 1):
             given += gain
             speed = given / self.pace.seconds(size + number)
-            if speed > best or gain == 1:
+            if speed > best or gain == 1:  # what a request asked for is guessed whether it pays or not
                 best, most = speed, number
         counts = [0] * len(texts)
         for _, row in gains[:most]:

@@ -16,7 +16,7 @@ from solm.policies.schedules import Dense
 from solm.runtime.batch import Row, decode
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Grammar
-from solm.runtime.guess import guesses
+from solm.runtime.guess import guess_count
 from solm.runtime.prompts import Message, Prompt, Prompts, are_ids, encode, token_rows
 from solm.runtime.reply import Reply, TextStream, Token
 from solm.runtime.sampling import Sampler
@@ -77,7 +77,7 @@ class GenerateOptions:
             kind = type(self.grammar).__name__
             raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {kind}")
 
-        guesses(self.guess, exact=True)
+        guess_count(self.guess, exact=True)
 
     def longest(self, prompt: int) -> int:
         """How many tokens a reply to `prompt` tokens may have. Raises `SolmError` for an impossible length."""
@@ -218,7 +218,7 @@ class LanguageModel(ControlledModel):
         sampler = Sampler.of(self, ids, int(options.seed), options.sampling, constraint)
         text = TextStream(self.tokenizer) if read_text or options.stop_strings else None
         row = Row(ids[0], policy, budget.budget.shares, longest, sampler, text=text, stops=options.stop_strings)
-        row.guess = guesses(options.guess, self.backend.exact_passes)
+        row.guess = guess_count(options.guess, self.backend.exact_passes)
         return row, budget.terms
 
     def _reply(self, row: Row, requested: Terms) -> Reply:

@@ -187,8 +187,8 @@ class Efficiency(Strict):
     trace: Annotated[bool, default(False, bool)] = Field(False, description="Report every token's action and cost.")
     guess: Literal["auto", "off"] | Annotated[int, Field(ge=0, le=MOST_GUESSES)] = Field(
         "auto",
-        description="Tokens that a dense reply guesses before every pass, which verifies them; auto: as many as pay. "
-        "The reply is the same.",
+        description="Tokens that a dense reply guesses before every pass, which verifies them; auto: as many as pay, "
+        "where the reply stays the same.",
     )
 
 

@@ -17,7 +17,7 @@ from pydantic_core import from_json
 
 from solm.backends.chat_template import names_tools
 from solm.core.errors import ContextLengthError, SolmError
-from solm.runtime.guess import guesses
+from solm.runtime.guess import guess_count
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.serving.answers import Choice, Exchange
@@ -185,7 +185,7 @@ class Service:
                 job = Job(
                     np.array(ids, dtype=np.int64), longest, budget, partial(emit, index), (seed + index) % (1 << 63),
                     sampling, request.stops, logprobs, echo and logprobs is not None, deadline, constraint, shown,
-                    efficiency.trace, guesses(efficiency.guess, self.lm.backend.exact_passes),
+                    efficiency.trace, guess_count(efficiency.guess, self.lm.backend.exact_passes),
                 )  # fmt: skip
                 choices.append(Choice(index, job, before, reader))
         self.scheduler.submit([choice.job for choice in choices])
