@@ -44,8 +44,8 @@ _MEANINGS = {
     "revision": "Branch, tag or commit of a model on the hub.",
     "trust_remote_code": "Run code that comes with a model. Only for models you trust.",
     "seed": "Seed of all random numbers.",
-    "guess": "Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay, where the "
-    "text stays the same to the last token), off, or a number up to 15.",
+    "guess": "Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay; the text "
+    "stays the same), off, or a number up to 15.",
     "json": "Print one JSON object, and nothing else, on standard output.",
     "threads": "Threads to compute with; by default one per usable core.",
     "quiet": "No progress, only results and errors.",
