@@ -62,7 +62,7 @@ void append_token(const Engine& e, const Step& step, int layer, const float* que
 }
 
 struct ChunkOrder {
-  // Neighbours of one row. alone: a step whose queries have no neighbours, or that selects pages of its own.
+  // Neighbours of one row. alone: a step of a call without blocks, or that selects pages of its own.
   struct Part {
     int first, count;
     bool alone;
