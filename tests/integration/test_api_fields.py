@@ -153,5 +153,6 @@ def test_guesses_leave_replies_as_they_are(cpu_lm, byte_tokenizer):
             f'solm_tokens_total{{kind="guessed"}} {2 * usages[2].guessed_tokens + usages[1].guessed_tokens:.1f}' in told
         )
         for wrong in (16, -1, "many"):
-            with pytest.raises(openai.BadRequestError, match=r"efficiency\.guess"):
+            message = rf"efficiency\.guess: guess must be auto, off or a number in \[0, 15\], got {wrong!r}"
+            with pytest.raises(openai.BadRequestError, match=message):
                 ask(client, efficiency={"guess": wrong}, **asked)

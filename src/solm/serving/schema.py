@@ -5,8 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
 from pydantic_core import PydanticCustomError, from_json
 
+from solm.core.errors import SolmError
 from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS
-from solm.runtime.guess import MOST_GUESSES
+from solm.runtime.guess import guess_count
 from solm.serving import settings
 from solm.serving.settings import Priority
 
@@ -29,6 +30,17 @@ def _object(text: str) -> str:
 
 ObjectText = Annotated[str, AfterValidator(_object)]
 """The JSON of an object."""
+
+
+def _guess(wanted: str | int) -> str | int:
+    try:
+        guess_count(wanted, exact=True)
+    except SolmError as error:
+        raise PydanticCustomError("guess", "{message}", {"message": str(error)}) from None
+    return wanted
+
+
+Guess = Annotated[str | int, AfterValidator(_guess)]
 
 
 class Strict(BaseModel):
@@ -185,10 +197,10 @@ class Efficiency(Strict):
         "else normal.",
     )
     trace: Annotated[bool, default(False, bool)] = Field(False, description="Report every token's action and cost.")
-    guess: Literal["auto", "off"] | Annotated[int, Field(ge=0, le=MOST_GUESSES)] = Field(
+    guess: Guess = Field(
         "auto",
-        description="Tokens that a dense reply guesses before every pass, which verifies them; auto: as many as pay, "
-        "where the reply stays the same.",
+        description="Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay; "
+        "the reply stays the same), off, or a number up to 15.",
     )
 
 
