@@ -206,13 +206,15 @@ class ResolvedBudget:
     """What a request comes to in some context.
 
     budget: averages per axis. terms: the same in all units that are measured. floor: below which a governor may not
-    lower it; the budget itself until `above` gives another.
+    lower it; the budget itself until `above` gives another. loss: nats per token that a dense reply may give up by
+    guesses; None where it may not.
     """
 
     request: BudgetRequest
     budget: Budget
     terms: Terms
     floor: Budget
+    loss: float | None = None
 
     def above(self, floor: Budget) -> "ResolvedBudget":
         """The same with a floor, as far as it is below the budget."""
@@ -236,7 +238,8 @@ class Budgets:
     space: the actions to choose among. trained: what splits a budget over the axes; None: the same fraction of every
     axis's range. overhead: weights that the policy reads at every step. timings: of this model on this backend; with
     them a share is one of the dense step's milliseconds, without them one of its bytes. priced: `trained` also decides
-    the steps, so that its curve says what they lose.
+    the steps, so that its curve says what they lose. verified: else a budget as a loss is kept by dense passes that
+    verify guesses, see `resolve`.
     """
 
     space: ActionSpace
@@ -246,11 +249,19 @@ class Budgets:
     overhead: int = 0
     timings: StepTimings | None = None
     priced: bool = False
+    verified: bool = False
 
     def resolve(self, requested: BudgetLike, context: int) -> ResolvedBudget:
         """A request for steps that see `context` keys on average. Raises `BudgetError` where it cannot be read or
-        met."""
+        met.
+
+        A loss is what the curve of the policy that decides predicts. Where none does and passes are exact, steps are
+        dense, and the loss is what guesses may give up, which is measured.
+        """
         request = BudgetRequest.parse(requested)
+        if request.kind == "loss" and self.verified and not (self.priced and self.curve is not None):
+            dense, loss = Budget(), float(request.value)  # type: ignore[arg-type]
+            return ResolvedBudget(request, dense, self.terms(dense, context) | loss_terms(loss), dense, loss)
         budget = self.budget(request, context)
         return ResolvedBudget(request, budget, self.terms(budget, context, request), budget)
 
@@ -312,7 +323,7 @@ class Budgets:
         if self.curve is None:
             return {}
         loss, exact = self.curve.loss(share, context)
-        return {"loss": loss, "perplexity": math.exp(loss)} if exact else {"loss_above": loss}
+        return loss_terms(loss) if exact else {"loss_above": loss}
 
     @cached_property
     def measured(self) -> MeasuredCost | None:
@@ -349,7 +360,10 @@ class Budgets:
             share = value / measured.dense(seen)
         elif request.kind == "loss":
             if self.curve is None:
-                raise BudgetError("a budget as a loss needs a policy with a measured curve: solm fit makes one")
+                raise BudgetError(
+                    "a budget as a loss needs a policy with a measured curve, which solm fit makes, or a reply on the cpu "
+                    "backend with weights in integers, where it is measured"
+                )
             share = self.curve.share_for_loss(value, seen)
         return min(share, 1.0)
 
@@ -488,6 +502,11 @@ def in_words(terms: Terms) -> str:
 def in_time(terms: Terms) -> str:
     """The units of time."""
     return f"{terms['time']:.3f} of the dense step's time (speed {terms['speed']:.2f}, {terms['ms']:.2f} ms per step)"
+
+
+def loss_terms(loss: float) -> Terms:
+    """A loss in nats per token, and the factor of perplexity that it is worth."""
+    return {"loss": loss, "perplexity": math.exp(loss)}
 
 
 def _timed(share: float, dense: float) -> Terms:

@@ -1,8 +1,10 @@
 """The one decode loop: rows join a batch, step together and leave it; each has its own policy, budget and sampler."""
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -10,12 +12,16 @@ import numpy as np
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array, as_numpy
+from solm.core.errors import first_line
 from solm.policies.schedules import Dense, Random
 from solm.runtime.controlled import ControlledModel
-from solm.runtime.guess import Guesser, Lookup
+from solm.runtime.draft import Drafter
+from solm.runtime.guess import MOST_GUESSES, Guess, Wish
 from solm.runtime.reply import TextStream, Trace
 from solm.runtime.sampling import Sampler
+from solm.runtime.sources import Forced, Lookup, Prediction, Source
 
+_LOG = logging.getLogger("solm")
 Shares = tuple[float, ...]
 
 
@@ -27,8 +33,9 @@ class Row:
     text that the last token completed. shown: text that the last token made final: what may become a stop string is
     held back, and what follows one is never shown. largest: how many of the largest logits count, 0: all of them.
     session: one row that has read the first tokens of the prompt, at most all but the last; None: nothing is read yet.
-    guess: tokens that are guessed before every pass of a dense reply, to be set before the row joins a batch; None: as
-    many as pay. lookup: where they come from; None: nothing is guessed.
+    guess: tokens that are guessed before every pass of a dense reply; None: as many as pay. predicted: tokens that the
+    reply is expected to be like. Both are to be set before the row joins a batch. sources: where guesses come from;
+    drafting: whether the draft model guesses, too.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class Row:
         self.policy = Random(policy.space, sampler.seed) if isinstance(policy, Random) else policy
         self.target: Shares = tuple(target)
         self.trace = Trace(len(prompt), policy.space)
+        self.trace.allowance = sampler.allowance
         self.ids = self.trace.ids
         self.largest = sampler.largest
         self.possible = np.zeros(0, np.float32)
@@ -66,7 +74,9 @@ class Row:
         self.error: Exception | None = None
         self.session: Session | None = None
         self.guess: int | None = 0
-        self.lookup: Lookup | None = None
+        self.predicted: Sequence[int] = ()
+        self.sources: list[Source] = []
+        self.drafting = True
         self._text, self._stops, self._criteria = text, stops, criteria
 
     @property
@@ -74,16 +84,16 @@ class Row:
         """Tokens that the reply may still have."""
         return self.longest - len(self.ids)
 
-    def take(self, logits: np.ndarray) -> None:
-        """Choose the next token by logits [V]."""
+    def take(self, logits: np.ndarray, guess: int | None = None) -> None:
+        """Choose the next token by logits [V]; `guess` may be kept, see `Sampler.choose`."""
         if not self.longest:
             self.reason = "length"
             return
         self.possible = self.sampler.possible(logits)
-        token = self.sampler.choose(self.possible)
+        token = self.sampler.choose(self.possible, guess)
         self.ids.append(token)
-        if self.lookup is not None:
-            self.lookup.add((token,))
+        for source in self.sources:
+            source.add(token)
         if self.sampler.ended(token) or (self._criteria is not None and self._criteria(self.ids)):
             self.reason = "stop"
         elif len(self.ids) >= self.longest:
@@ -117,8 +127,8 @@ class Batch(Generic[_Row]):
     """
 
     def __init__(self, lm: ControlledModel):
-        self._lm = lm
-        self._guesser = Guesser()
+        self._lm, self._guesser = lm, lm.guesser
+        self._drafter = None if lm.draft is None else Drafter(lm.draft, lm)
         self.rows: list[_Row] = []
         self.session: Session | None = None
 
@@ -135,7 +145,11 @@ class Batch(Generic[_Row]):
         session: one row that has read the whole prompt. It must not be used afterwards.
         """
         if row.guess != 0 and isinstance(row.policy, Dense):
-            row.lookup = Lookup(row.prompt.tolist())
+            if row.sampler.constraint is not None:
+                row.sources.append(Forced(row.sampler.constraint))
+            if len(row.predicted):
+                row.sources.append(Prediction(row.predicted))
+            row.sources.append(Lookup(row.prompt.tolist()))
         row.take(as_numpy(logits))
         if row.reason is not None:
             return
@@ -154,26 +168,48 @@ class Batch(Generic[_Row]):
         """
         assert self.session is not None
         rows = list(self.rows)
-        guesses: list[list[int]] = [[] for _ in rows]
-        guessing = any(row.lookup is not None for row in rows) and all(isinstance(row.policy, Dense) for row in rows)
+        guesses = [Guess() for _ in rows]
+        guessing = any(row.sources for row in rows) and all(isinstance(row.policy, Dense) for row in rows)
+        wishes = [self._wish(row) for row in rows] if guessing else []
         if guessing:
-            guesses = self._guesser.choose([(row.lookup, row.left - 1, row.guess) for row in rows])
+            guesses = self._guesses(wishes)
         last, largest = np.array([row.ids[-1] for row in rows]), np.array([row.largest for row in rows])
         begun = time.perf_counter()
-        if any(guesses):
-            counts = np.array([1 + len(guessed) for guessed in guesses])
+        if any(guess.tokens for guess in guesses):
+            counts = np.array([1 + len(guess.tokens) for guess in guesses])
             tokens = np.zeros((len(rows), counts.max()), np.int64)
             tokens[:, 0] = last
-            for place, guessed in enumerate(guesses):
-                tokens[place, 1 : counts[place]] = guessed
+            for place, guess in enumerate(guesses):
+                tokens[place, 1 : counts[place]] = guess.tokens
             done = self.session.extend(tokens, counts=counts, exact_largest=largest)
         else:
             done = self.session.step(last, exact_largest=largest)
         if guessing:
-            self._guesser.pace.add(len(rows) + sum(map(len, guesses)), time.perf_counter() - begun)
-        return self._taken(rows, guesses, done)
+            size = len(rows) + sum(len(guess.tokens) for guess in guesses)
+            self._guesser.passed(size, time.perf_counter() - begun)
+        return self._taken(rows, guesses, wishes, done)
 
-    def _taken(self, rows: list[_Row], guesses: list[list[int]], done: Result) -> Iterator[_Row]:
+    def _wish(self, row: _Row) -> Wish:
+        drafts = self._drafter is not None and row.drafting and row.sources
+        most = min(row.left - 1, MOST_GUESSES if row.sources else 0)
+        drawn = row.sampler.plain is not None
+        return Wish(row if drafts else None, row.sources, most, row.guess, row.left, drawn)
+
+    def _guesses(self, wishes: list[Wish]) -> list[Guess]:
+        """The guesses of every row. Where the draft model fails, its rows go on without it."""
+        try:
+            return self._guesser.choose(wishes, self._drafter)
+        except Exception as error:
+            if self._drafter is None:
+                raise
+            name = getattr(self._lm.draft, "name", "")
+            _LOG.warning("the draft model %s failed, and replies go on without it: %s", name, first_line(error))
+            self._drafter.clear()
+            for row in self.rows:
+                row.drafting = False
+            return self._guesser.choose([replace(wish, row=None) for wish in wishes])
+
+    def _taken(self, rows: list[_Row], guesses: list[Guess], wishes: list[Wish], done: Result) -> Iterator[_Row]:
         """Let rows take what a pass over their last token and their guesses gives: the token after it, and those after
         guesses, as long as these are what was taken. What the cache holds of other guesses is forgotten."""
         session = self.session
@@ -182,25 +218,26 @@ class Batch(Generic[_Row]):
         logits = done.logits if type(done.logits) is np.ndarray else as_numpy(done.logits)
         actions, realised, controllable = done.actions.tolist(), done.realised.tolist(), done.controllable.tolist()
         try:
-            for place, (row, guessed) in enumerate(zip(rows, guesses, strict=True)):
-                row.trace.guessed += len(guessed)
+            for place, (row, made) in enumerate(zip(rows, guesses, strict=True)):
                 accepted = 0
-                for at, guess in enumerate([*guessed, None]):
+                row.trace.guessing(made.source, len(made.tokens))
+                for at, guess in enumerate([*made.tokens, None]):
                     row.trace.stepped(actions[place][at], realised[place][at], controllable[place][at])
                     try:
-                        row.take(logits[place, at])
+                        row.take(logits[place, at], guess)
                     except Exception as error:
                         row.error, row.reason = error, "error"
                     right = row.error is None and row.ids[-1] == guess
                     accepted += right
-                    row.trace.accepted += right
+                    if right:
+                        row.trace.accept(made.source)
                     yield row
                     if not right or row.reason is not None:
                         break
-                if guessed:
-                    self._guesser.learn(place, len(guessed), accepted)
+                if made.tokens:
+                    self._guesser.learn(wishes[place], made, accepted)
         finally:
-            if any(guesses):
+            if any(guess.tokens for guess in guesses):
                 session.truncate(np.array([len(row.prompt) + len(row.ids) - 1 for row in rows]))
             for place in reversed(range(len(rows))):
                 if rows[place].reason is not None:
@@ -222,9 +259,13 @@ class Batch(Generic[_Row]):
     def clear(self) -> list[_Row]:
         """Drop all rows."""
         rows, self.rows, self.session = self.rows, [], None
+        if self._drafter is not None:
+            self._drafter.clear()
         return rows
 
     def _leave(self, place: int) -> None:
+        if self._drafter is not None:
+            self._drafter.leave(self.rows[place])
         self.rows[place] = self.rows[-1]
         self.rows.pop()
         assert self.session is not None

@@ -21,6 +21,7 @@ from solm.policies.artifact import TrainedPolicy
 from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.schedules import Dense, Policy, Random, Static, static
 from solm.runtime.grammars import Compiler
+from solm.runtime.guess import Guesser
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -89,6 +90,10 @@ class ControlledModel:
         self._given = timings
         carried = None if policy is None or policy.curve is None else policy.curve.timings
         self.timings = self._given or carried
+        self.guesser = Guesser()
+        """What replies learn about guesses, for later ones."""
+        self.draft: ControlledModel | None = None
+        """A smaller model of the same vocabulary that guesses what this one will choose."""
         self._policies: dict[tuple[str, ActionSpace | None], AnyPolicy] = {}
         self._budgets: dict[tuple[ActionSpace, int, bool], Budgets] = {}
 
@@ -101,12 +106,16 @@ class ControlledModel:
     def detach(self) -> None:
         """Give the model back exactly as it was."""
         self.backend.detach()
+        if self.draft is not None:
+            self.draft.detach()
 
     def with_policy(self, policy: TrainedPolicy | None, sparsity: SparsityConfig | str | None = None) -> Self:
         """The same model under another policy; `detach` of either gives the model back."""
-        return type(self)(
+        made = type(self)(
             self.backend, self.tokenizer, policy, sparsity, self.name, self._given, self._model, self._generation
         )
+        made.guesser, made.draft = self.guesser, self.draft
+        return made
 
     @property
     def model(self) -> Any:
@@ -244,6 +253,7 @@ class ControlledModel:
         key = space, overhead, decides is not None and decides.reads_model
         if key not in self._budgets:  # each fits the milliseconds of steps
             self._budgets[key] = Budgets(
-                space, self.sparsity, self.shapes, self.trained, overhead, self.timings, priced=key[2]
-            )
+                space, self.sparsity, self.shapes, self.trained, overhead, self.timings, key[2],
+                self.backend.exact_passes,
+            )  # fmt: skip
         return self._budgets[key]

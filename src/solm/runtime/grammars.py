@@ -196,6 +196,10 @@ class Constraint:
         if not self._matcher.consume_token(token):
             raise self._stuck()
 
+    def forced(self) -> list[int]:
+        """The next tokens, as far as the text is the only one that may follow."""
+        return list(self._matcher.compute_ff_tokens())
+
     @property
     def complete(self) -> bool:
         """Whether nothing can follow."""

@@ -1,26 +1,38 @@
-"""Guesses of a reply's next tokens, which one dense pass verifies: what is guessed, how far, and whether it pays.
+"""Which of a reply's next tokens are guessed, how far, and whether it pays; one dense pass then verifies the guesses.
 
 The tokens of a reply are those of dense steps, whatever is guessed: a guess is kept where the dense pass chooses the
-same token, and the cache keeps nothing else. Guesses change the time alone.
+same token, and the cache keeps nothing else. Guesses change the time alone. Only where a request lets its reply lose
+something, a guess is also kept that the dense pass finds nearly as good as its own choice (`Allowance`).
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 
 from solm.core.errors import SolmError
+from solm.runtime.sources import Source
 
 MOST_GUESSES = 15
 """Of one row and pass: with the token before them as many as one pass computes to the last bit as single steps do."""
-_KEYS = (4, 2)
-"""Lengths of the endings that are looked up, the longest first."""
-_FARTHEST = 16
-"""Tokens back to which an earlier passage is compared with the end of the text."""
-_CLASSES = (3, 4, 6, 9, _FARTHEST)
-"""Common lengths from which on a passage belongs to the next class of acceptance."""
-_PRIOR = (0.25, 0.4, 0.5, 0.6, 0.75, 0.85)
-"""Per class, how often a guess is accepted before anything is known: rough, corrected within a few passes."""
+MOST_REGRET = math.log(2)
+"""Nats that one token may give up: a guess that is kept is at least half as likely as the dense step's choice."""
+DRAFT = "draft"
+"""The name of the draft model among sources."""
+_ALONG = -1
+"""The class of all guesses of the draft model together."""
+_TOPS = (0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 0.985)
+"""Probabilities of the draft model's likeliest token from which on its guess belongs to the next class."""
+_PRIORS: dict[tuple[str, int], float] = {
+    **{(name, kind): prior for name in ("lookup", "prediction") for kind, prior in enumerate((0.25, 0.4, 0.5, 0.6, 0.75, 0.85))},
+    ("grammar", 0): 0.9,
+    **{(DRAFT, kind): prior for kind, prior in enumerate((0.15, 0.3, 0.45, 0.6, 0.72, 0.82, 0.9, 0.97))},
+    (DRAFT, _ALONG): 0.7,
+}  # fmt: skip
+"""By source and class, how often a guess is accepted before anything is known: rough, corrected within a few passes."""
 _PRIOR_WEIGHT, _MEMORY, _RECOVERY = 4.0, 0.97, 0.995
 """Guesses that the prior counts as; by how much older ones count less at every newer one, and where none was made: a
 class that did not pay is tried again."""
@@ -38,41 +50,32 @@ def guess_count(wanted: str | int, exact: bool) -> int | None:
     return wanted
 
 
-class Lookup:
-    """Prompt lookup: what followed the last passage that ends as the text does now (Saxena, 2023).
+@dataclass
+class Allowance:
+    """What a reply may lose by guesses that are kept although the dense step would choose otherwise.
 
-    tokens: all of the text, prompt and reply.
+    loss: nats per token, over the reply so far at every token. regret: the sum of the log-probabilities given up;
+    tokens: over which.
     """
 
-    def __init__(self, tokens: Sequence[int]):
-        self.tokens: list[int] = []
-        self._after: dict[tuple[int, ...], int] = {}
-        """By ending, the place of what followed it last."""
-        self.add(tokens)
+    loss: float
+    regret: float = 0.0
+    tokens: int = 0
 
-    def add(self, tokens: Sequence[int]) -> None:
-        """More of the text."""
-        known = self.tokens
-        for token in tokens:
-            for size in _KEYS:
-                if len(known) >= size:
-                    self._after[tuple(known[-size:])] = len(known)
-            known.append(token)
+    @property
+    def next(self) -> float:
+        """Nats that the next token may give up."""
+        return min(MOST_REGRET, self.loss * (self.tokens + 1) - self.regret)
 
-    def propose(self, most: int) -> tuple[list[int], int]:
-        """At most so many tokens that may come next, and how many tokens before them agree with the text's end."""
-        known = self.tokens
-        for size in _KEYS:
-            place = self._after.get(tuple(known[-size:]))
-            if place is not None and most > 0:
-                alike = size
-                while alike < min(_FARTHEST, place) and known[place - 1 - alike] == known[-1 - alike]:
-                    alike += 1
-                found = known[place : place + most]
-                while len(found) < most:  # the passage reaches the end of the text, and so it repeats
-                    found.append(found[len(found) - (len(known) - place)])
-                return found, alike
-        return [], 0
+    @property
+    def average(self) -> float:
+        """Nats per token given up so far."""
+        return self.regret / max(1, self.tokens)
+
+    def take(self, regret: float) -> None:
+        """The next token gave up so much."""
+        self.regret += regret
+        self.tokens += 1
 
 
 @dataclass
@@ -102,9 +105,14 @@ class Pace:
     others, since the first guess takes more than each after it."""
 
     def __init__(self) -> None:
-        self._single = 0.0
+        self._single, self._passes = 0.0, 0
         self._sums = np.zeros(5)
         """Weighted, of 1, n, n^2, seconds and n * seconds over passes of several tokens."""
+
+    @property
+    def known(self) -> bool:
+        """Whether a pass was measured."""
+        return self._single > 0
 
     def add(self, tokens: int, seconds: float) -> None:
         """A pass of so many tokens took so long. What took much longer than expected was disturbed, and counts less."""
@@ -114,7 +122,8 @@ class Pace:
                 self._count(few, self._single * (_PRIOR_BASE + _PRIOR_SLOPE * few))
         seconds = min(seconds, 2 * self.seconds(tokens))
         if tokens == 1:
-            self._single += (1 - _MEMORY) * (seconds - self._single)
+            self._passes += 1
+            self._single += max(1 - _MEMORY, 1 / self._passes) * (seconds - self._single)
         else:
             self._sums *= _MEMORY
             self._count(tokens, seconds)
@@ -136,48 +145,217 @@ class Pace:
         return float(max(average + slope * (tokens - mean), self._single))
 
 
+@dataclass(frozen=True)
+class Wish:
+    """What one row may guess. row: it, as the draft model knows it; None: that does not guess for it. sources: where
+    its guesses may come from. most: of them. wanted: how many it wants where its request says so. left: tokens that its
+    reply may still have. drawn: whether its tokens are drawn, not the likeliest ones."""
+
+    row: Any
+    sources: Sequence[Source]
+    most: int
+    wanted: int | None
+    left: int
+    drawn: bool
+
+
+@dataclass
+class Guess:
+    """The guesses of one row, of one source. kinds: the acceptance that each should have."""
+
+    source: str = ""
+    tokens: list[int] = field(default_factory=list)
+    kinds: list[_Acceptance] = field(default_factory=list)
+
+    def chances(self) -> Iterator[float]:
+        """How likely the first of them are to hold, all the first two, and so on."""
+        chance = 1.0
+        for kind in self.kinds:
+            chance *= kind.probability
+            yield chance
+
+
+@dataclass(frozen=True)
+class Drafted:
+    """One step of the draft model. found: by row its next token and the probability that the model gives it. tokens,
+    seconds: of the pass."""
+
+    found: dict[Any, tuple[int, float]]
+    tokens: int
+    seconds: float
+
+
+class Drafting(Protocol):
+    """A draft model that guesses for rows of a batch. weight: its step over that of the model, before it is
+    measured."""
+
+    @property
+    def weight(self) -> float: ...
+
+    def behind(self, row: Any) -> int | None:
+        """Tokens of a row's text that the draft model has not read; None where it has no room for it."""
+
+    def draft(self, rows: Sequence[Any]) -> Iterator[Drafted]:
+        """The next tokens of rows, a step at a time, as long as they are asked for."""
+
+
 class Guesser:
-    """What the rows of a batch guess. It learns from every pass what is accepted and what tokens take."""
+    """What was learned about guesses of one model: what is accepted, and what tokens take. May be used by several
+    threads."""
 
     def __init__(self) -> None:
-        self.pace = Pace()
-        self._classes = [_Acceptance(prior) for prior in _PRIOR]
-        self._made: list[_Acceptance] = []
-        """Of the rows of the last `choose`."""
+        self.pace, self.draft_pace = Pace(), Pace()
+        """Of the passes that verify, and of the draft model's."""
+        self._kinds: dict[tuple[str, int, bool], _Acceptance] = {}
+        self._lock = threading.Lock()
 
-    def choose(self, texts: Sequence[tuple[Lookup | None, int, int | None]]) -> list[list[int]]:
-        """The guesses of every row. texts: per row its text (None: it guesses nothing), the most guesses, and how many
-        it wants where its request says so.
+    def choose(self, wishes: Sequence[Wish], drafting: Drafting | None = None) -> list[Guess]:
+        """The guesses of every row.
 
-        Of guesses by falling probability, so many are made that the pass should give the most tokens per second.
+        Of guesses by falling probability, so many are made that the pass should give the most tokens per second. The
+        draft model guesses where this should give more than the other sources do, and goes on as long as its next step
+        should.
         """
-        found: list[list[int]] = []
-        gains: list[tuple[float, int]] = []
-        self._made = []
-        for row, (text, most, wanted) in enumerate(texts):
-            most = min(most, MOST_GUESSES if wanted is None else wanted)
-            tokens, alike = ([], 0) if text is None else text.propose(most)
-            kind = self._classes[sum(alike >= least for least in _CLASSES)]
-            self._made.append(kind)
-            found.append(tokens)
-            gains += [(1.0 if wanted else kind.probability**place, row) for place in range(1, len(tokens) + 1)]
+        with self._lock:
+            found = [self._proposal(wish) for wish in wishes]
+            made, speed = self._cut(wishes, found)
+            drafted = [] if drafting is None else self._worth_drafting(wishes, made, speed, drafting)
+        first = list(found)
+        if drafting is not None and drafted:
+            spent = 0.0
+            for place in drafted:
+                found[place] = Guess(DRAFT)
+            for number, step in enumerate(drafting.draft([wishes[place].row for place in drafted]), 1):
+                spent += step.seconds
+                with self._lock:
+                    self.draft_pace.add(step.tokens, step.seconds)
+                    for place in drafted:
+                        wish = wishes[place]
+                        if number <= wish.most:
+                            token, top = step.found[wish.row]
+                            found[place].tokens.append(token)
+                            kind = sum(top >= least for least in _TOPS)
+                            found[place].kinds.append(self._kind(DRAFT, kind, wish.drawn))
+                    if not self._goes_on(wishes, found, drafted, spent):
+                        break
+            with self._lock:
+                made, _ = self._cut(wishes, found, spent)
+        with self._lock:
+            for guess, cut in zip(first, made, strict=True):
+                if guess.tokens and cut.source != guess.source:
+                    guess.kinds[0].fade(_RECOVERY)
+            if drafting is not None and not drafted:
+                for key, acceptance in self._kinds.items():
+                    if key[0] == DRAFT:
+                        acceptance.fade(_RECOVERY)
+        return made
+
+    def learn(self, wish: Wish, guess: Guess, accepted: int) -> None:
+        """Of the guesses of a row the first `accepted` ones were kept."""
+        with self._lock:
+            for place, kind in enumerate(guess.kinds[: accepted + 1]):
+                kind.learn(place < accepted)
+                if guess.source == DRAFT:
+                    self._kind(DRAFT, _ALONG, wish.drawn).learn(place < accepted)
+
+    def passed(self, tokens: int, seconds: float) -> None:
+        """A pass that verified so many tokens of all rows took so long."""
+        with self._lock:
+            self.pace.add(tokens, seconds)
+
+    def _kind(self, source: str, kind: int, drawn: bool) -> _Acceptance:
+        key = source, kind, drawn
+        if key not in self._kinds:
+            self._kinds[key] = _Acceptance(_PRIORS[source, kind])
+        return self._kinds[key]
+
+    def _proposal(self, wish: Wish) -> Guess:
+        """The best guess without a draft model."""
+        best, most = Guess(), min(wish.most, MOST_GUESSES if wish.wanted is None else wish.wanted)
+        for source in wish.sources:
+            tokens, kind = source.propose(most)
+            if tokens:
+                acceptance = self._kind(source.name, kind, wish.drawn)
+                if not best.tokens or acceptance.probability > best.kinds[0].probability:
+                    best = Guess(source.name, tokens, [acceptance] * len(tokens))
+        return best
+
+    def _cut(self, wishes: Sequence[Wish], found: Sequence[Guess], spent: float = 0.0) -> tuple[list[Guess], float]:
+        """The first ones of the guesses that were found, so many that the pass should give the most tokens per second,
+        and how many it should give. spent: seconds that it took to find them."""
+        gains = [
+            (1.0 if wish.wanted else chance, row)
+            for row, (wish, guess) in enumerate(zip(wishes, found, strict=True))
+            for chance in guess.chances()
+        ]
         gains.sort(reverse=True)
-        given, size = float(len(texts)), len(texts)
-        best, most = given / self.pace.seconds(size), 0
+        given, size = float(len(wishes)), len(wishes)
+        best, most = given / (self.pace.seconds(size) + spent), 0
         for number, (gain, _) in enumerate(gains, 1):
             given += gain
-            speed = given / self.pace.seconds(size + number)
+            speed = given / (self.pace.seconds(size + number) + spent)
             if speed > best or gain == 1:  # what a request asked for is guessed whether it pays or not
                 best, most = speed, number
-        counts = [0] * len(texts)
+        counts = [0] * len(wishes)
         for _, row in gains[:most]:
             counts[row] += 1
-        for kind, tokens, count in zip(self._made, found, counts, strict=True):
-            if tokens and not count:
-                kind.fade(_RECOVERY)
-        return [tokens[:count] for tokens, count in zip(found, counts, strict=True)]
+        made = [
+            Guess(guess.source if count else "", guess.tokens[:count], guess.kinds[:count])
+            for guess, count in zip(found, counts, strict=True)
+        ]
+        return made, best
 
-    def learn(self, row: int, guessed: int, accepted: int) -> None:
-        """Of the guesses of a row in the last `choose`, the first `accepted` ones were what the dense pass chose."""
-        for place in range(min(guessed, accepted + 1)):
-            self._made[row].learn(place < accepted)
+    def _draft_seconds(self, tokens: int, drafting: Drafting) -> float:
+        if self.draft_pace.known:
+            return self.draft_pace.seconds(tokens)
+        return drafting.weight * self.pace.seconds(tokens)
+
+    def _worth_drafting(
+        self, wishes: Sequence[Wish], made: Sequence[Guess], speed: float, drafting: Drafting
+    ) -> list[int]:
+        """The places of the rows that the draft model should guess for; none where it should not pay. made: what is
+        guessed without it, which should give `speed` tokens per second."""
+        places, behind, given, size = list[int](), 0, float(len(wishes)), len(wishes)
+        for place, (wish, guess) in enumerate(zip(wishes, made, strict=True)):
+            along = self._kind(DRAFT, _ALONG, wish.drawn).probability
+            unread = None if wish.row is None or wish.wanted == 0 or wish.most < 1 else drafting.behind(wish.row)
+            if unread is None or (guess.tokens and wish.wanted is None and guess.kinds[0].probability > along):
+                given, size = given + sum(guess.chances()), size + len(guess.tokens)
+            else:
+                places.append(place)
+                behind += unread
+        if not places or any(wishes[place].wanted for place in places):
+            return places
+        reading = self._draft_seconds(max(1, min(behind, MOST_GUESSES)), drafting)
+        # Much that it has to read first pays off over the rest of the reply.
+        rest = (self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES) * max(0, behind - MOST_GUESSES)
+        rest /= max(1.0, max(wishes[place].left for place in places) / 4)
+        step, spent = self._draft_seconds(len(places), drafting), reading + rest
+        for number in range(1, MOST_GUESSES + 1):
+            for place in places:
+                if number <= wishes[place].most:
+                    given += self._kind(DRAFT, _ALONG, wishes[place].drawn).probability ** number
+                    size += 1
+            if given / (self.pace.seconds(size) + spent) > speed:
+                return places
+            spent += step
+        return []
+
+    def _goes_on(self, wishes: Sequence[Wish], found: Sequence[Guess], drafted: Sequence[int], spent: float) -> bool:
+        """Whether another step of the draft model should pay: whether it gives more tokens per second than the pass
+        does without it."""
+        given, size, more, longer = float(len(wishes)), len(wishes), 0.0, 0
+        for place, (wish, guess) in enumerate(zip(wishes, found, strict=True)):
+            chances = list(guess.chances())
+            given, size = given + sum(chances), size + len(chances)
+            number = len(guess.tokens) if place in drafted else wish.most
+            if number < min(wish.most, MOST_GUESSES if wish.wanted is None else wish.wanted):
+                more += 1.0 if wish.wanted else chances[-1] * self._kind(DRAFT, _ALONG, wish.drawn).probability
+                longer += 1
+            if longer and wish.wanted:
+                return True
+        if not longer:
+            return False
+        before, after = self.pace.seconds(size), self.pace.seconds(size + longer)
+        cost = self.draft_pace.seconds(len(drafted)) + after - before
+        return more / cost > given / (before + spent)

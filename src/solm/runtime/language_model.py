@@ -16,7 +16,7 @@ from solm.policies.schedules import Dense
 from solm.runtime.batch import Row, decode
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Grammar
-from solm.runtime.guess import guess_count
+from solm.runtime.guess import Allowance, guess_count
 from solm.runtime.prompts import Message, Prompt, Prompts, are_ids, encode, token_rows
 from solm.runtime.reply import Reply, TextStream, Token
 from solm.runtime.sampling import Sampler
@@ -32,7 +32,9 @@ class GenerateOptions:
     Args:
         budget: what the steps may spend on average, in any form of `LanguageModel.budget`: ``0.7`` (a share of the
             dense step's time or bytes), ``"keep=0.6"``, ``"attention=0.4,mlp=0.8"``, ``"ms=4.5"`` or a `Budget`; None:
-            dense.
+            dense. ``"loss=0.02"``: what the policy's curve predicts to lose so many nats per token; without such a
+            policy, on the cpu backend with weights in integers, steps are dense and guesses may give up so much, which
+            is measured.
         policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
         max_new_tokens: most tokens of the reply; by default 128.
@@ -43,6 +45,7 @@ class GenerateOptions:
         guess: how many of the next tokens are guessed before every pass of a dense reply, which verifies them: ``auto``
             (as many as pay), ``off``, or a number up to 15. The tokens are those of dense steps. That holds to the last
             bit on the cpu backend with weights in integers; elsewhere ``auto`` guesses nothing.
+        prediction: a text that the reply is expected to be like; guesses come from it first.
         sampling: transformers' generation options in `solm.runtime.sampling.SUPPORTED` (do_sample, temperature, top_p,
             top_k, min_p, repetition_penalty, ...), and presence_penalty and frequency_penalty. Greedy by default.
 
@@ -57,6 +60,7 @@ class GenerateOptions:
     stop_strings: str | list[str] | tuple[str, ...] = ()
     grammar: Grammar | None = None
     guess: str | int = "auto"
+    prediction: str | None = None
     sampling: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -76,7 +80,8 @@ class GenerateOptions:
         if self.grammar is not None and not isinstance(self.grammar, Grammar):
             kind = type(self.grammar).__name__
             raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {kind}")
-
+        if self.prediction is not None and not isinstance(self.prediction, str):
+            raise SolmError(f"prediction must be a text, got {self.prediction!r}")
         guess_count(self.guess, exact=True)
 
     def longest(self, prompt: int) -> int:
@@ -205,8 +210,9 @@ class LanguageModel(ControlledModel):
         """The row of a prompt [1, C], with its budget in all units. read_text: the text of every token is wanted."""
         prompt = ids.shape[1]
         longest = options.longest(prompt)
-        if options.stop_strings and self.tokenizer is None:
-            raise SolmError("stop_strings need a tokenizer; pass one to attach")
+        for name in ("stop_strings", "prediction"):
+            if getattr(options, name) and self.tokenizer is None:
+                raise SolmError(f"{name} needs a tokenizer; pass one to attach")
         check_length(prompt, longest, self.context)
         policy = self.decider(options.policy, options.budget)
         budget = self.budgets(policy).resolve(options.budget, prompt + longest // 2)
@@ -216,9 +222,12 @@ class LanguageModel(ControlledModel):
             policy = self.policy("dense", policy.space)  # which reads no weights of its own, and may guess
         constraint = None if options.grammar is None else self.compiler.compile(options.grammar)
         sampler = Sampler.of(self, ids, int(options.seed), options.sampling, constraint)
+        sampler.allowance = None if budget.loss is None else Allowance(budget.loss)
         text = TextStream(self.tokenizer) if read_text or options.stop_strings else None
         row = Row(ids[0], policy, budget.budget.shares, longest, sampler, text=text, stops=options.stop_strings)
         row.guess = guess_count(options.guess, self.backend.exact_passes)
+        if options.prediction:
+            row.predicted = self.tokenizer.encode(options.prediction, add_special_tokens=False)
         return row, budget.terms
 
     def _reply(self, row: Row, requested: Terms) -> Reply:

@@ -11,7 +11,7 @@ from solm.backends.cpu.engine import check_precision, shapes_of, unsuited
 from solm.backends.cpu.files.layout import FLOATS, cache_memory, layout_of, readable_in_part, with_stored_bits
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.sources import LoadedModel, WeightSource, source_of
-from solm.backends.machine import accelerator_available, check_threads, keep_freed_memory
+from solm.backends.machine import accelerator_available, check_threads, free_memory, keep_freed_memory
 from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loadable
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.actions import ActionSpace
@@ -23,6 +23,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy, shipped
 from solm.policies.identity import BaseIdentity
 from solm.runtime.controlled import sparsity_of, untrained_space
+from solm.runtime.draft import check_vocabulary
 from solm.runtime.language_model import LanguageModel, ending
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def load(
     threads: int | None = None,
     timings: str | Path | None = None,
     shard: bool = False,
+    draft: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LanguageModel:
     """Load a base model, with a policy if given.
@@ -80,6 +82,8 @@ def load(
         threads: threads of the cpu backend's steps; by default one per usable core.
         timings: a file of ``solm bench``, for budgets in milliseconds.
         shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
+        draft: a smaller model of the same vocabulary, by any name of `model`, that guesses tokens of dense replies where
+            that pays. The replies stay the same.
         progress: called with the parts done and all parts, while the cpu backend repacks weights that are not cached.
 
     Raises:
@@ -93,7 +97,7 @@ def load(
     prepared = Prepared(
         str(model), policy, tokenizer=tokenizer, sparsity=sparsity, dtype=dtype, device=device, device_map=device_map,
         revision=revision, trust_remote_code=trust_remote_code, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, threads=threads, timings=timings, shard=shard,
+        kv_cache_dtype=kv_cache_dtype, threads=threads, timings=timings, shard=shard, draft=draft,
     )  # fmt: skip
     return prepared.load(progress)
 
@@ -185,9 +189,9 @@ def shipped_policy(facts: ModelFacts) -> str:
 class Prepared:
     """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
 
-    Fields up to `shard` are the arguments of `solm.load`. loaded: transformers' model, where there is one already, in
+    Fields up to `draft` are the arguments of `solm.load`. loaded: transformers' model, where there is one already, in
     place of a name. trained: the policy. source: the weights as the cpu backend reads them; None where torch will run
-    the model, and reason then says why, where that is a choice. Raises `SolmError`, whose `argument` names the field
+    the model, and reason then says why, where that is a choice. drafting: the draft model. Raises `SolmError`, whose `argument` names the field
     that is wrong.
     """
 
@@ -206,11 +210,13 @@ class Prepared:
     threads: int | None = None
     timings: str | Path | None = None
     shard: bool = False
+    draft: str | Path | None = None
     loaded: "PreTrainedModel | None" = None
     trained: TrainedPolicy | None = field(init=False, default=None)
     times: StepTimings | None = field(init=False, default=None)
     source: WeightSource | None = field(init=False, default=None)
     reason: str | None = field(init=False, default=None)
+    drafting: "Prepared | None" = field(init=False, default=None)
     facts: ModelFacts = field(init=False)
 
     def __post_init__(self) -> None:
@@ -236,6 +242,33 @@ class Prepared:
         if self.loaded is None:
             with argument("model"):
                 self.tokenizer = self.tokenizer or model_tokenizer(self.model, self.trust_remote_code, self.revision)
+        if self.draft is not None:
+            self.drafting = self._prepare_draft(str(self.draft))
+
+    def _prepare_draft(self, name: str) -> "Prepared":
+        """The draft model. Raises `SolmError` where it cannot be one, or does not fit into memory beside the model."""
+        try:
+            found = Prepared(
+                name, device=self.device, trust_remote_code=self.trust_remote_code, backend=self.backend,
+                threads=self.threads,
+            )  # fmt: skip
+            check_vocabulary(found.tokenizer, self.tokenizer, name)
+            weights, left = found._weight_bytes(), free_memory() - self._weight_bytes()
+            if weights > left:
+                raise SolmError(
+                    f"{name} takes {weights / 1e9:.1f} GB, and {max(left, 0) / 1e9:.1f} GB of memory are left beside the "
+                    "model"
+                )
+        except SolmError as error:
+            error.argument = "draft"
+            raise
+        return found
+
+    def _weight_bytes(self) -> float:
+        """Of the weights, at least."""
+        shapes = self.budgets().shapes
+        layers = shapes.layers * shapes.layer_weights * shapes.weight_bits
+        return (layers + shapes.head_weights * shapes.head_bits) / 8
 
     def _check_options(self) -> None:
         """Refuse options that no model could be loaded with."""
@@ -339,7 +372,8 @@ class Prepared:
             curve = self.trained.curve
             timings = timings or (None if curve is None else curve.timings)
         space = space or untrained_space(self.how, self.source is not None)
-        return Budgets(space, self.how, shapes, self.trained, overhead, timings)
+        verified = self.source is not None and self._numbers[0] not in FLOATS
+        return Budgets(space, self.how, shapes, self.trained, overhead, timings, verified=verified)
 
     def cache_bytes(self, tokens: int) -> int:
         """Bytes of the keys and values of one row of so many tokens."""
@@ -367,6 +401,18 @@ class Prepared:
         return precision, self.kv_cache_dtype or ("int8" if lossless else "auto")
 
     def load(self, progress: Progress | None = None) -> LanguageModel:
+        """Read the weights, and those of the draft model, as `_load` does."""
+        lm = self._load(progress)
+        if self.drafting is not None:
+            try:
+                lm.draft = self.drafting.load(progress)
+            except SolmError as error:
+                lm.detach()
+                error.argument = "draft"
+                raise
+        return lm
+
+    def _load(self, progress: Progress | None) -> LanguageModel:
         """Read the weights. progress: called with the parts done and all parts, while the cpu backend repacks weights
         that are not cached. Raises `SolmError` where that fails; with backend ``auto`` torch is tried then."""
         if self.source is not None:

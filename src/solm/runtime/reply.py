@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from solm.core.actions import AXES, Action, ActionSpace
-from solm.core.budget import Budgets, Spent, Terms
+from solm.core.budget import Budgets, Spent, Terms, loss_terms
+from solm.runtime.guess import Allowance
 
 _UNFINISHED = "\ufffd"
 _LONGEST = 16
@@ -66,7 +67,7 @@ class Token:
     """One generated token and the step that processed the token before it.
 
     taken: its action. shares, on: [axes], what it realised, and whether it could be controlled. seen: keys that it saw.
-    The first token of a reply comes from the dense prefill.
+    guessed: the source that had guessed it; None: nobody had. The first token of a reply comes from the dense prefill.
     """
 
     id: int
@@ -76,6 +77,7 @@ class Token:
     on: Sequence[bool]
     seen: int
     budgets: Budgets = field(repr=False, compare=False)
+    guessed: str | None = None
 
     @property
     def action(self) -> str:
@@ -101,7 +103,7 @@ class Token:
         """The JSON form."""
         return {
             "id": self.id, "text": self.text, "action": self.action, "realised": self.realised, "cost": self.cost,
-            "controllable": self.controllable,
+            "controllable": self.controllable, "guessed": self.guessed,
         }  # fmt: skip
 
 
@@ -110,12 +112,14 @@ class Compute:
     """What was requested and what steps spent on average; for each axis over the steps that could be controlled on it.
 
     requested, realised: in the units of `solm.core.budget`. whole_attention: number of steps whose attention could not
-    be controlled yet.
+    be controlled yet. verified: the loss was measured, since every token was verified by a dense pass; else it is what
+    the policy's curve predicts.
     """
 
     requested: Terms
     realised: Terms
     whole_attention: int = 0
+    verified: bool = False
 
     @property
     def bytes(self) -> float:
@@ -127,8 +131,9 @@ class Trace:
     """The tokens of a reply to `prompt` tokens, and the steps that processed all of them but the last.
 
     ids: the tokens. actions: of every step, its index in `space`; realised, controllable: of every step, its shares
-    [axes], and whether it could be controlled. guessed, accepted: tokens that were guessed, and of them those that a
-    dense pass chose, too. Costs are computed where somebody reads them.
+    [axes], and whether it could be controlled. guesses: by source how many tokens were guessed, and how many of them
+    were kept; kept: by its place in the reply, the source of every token that was. allowance: what it may lose by
+    guesses; None: nothing. Costs are computed where somebody reads them.
     """
 
     def __init__(self, prompt: int, space: ActionSpace):
@@ -137,7 +142,34 @@ class Trace:
         self.actions: list[int] = []
         self.realised: list[list[float]] = []
         self.controllable: list[list[bool]] = []
-        self.guessed = self.accepted = 0
+        self.guesses: dict[str, list[int]] = {}
+        self.kept: dict[int, str] = {}
+        self.allowance: Allowance | None = None
+
+    @property
+    def guessed(self) -> int:
+        """Tokens that were guessed."""
+        return sum(guessed for guessed, _ in self.guesses.values())
+
+    @property
+    def accepted(self) -> int:
+        """Those of them that a dense pass chose, too, or that the reply was allowed to keep."""
+        return len(self.kept)
+
+    @property
+    def per_pass(self) -> float:
+        """Tokens that a pass gave on average."""
+        return len(self.actions) / max(1, len(self.actions) - self.accepted)
+
+    def guessing(self, source: str, count: int) -> None:
+        """So many tokens were guessed."""
+        if count:
+            self.guesses.setdefault(source, [0, 0])[0] += count
+
+    def accept(self, source: str) -> None:
+        """The last token had been guessed."""
+        self.guesses[source][1] += 1
+        self.kept[len(self.ids) - 1] = source
 
     def stepped(self, action: int, realised: list[float], controllable: list[bool]) -> None:
         """A step took place."""
@@ -152,7 +184,8 @@ class Trace:
             dense, shares, on = self.space.actions[-1], [1.0] * len(AXES), [False] * len(AXES)
             return Token(self.ids[0], text, dense, shares, on, seen, budgets)
         taken = self.space.actions[self.actions[step]]
-        return Token(self.ids[place], text, taken, self.realised[step], self.controllable[step], seen, budgets)
+        shares, on = self.realised[step], self.controllable[step]
+        return Token(self.ids[place], text, taken, shares, on, seen, budgets, self.kept.get(place))
 
     def tokens(self, tokenizer: Any, budgets: Budgets) -> list[Token]:
         """All tokens."""
@@ -166,7 +199,10 @@ class Trace:
             seen = self.prompt + 1 + np.arange(len(self.actions))
             spent.add(np.array(self.realised), np.array(self.controllable), seen)
         realised = spent.terms(self.prompt + 1, not requested.keys().isdisjoint(("loss", "loss_above")))
-        return Compute(requested, realised, spent.steps - int(spent.ledger.steps[AXES.index("attention")]))
+        if self.allowance is not None:
+            realised |= loss_terms(self.allowance.average)
+        waited = spent.steps - int(spent.ledger.steps[AXES.index("attention")])
+        return Compute(requested, realised, waited, self.allowance is not None)
 
 
 @dataclass(frozen=True)
@@ -191,9 +227,13 @@ class Reply:
             "tokens": [token.as_dict() for token in self.tokens],
             "requested": self.compute.requested,
             "realised": self.compute.realised,
+            "loss_verified": self.compute.verified,
             "guessed_tokens": self.trace.guessed,
             "accepted_tokens": self.trace.accepted,
-        }
+            "guesses": {source: dict(zip(("guessed", "accepted"), counts, strict=True))
+                        for source, counts in self.trace.guesses.items()},
+            "tokens_per_pass": self.trace.per_pass,
+        }  # fmt: skip
 
 
 def step_milliseconds(moments: list[float]) -> float | None:

@@ -1,6 +1,7 @@
 """Choosing the next token of one row: greedy and plain sampling in NumPy, rarer options through transformers."""
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -14,6 +15,7 @@ from solm.core.arrays import Array, as_numpy, as_tensor
 from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Constraint
+from solm.runtime.guess import Allowance
 
 REPLY_PENALTIES = ("presence_penalty", "frequency_penalty")
 """Options that transformers lacks: subtracted from the logits of tokens that the reply has, once or per occurrence."""
@@ -136,15 +138,16 @@ class Plain:
 
     def draw(self, logits: np.ndarray, place: float) -> int:
         """The token at `place` in [0, 1) of the distribution that logits [V] give."""
-        scores = logits.astype(np.float32, copy=False)
-        ids, weights = self._possible(scores if self.temperature == 1 else scores / np.float32(self.temperature))
+        ids, weights = self.possible(logits)
         found = _drawn(weights, place)
         return found if ids is None else int(ids[found])
 
-    def _possible(self, scores: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
-        """Tokens that can be chosen by scores [V], in rising order, None for all; and their weights, 1 for the
+    def possible(self, logits: np.ndarray) -> tuple[np.ndarray | None, np.ndarray]:
+        """Tokens that can be chosen by logits [V], in rising order, None for all; and their weights, 1 for the
         likeliest."""
-        ids = None
+        scores, ids = logits.astype(np.float32, copy=False), None
+        if self.temperature != 1:
+            scores = scores / np.float32(self.temperature)
         if 0 < self.top_k < len(scores):
             ids = np.flatnonzero(scores >= np.partition(scores, -self.top_k)[-self.top_k])
             scores = scores[ids]
@@ -194,12 +197,35 @@ def _likeliest(weights: np.ndarray, top_p: float) -> np.ndarray:
     return ids[kept]
 
 
+def noise(seed: int, position: int, ids: np.ndarray) -> np.ndarray:
+    """Gumbel noise [n] float64 of tokens ids [n] at a position of a reply, at most `MOST_NOISE`: whichever tokens it is
+    asked for, that of a token is the same.
+
+    The token of the largest log-weight plus noise is one of the distribution that the weights give (Gumbel-max).
+    """
+    # SplitMix64 twice, over the seed and position and over the token; of the result the first 24 bits.
+    place = np.uint64((seed ^ (position * 0xD1342543DE82EF95)) % (1 << 64))
+    mixed = _mixed(place ^ _mixed(ids.astype(np.uint64)))
+    return -np.log(-np.log(((mixed >> np.uint64(40)).astype(np.float64) + 0.5) / (1 << 24)))
+
+
+MOST_NOISE = -math.log(-math.log(1 - 2.0**-25))
+
+
+def _mixed(values: np.ndarray) -> np.ndarray:
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        values = (values ^ (values >> np.uint64(shift))) * np.uint64(factor)
+    return values ^ (values >> np.uint64(31))
+
+
 class Sampler:
     """Chooses the tokens of one row, with random numbers of its own.
 
     changes: of the logits, in their order. plain: how tokens are drawn; None: the largest score is chosen. stops:
     tokens after which a reply ends. constraint: a grammar, by which logits are masked before anything else.
-    largest: how many of the largest logits are all that counts; 0: all of them may.
+    allowance: what the reply may lose
+    by tokens that are kept though others are chosen; None: nothing, and tokens are drawn in another way.
     """
 
     def __init__(
@@ -211,12 +237,26 @@ class Sampler:
         constraint: Constraint | None = None,
     ):
         self.seed, self._changes, self.plain, self.stops, self.constraint = seed, changes, plain, stops, constraint
-        exact = 1 if plain is None else plain.top_k
-        self.largest = 0 if changes or constraint is not None or exact > MOST_EXACT else exact
+        self.allowance: Allowance | None = None
+        self._chosen = 0
+        self._places: deque[float] = deque()
+        """Random numbers of the next tokens."""
+
+    @property
+    def largest(self) -> int:
+        """How many of the largest logits are all that counts; 0: all of them may."""
+        exact = self.plain.top_k if self.plain is not None else 1 if self.allowance is None else MOST_EXACT
+        return 0 if self._changes or self.constraint is not None or exact > MOST_EXACT else exact
 
     @cached_property
     def _random(self) -> np.random.Generator:
         return np.random.default_rng(self.seed % (1 << 64))
+
+    def _place(self, ahead: int) -> float:
+        """The random number of the token after `ahead` more."""
+        while len(self._places) <= ahead:
+            self._places.append(self._random.random())
+        return self._places[ahead]
 
     @classmethod
     def of(
@@ -263,16 +303,72 @@ class Sampler:
         """Logits [V], in which tokens that the grammar forbids have minus infinity."""
         return logits if self.constraint is None else self.constraint.masked(logits)
 
-    def choose(self, logits: np.ndarray) -> int:
-        """The next token, from logits [V] of `possible`; it counts as part of the reply from here on."""
+    def choose(self, logits: np.ndarray, guess: int | None = None) -> int:
+        """The next token, from logits [V] of `possible`; it counts as part of the reply from here on. guess: it is kept
+        where the allowance permits that."""
         for change in self._changes:
             logits = change.scores(logits)
-        chosen = int(logits.argmax()) if self.plain is None else self.plain.draw(logits, self._random.random())
+        if self.allowance is None:
+            chosen = self.foresee(logits, 0)
+        else:
+            chosen = self._near(logits, guess, self.allowance)
+        self._chosen += 1
+        if self._places:
+            self._places.popleft()
         for change in self._changes:
             change.add(chosen)
         if self.constraint is not None and chosen not in self.stops:
             self.constraint.add(chosen)
         return chosen
+
+    def foresee(self, logits: np.ndarray, ahead: int) -> int:
+        """What logits [V] choose after `ahead` more tokens, as far as penalties and grammars do not matter."""
+        if self.plain is None:
+            return int(logits.argmax())
+        if self.allowance is None:
+            return self.plain.draw(logits, self._place(ahead))
+        return self._noisy(self.plain, logits, ahead)[0]
+
+    def _near(self, logits: np.ndarray, guess: int | None, allowance: Allowance) -> int:
+        """The token that logits [V] choose, or a guess that gives up no more than is allowed. Neither an end is given
+        up nor one taken, which would change more than a token."""
+        chosen, best, score = self.foresee(logits, 0), 0.0, -math.inf
+        regret = 0.0
+        if guess is not None and guess != chosen and self.stops.isdisjoint((guess, chosen)):
+            if self.plain is None:
+                best, score = float(logits[chosen]), float(logits[guess])
+                # Beyond these logits may be approximate.
+                if np.count_nonzero(logits > logits[guess]) >= MOST_EXACT:
+                    score = -math.inf
+            else:
+                _, best, score = self._noisy(self.plain, logits, 0, guess)
+            if best - score <= allowance.next:
+                chosen, regret = guess, best - score
+        allowance.take(regret)
+        return chosen
+
+    def _noisy(
+        self, plain: Plain, logits: np.ndarray, ahead: int, guess: int | None = None
+    ) -> tuple[int, float, float]:
+        """The token that logits [V] and noise choose after `ahead` more, its log-weight with noise, and that of
+        `guess`."""
+        ids, weights = plain.possible(logits)
+        position = self._chosen + ahead
+        with np.errstate(divide="ignore"):
+            logs = np.log(weights)
+        best, chosen, near = -math.inf, 0, np.flatnonzero(logs >= -1)
+        for _ in range(2):  # then those that the noise can carry beyond the best of the first ones
+            tokens = near if ids is None else ids[near]
+            noisy = logs[near] + noise(self.seed, position, tokens)
+            place = int(noisy.argmax())
+            best, chosen = float(noisy[place]), int(tokens[place])
+            near = np.flatnonzero(logs >= best - MOST_NOISE)
+        score = -math.inf
+        if guess is not None:
+            place = guess if ids is None else int(np.searchsorted(ids, guess))
+            if ids is None or (place < len(ids) and ids[place] == guess):
+                score = float(logs[place] + noise(self.seed, position, np.array([guess]))[0])
+        return chosen, best, score
 
 
 def _penalties(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

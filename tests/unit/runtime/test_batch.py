@@ -89,7 +89,7 @@ def test_text_is_held_back_while_it_may_become_a_stop_string(tiny_lm):
     """Of text that the rows' samplers write letter by letter."""
 
     class Written:
-        largest, seed = 1, 0
+        largest, seed, allowance = 1, 0, None
 
         def __init__(self, text):
             self.left = [*tiny_lm.tokenizer.encode(text)]
@@ -97,7 +97,7 @@ def test_text_is_held_back_while_it_may_become_a_stop_string(tiny_lm):
         def possible(self, logits):
             return logits
 
-        def choose(self, logits):
+        def choose(self, logits, guess):
             return self.left.pop(0)
 
         def ended(self, token):

@@ -1,4 +1,4 @@
-"""Guesses: what is looked up, how far it pays, and that a reply is the one of dense steps whatever was guessed."""
+"""Guesses: how far they pay, and that a reply is the one of dense steps whatever was guessed."""
 
 import numpy as np
 import pytest
@@ -6,26 +6,14 @@ import torch
 
 from solm.core.errors import SolmError
 from solm.runtime.batch import Row, decode
-from solm.runtime.guess import Guesser, Lookup, Pace
+from solm.runtime.guess import Guesser, Pace, Wish
 from solm.runtime.sampling import Sampler
+from solm.runtime.sources import Lookup
 
 
 def prompt(seed: int, length: int = 40) -> torch.Tensor:
     ids = torch.randint(3, 259, (1, length), generator=torch.Generator().manual_seed(seed))
     return torch.cat([ids, ids], 1)  # so that something is found in it
-
-
-def test_what_followed_the_last_passage_like_the_end_is_proposed():
-    text = Lookup([7, 1, 2, 3, 4, 9, 1, 2, 5, 6, 8, 1, 2])
-    assert text.propose(3) == ([5, 6, 8], 2)
-    text.add([3, 4])
-    assert text.propose(2) == ([9, 1], 4)  # a longer passage before a later, shorter one
-    assert text.propose(0) == ([], 0)
-    assert Lookup([1]).propose(5) == Lookup([1, 2, 3]).propose(5) == ([], 0)
-
-
-def test_a_text_that_repeats_itself_is_continued_beyond_its_end():
-    assert Lookup([5, 1, 2, 3, 1, 2, 3, 1, 2]).propose(7) == ([3, 1, 2, 3, 1, 2, 3], 5)
 
 
 def test_the_pace_is_that_of_recent_passes_and_disturbed_ones_count_less():
@@ -39,20 +27,30 @@ def test_the_pace_is_that_of_recent_passes_and_disturbed_ones_count_less():
     assert pace.seconds(4) < 0.025
 
 
+def wish(text: Lookup | None, most: int = 15, wanted: int | None = None, row: object = None) -> Wish:
+    return Wish(row, [] if text is None else [text], most, wanted, 100, False)
+
+
 def test_guesses_are_made_where_they_pay():
-    sure, text = Guesser(), Lookup([1, 2, 3, 4] * 20)
+    guesser, text = Guesser(), Lookup([1, 2, 3, 4] * 20)
+
+    def count() -> int:
+        return len(guesser.choose([wish(text)])[0].tokens)
+
+    def learn(accepted: int) -> None:
+        guesser.learn(wish(text), guesser.choose([wish(text, wanted=10)])[0], accepted)
+
     for _ in range(60):
-        sure.choose([(text, 15, None)])
-        sure.learn(0, 10, 10)
-    assert len(sure.choose([(text, 15, None)])[0]) == 15
+        learn(10)
+    assert count() == 15
     for _ in range(200):
-        sure.choose([(text, 15, None)])
-        sure.learn(0, 1, 0)
-    assert sure.choose([(text, 15, None)]) == [[]]  # always wrong
-    assert sure.choose([(text, 15, 3), (text, 2, 15), (None, 15, None)]) == [[1, 2, 3], [1, 2], []]
+        learn(0)
+    assert count() == 0  # always wrong
+    made = guesser.choose([wish(text, wanted=3), wish(text, 2, 15), wish(None)])
+    assert [guess.tokens for guess in made] == [[1, 2, 3], [1, 2], []]
     for _ in range(2000):
-        sure.choose([(text, 15, None)])
-    assert len(sure.choose([(text, 15, None)])[0]) > 0  # tried again after a while
+        count()
+    assert count() > 0  # tried again after a while
 
 
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 5}, {"temperature": 1.0, "top_k": 0}])

@@ -1,0 +1,68 @@
+"""What a row's text, a prediction and a grammar propose as its next tokens."""
+
+import numpy as np
+import pytest
+
+import solm
+from solm.runtime.grammars import Grammar
+from solm.runtime.sources import Forced, Lookup, Prediction
+
+
+def test_what_followed_the_last_passage_like_the_end_is_proposed():
+    text = Lookup([7, 1, 2, 3, 4, 9, 1, 2, 5, 6, 8, 1, 2])
+    assert text.propose(3) == ([5, 6, 8], 0)
+    for token in (3, 4):
+        text.add(token)
+    assert text.propose(2) == ([9, 1], 2)  # a longer passage before a later, shorter one
+    assert text.propose(0) == ([], 0)
+    assert Lookup([1]).propose(5) == Lookup([1, 2, 3]).propose(5) == ([], 0)
+
+
+def test_a_text_that_repeats_itself_is_continued_beyond_its_end():
+    assert Lookup([5, 1, 2, 3, 1, 2, 3, 1, 2]).propose(7) == ([3, 1, 2, 3, 1, 2, 3], 2)
+
+
+def test_a_prediction_is_followed_from_its_beginning_and_taken_up_again_where_the_reply_is_like_it():
+    source = Prediction([5, 6, 7, 8, 9, 10])
+    assert source.propose(3) == ([5, 6, 7], 0)
+    for token in (5, 6):
+        source.add(token)
+    assert source.propose(9) == ([7, 8, 9, 10], 2)  # no further than it goes
+    source.add(99)
+    assert source.propose(9) == ([], 0)
+    for token in (7, 8):
+        source.add(token)
+    assert source.propose(9) == ([9, 10], 0)
+    assert Prediction([]).propose(4)[0] == []
+
+
+def test_a_grammar_proposes_the_text_that_must_come(cpu_lm):
+    constraint = cpu_lm.compiler.compile(Grammar.regex("(a|b)cde[0-9]"))
+    source = Forced(constraint)
+    assert source.propose(9) == ([], 0)
+    constraint.add(cpu_lm.tokenizer.encode("a")[0])
+    assert source.propose(9)[0] == cpu_lm.tokenizer.encode("cde")
+    assert source.propose(2)[0] == cpu_lm.tokenizer.encode("cd")
+    assert source.propose(-1)[0] == []
+
+
+@pytest.mark.parametrize("guess", ["auto", 4])
+def test_predictions_and_grammars_change_no_reply(cpu_lm, guess):
+    ids = np.arange(30, 60)[None]
+    letters = Grammar.regex("[a-z]{40}")
+    plain = cpu_lm.generate(ids, guess="off", max_new_tokens=40, grammar=letters)
+    for prediction in (plain.text, plain.text[:15] + "?" + plain.text[16:], "other text, other text"):
+        found = cpu_lm.generate(ids, guess=guess, max_new_tokens=40, grammar=letters, prediction=prediction)
+        assert found.trace.ids == plain.trace.ids
+        if prediction != "other text, other text":
+            assert found.trace.guesses["prediction"][1] >= 20
+            assert found.trace.per_pass > 2
+    grammar = Grammar.regex("(yes|no), because it is as it is and was as it was")
+    free, held = (cpu_lm.generate(ids, guess=each, grammar=grammar, max_new_tokens=80) for each in ("off", guess))
+    assert free.text == held.text
+    assert held.trace.guesses["grammar"][1] > 20
+
+
+def test_a_prediction_that_is_no_text_is_refused(cpu_lm):
+    with pytest.raises(solm.SolmError, match="prediction must be a text, got 3"):
+        cpu_lm.generate("Hello", prediction=3)
