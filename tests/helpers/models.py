@@ -44,6 +44,15 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes):
     return model
 
 
+def disturbed(model, by: float = 0.03):
+    """`model` with noise in its weights: it agrees with what it was about as often as not."""
+    generator = torch.Generator().manual_seed(5)
+    for parameter in model.parameters():
+        if parameter.dim() > 1:
+            parameter.data += by * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+    return model
+
+
 def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 259, (rows, length), generator=torch.Generator().manual_seed(seed))
 

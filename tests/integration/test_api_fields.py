@@ -156,3 +156,34 @@ def test_guesses_leave_replies_as_they_are(cpu_lm, byte_tokenizer):
             message = rf"efficiency\.guess: guess must be auto, off or a number in \[0, 15\], got {wrong!r}"
             with pytest.raises(openai.BadRequestError, match=message):
                 ask(client, efficiency={"guess": wrong}, **asked)
+
+
+def test_a_prediction_is_guessed_from_and_a_loss_is_measured(cpu_lm, byte_tokenizer):
+    cpu_lm.tokenizer = with_template(byte_tokenizer)
+    letters = {"regex": "[a-z]{50}"}
+
+    def reply(efficiency, **more):
+        extra = {"efficiency": efficiency, "structured_outputs": letters}
+        return ask(client, temperature=0, max_tokens=60, extra_body=extra, **more)
+
+    with running(Service(cpu_lm, ServeSettings(), "tiny")) as address:
+        client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+        plain = reply({"guess": "off"})
+        text = plain.choices[0].message.content
+        assert len(text) == 50
+        for content in (text, [{"type": "text", "text": text[:20]}, {"type": "text", "text": text[20:]}]):
+            found = reply({"guess": 4}, prediction={"type": "content", "content": content})
+            assert found.choices[0].message.content == text
+            details = found.usage.completion_tokens_details
+            assert details.accepted_prediction_tokens > 15
+            kept = found.usage.guesses["prediction"]
+            assert details.rejected_prediction_tokens == kept["guessed"] - kept["accepted"]
+        told = httpx.get(f"{address}/metrics").text
+        assert 'solm_guesses_total{outcome="kept",source="prediction"}' in told
+        compute = reply({"budget": "loss=0.02", "guess": 4}).usage.compute
+        assert compute["loss_verified"]
+        assert compute["requested"]["loss"] == 0.02
+        assert 0 <= compute["realised"]["loss"] <= 0.02
+        assert "solm_regret_nats_count 1.0" in httpx.get(f"{address}/metrics").text
+        with pytest.raises(openai.BadRequestError, match=r"floor needs another policy"):
+            reply({"budget": "loss=0.02", "floor": 0.5})

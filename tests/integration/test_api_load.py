@@ -41,10 +41,10 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
 
     take = Row.take
 
-    def broken(self, logits):
+    def broken(self, logits, guess=None):
         if self.job.seed == 666 and len(self.ids) == 3:
             raise RuntimeError("injected")
-        take(self, logits)
+        take(self, logits, guess)
 
     monkeypatch.setattr(Row, "take", broken)
     with ThreadPoolExecutor(4) as pool:

@@ -80,7 +80,8 @@ def generate(
         say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
     say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
     if reply.trace.guessed:
-        say(f"guessed:   {reply.trace.guessed} tokens, of which the dense steps chose {reply.trace.accepted}, too")
+        sources = ", ".join(f"{name} {kept} of {made}" for name, (made, kept) in reply.trace.guesses.items())
+        say(f"guessed:   kept were of {sources} tokens; {reply.trace.per_pass:.2f} tokens a pass")
     if saved is not None:
         say(f"saved:     {saved}")
 
@@ -131,7 +132,9 @@ def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: 
     say(f"realised:  {in_words(realised)}")
     if lm.timings is not None:
         where = f"step times: measured on {lm.timings.measured_on}"
-        if lm.trained is not None and lm.trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
+        if reply.compute.verified:
+            where += "; loss: measured"
+        elif lm.trained is not None and lm.trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
             where += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
         say(f"           {where}")
     if requested["net"] >= 1:

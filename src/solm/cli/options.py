@@ -46,6 +46,7 @@ _MEANINGS = {
     "seed": "Seed of all random numbers.",
     "guess": "Tokens that a dense reply guesses before every pass, which verifies them: auto (as many as pay; the text "
     "stays the same), off, or a number up to 15.",
+    "draft": "Smaller model of the same vocabulary, in any form of --model, that guesses tokens where that pays.",
     "json": "Print one JSON object, and nothing else, on standard output.",
     "threads": "Threads to compute with; by default one per usable core.",
     "quiet": "No progress, only results and errors.",
@@ -71,9 +72,11 @@ class ModelOptions:
     revision: str | None = None
     trust_remote_code: bool = False
 
-    def prepare(self, policy: str | None = None, timings: Path | None = None, sparsity: Any = None) -> "Prepared":
-        """All of the model but its weights, with the policy and step times that it is to run with. Raises `SolmError`,
-        which names the option, for what does not go together."""
+    def prepare(
+        self, policy: str | None = None, timings: Path | None = None, sparsity: Any = None, draft: str | None = None
+    ) -> "Prepared":
+        """All of the model but its weights, with the policy, step times and draft model that it is to run with. Raises
+        `SolmError`, which names the option, for what does not go together."""
         from solm.runtime.load import Prepared
 
         if self.revision is not None and (self.model.startswith("builtin:") or Path(self.model).exists()):
@@ -82,7 +85,7 @@ class ModelOptions:
             raise SolmError(f"--dtype: {self.dtype} needs --backend torch; the cpu backend has --precision")
         if policy in DECIDERS:
             raise SolmError(f"--policy: {policy} is no trained policy; give a folder, a hub id or builtin:...")
-        return Prepared(policy=policy, timings=timings, sparsity=sparsity, **dataclasses.asdict(self))
+        return Prepared(policy=policy, timings=timings, sparsity=sparsity, draft=draft, **dataclasses.asdict(self))
 
 
 def mention_policy(prepared: "Prepared") -> None:
@@ -102,7 +105,8 @@ class ReplyOptions:
         policy: What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the
             model, or dense, static, random.
         budget: 0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5,
-            loss=0.05 (nats per token), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.
+            loss=0.05 (nats per token: what the policy's curve predicts, without one what guesses may give up, which is
+            measured), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.
         system: System message, for models with a chat template.
         max_new_tokens: Longest reply.
         temperature: Sample at this temperature; greedy at 0, and where no option of sampling is given.
@@ -123,6 +127,7 @@ class ReplyOptions:
     set: list[str] | None = None
     seed: int = 0
     guess: str = "auto"
+    draft: str | None = None
 
     @property
     def decider(self) -> str | None:
@@ -151,7 +156,7 @@ class ReplyOptions:
         place for the system message."""
         from solm.runtime.prompts import check_system
 
-        prepared = model.prepare(None if self.decider else self.policy, self.timings)
+        prepared = model.prepare(None if self.decider else self.policy, self.timings, draft=self.draft)
         with argument("max_new_tokens"):
             prepared.check_room(self.max_new_tokens)
         check_system(prepared.tokenizer, self.system)
@@ -162,8 +167,8 @@ class ReplyOptions:
         from solm.core.budget import Budget
 
         with argument("budget"):
-            budget = prepared.budgets().budget(self.budget, prompt + self.max_new_tokens // 2)
-            if self.policy == "dense" and budget != Budget():
+            resolved = prepared.budgets().resolve(self.budget, prompt + self.max_new_tokens // 2)
+            if self.policy == "dense" and resolved.budget != Budget():
                 raise BudgetError(f"{self.budget} needs another --policy than dense, which spends everything")
 
 

@@ -33,6 +33,7 @@ def serve(
     model: ModelOptions,
     policy: str | None = None,
     timings: Path | None = None,
+    draft: str | None = None,
     name: list[str] | None = None,
     host: str = "127.0.0.1",
     port: Annotated[int, typer.Option(min=1, max=65535)] = 8000,
@@ -94,7 +95,7 @@ def serve(
         ServeSettings, assignments(set), **{key: value for key, value in limits.items() if value is not None}
     )
     keys = _api_keys(api_key, chosen)
-    prepared = model.prepare(policy, timings)
+    prepared = model.prepare(policy, timings, draft=draft)
     if policy is None:
         mention_policy(prepared)
     _check_floors(prepared, chosen)
@@ -196,8 +197,10 @@ def _rows_that_fit(prepared: "Prepared", chosen: "ServeSettings", explicit: bool
     context = chosen.max_model_len or prepared.facts.context
     if context is None:
         return chosen
-    shapes, row = prepared.facts.shapes, prepared.cache_bytes(context)
-    weights = _LEAST_WEIGHT * (shapes.layers * shapes.layer_weights + shapes.head_weights)
+    row, weights = 0, 0.0
+    for each in filter(None, (prepared, prepared.drafting)):
+        shapes, row = each.facts.shapes, row + each.cache_bytes(min(context, each.facts.context or context))
+        weights += _LEAST_WEIGHT * (shapes.layers * shapes.layer_weights + shapes.head_weights)
     left = max(0, free_memory() - int(weights + chosen.prefix_mb * 1e6))
     most = left // row
     if chosen.max_rows <= most:

@@ -361,8 +361,8 @@ class Budgets:
         elif request.kind == "loss":
             if self.curve is None:
                 raise BudgetError(
-                    "a budget as a loss needs a policy with a measured curve, which solm fit makes, or a reply on the cpu "
-                    "backend with weights in integers, where it is measured"
+                    "a budget as a loss needs a policy with a measured curve, which solm fit makes, or a reply on the "
+                    "cpu backend with weights in integers, where it is measured"
                 )
             share = self.curve.share_for_loss(value, seen)
         return min(share, 1.0)

@@ -22,16 +22,16 @@ MOST_REGRET = math.log(2)
 """Nats that one token may give up: a guess that is kept is at least half as likely as the dense step's choice."""
 DRAFT = "draft"
 """The name of the draft model among sources."""
-_ALONG = -1
-"""The class of all guesses of the draft model together."""
 _TOPS = (0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 0.985)
 """Probabilities of the draft model's likeliest token from which on its guess belongs to the next class."""
-_PRIORS: dict[tuple[str, int], float] = {
-    **{(name, kind): prior for name in ("lookup", "prediction") for kind, prior in enumerate((0.25, 0.4, 0.5, 0.6, 0.75, 0.85))},
-    ("grammar", 0): 0.9,
-    **{(DRAFT, kind): prior for kind, prior in enumerate((0.15, 0.3, 0.45, 0.6, 0.72, 0.82, 0.9, 0.97))},
-    (DRAFT, _ALONG): 0.7,
-}  # fmt: skip
+_ALONG = len(_TOPS) + 1
+"""The class of all guesses of the draft model together."""
+_PRIORS = {
+    "lookup": (0.25, 0.4, 0.5, 0.6, 0.75, 0.85),
+    "prediction": (0.3, 0.45, 0.6, 0.7, 0.8, 0.9),
+    "grammar": (0.9,),
+    DRAFT: (0.15, 0.3, 0.45, 0.6, 0.72, 0.82, 0.9, 0.97, 0.7),
+}
 """By source and class, how often a guess is accepted before anything is known: rough, corrected within a few passes."""
 _PRIOR_WEIGHT, _MEMORY, _RECOVERY = 4.0, 0.97, 0.995
 """Guesses that the prior counts as; by how much older ones count less at every newer one, and where none was made: a
@@ -266,7 +266,7 @@ class Guesser:
     def _kind(self, source: str, kind: int, drawn: bool) -> _Acceptance:
         key = source, kind, drawn
         if key not in self._kinds:
-            self._kinds[key] = _Acceptance(_PRIORS[source, kind])
+            self._kinds[key] = _Acceptance(_PRIORS[source][kind])
         return self._kinds[key]
 
     def _proposal(self, wish: Wish) -> Guess:

@@ -82,8 +82,8 @@ def load(
         threads: threads of the cpu backend's steps; by default one per usable core.
         timings: a file of ``solm bench``, for budgets in milliseconds.
         shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
-        draft: a smaller model of the same vocabulary, by any name of `model`, that guesses tokens of dense replies where
-            that pays. The replies stay the same.
+        draft: a smaller model of the same vocabulary, by any name of `model`, that guesses tokens of dense replies
+            where that pays. The replies stay the same.
         progress: called with the parts done and all parts, while the cpu backend repacks weights that are not cached.
 
     Raises:
@@ -191,8 +191,8 @@ class Prepared:
 
     Fields up to `draft` are the arguments of `solm.load`. loaded: transformers' model, where there is one already, in
     place of a name. trained: the policy. source: the weights as the cpu backend reads them; None where torch will run
-    the model, and reason then says why, where that is a choice. drafting: the draft model. Raises `SolmError`, whose `argument` names the field
-    that is wrong.
+    the model, and reason then says why, where that is a choice. drafting: the draft model. Raises `SolmError`, whose
+    `argument` names the field that is wrong.
     """
 
     model: str
@@ -256,8 +256,8 @@ class Prepared:
             weights, left = found._weight_bytes(), free_memory() - self._weight_bytes()
             if weights > left:
                 raise SolmError(
-                    f"{name} takes {weights / 1e9:.1f} GB, and {max(left, 0) / 1e9:.1f} GB of memory are left beside the "
-                    "model"
+                    f"{name} takes {weights / 1e9:.1f} GB, and {max(left, 0) / 1e9:.1f} GB of memory are left beside "
+                    "the model"
                 )
         except SolmError as error:
             error.argument = "draft"

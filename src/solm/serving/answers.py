@@ -147,16 +147,26 @@ class Exchange:
         written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
         realised = mean_terms([ended.compute.realised for ended in ends], weights)
         read = sum(ended.prompt_tokens for ended in ends[:: self._each])
+        guesses: dict[str, list[int]] = {}
+        for source, counts in (each for ended in ends for each in ended.guesses.items()):
+            guesses[source] = [sum(pair) for pair in zip(counts, guesses.get(source, [0, 0]), strict=True)]
+        predicted = guesses.get("prediction", [0, 0])
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
-            "guessed_tokens": sum(ended.guessed_tokens for ended in ends),
-            "accepted_tokens": sum(ended.accepted_tokens for ended in ends),
+            "guessed_tokens": sum(made for made, _ in guesses.values()),
+            "accepted_tokens": sum(kept for _, kept in guesses.values()),
+            "completion_tokens_details": {
+                "accepted_prediction_tokens": predicted[1],
+                "rejected_prediction_tokens": predicted[0] - predicted[1],
+            },
+            "guesses": {source: {"guessed": made, "accepted": kept} for source, (made, kept) in guesses.items()},
             "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self._each])},
             "compute": {
                 "requested": mean_terms([ended.compute.requested for ended in ends], weights),
                 "allowed": mean_terms([ended.allowed for ended in ends], weights),
                 "realised": realised,
                 "bytes": realised["bytes"],
+                "loss_verified": any(ended.compute.verified for ended in ends),
             },
         }  # fmt: skip
 

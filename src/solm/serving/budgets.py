@@ -92,13 +92,15 @@ class RequestBudgets:
             raise _refused(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}", "policy")
         policy = self.policies[name]
         budgets, request = self._lm.budgets(policy), BudgetRequest.parse(_plain(wanted.budget))
+        if (verified := budgets.resolve(request, context) if request.kind == "loss" else None) and verified.loss:
+            name, policy = "dense", self.policies["dense"]  # whose steps verify guesses
         if name == "dense":
-            if request.value not in (1.0, Budget()):
+            if verified is None and request.value not in (1.0, Budget()):
                 raise BudgetError(f"policy dense spends everything; budget {wanted.budget} needs another policy")
             for limit in ("floor", "deadline_ms"):
                 if getattr(wanted, limit) is not None:
                     raise _refused(f"policy dense spends everything; {limit} needs another policy", limit)
-            return RequestBudget(name, policy, budgets.resolve(None, context), priority)
+            return RequestBudget(name, policy, verified or budgets.resolve(None, context), priority)
         resolved = budgets.resolve(request, context)
         if wanted.floor is None:
             floor = self.floor(policy, context, self._floors[priority] if key.floor is None else key.floor)

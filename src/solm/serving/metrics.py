@@ -29,6 +29,10 @@ class Metrics:
         self.ended.labels("server_error")  # there from the start: rate() does not see the first value of a series
         self.tokens = Counter("solm_tokens", "Tokens read and written.", ["kind"], registry=of)
         self.completion_tokens = self.tokens.labels("completion")
+        self.guesses = Counter(
+            "solm_guesses", "Tokens guessed, by source and outcome.", ["source", "outcome"], registry=of
+        )
+        self.regret = Summary("solm_regret_nats", "Nats per token that guesses gave up in replies.", registry=of)
         self.first = Histogram(
             "solm_time_to_first_token_seconds", "Until the first token.", buckets=_SECONDS, registry=of
         )

@@ -5,7 +5,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from solm.core.errors import DataError, SolmError
 from solm.runtime.batch import Batch
 from solm.runtime.batch import Row as BatchRow
 from solm.runtime.grammars import Constraint
+from solm.runtime.guess import Allowance
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prefixes import PrefixCache
 from solm.runtime.reply import Compute, TextStream, Token
@@ -64,8 +65,8 @@ class Ended:
     tokens: int
     compute: Compute
     allowed: dict[str, float] = field(default_factory=dict)
-    guessed_tokens: int = 0
-    accepted_tokens: int = 0
+    guesses: dict[str, list[int]] = field(default_factory=dict)
+    """By source, tokens that were guessed and that were kept."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +88,8 @@ class Job:
     ids: prompt [C] int64. emit: receives every event, called in the scheduler's thread. logprobs: number of likely
     tokens to report, None: no log-probabilities. echo: also report those of the prompt. deadline: seconds on the
     scheduler's clock by which the reply should be complete. constraint: a grammar at its beginning, which the reply has
-    to match. shown: special tokens that are part of the text. trace: report what every token cost. guess: as `Row` of
-    `solm.runtime.batch` has it.
+    to match. shown: special tokens that are part of the text. trace: report what every token cost. guess, predicted: as
+    `Row` of `solm.runtime.batch` has them.
     """
 
     ids: np.ndarray
@@ -105,6 +106,7 @@ class Job:
     shown: Collection[int] = ()
     trace: bool = False
     guess: int | None = 0
+    predicted: Sequence[int] = ()
     # What the scheduler notes:
     arrived: float = 0.0
     expires: float = float("inf")
@@ -123,11 +125,13 @@ class Row(BatchRow):
         constraint = None if job.constraint is None else job.constraint.copy()
         sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling, constraint)
         self.granted = job.budget.resolved.target(1.0)
+        loss = job.budget.resolved.loss
+        sampler.allowance = None if loss is None else Allowance(loss)
         super().__init__(
             job.ids, job.budget.policy, self.granted, job.max_tokens, sampler,
             text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops,
         )  # fmt: skip
-        self.guess = job.guess
+        self.guess, self.predicted = job.guess, job.predicted
         self.job, self._budgets = job, lm.budgets(job.budget.policy)
         if job.logprobs is not None:
             self.largest = 0
@@ -187,8 +191,7 @@ class Row(BatchRow):
         assert self.reason is not None
         spent = self.trace.compute(self._budgets, job.budget.resolved.terms)
         ended = Ended(
-            self.reason, len(job.ids), self.cached, len(self.ids), spent, self._average(), self.trace.guessed,
-            self.trace.accepted,
+            self.reason, len(job.ids), self.cached, len(self.ids), spent, self._average(), self.trace.guesses
         )  # fmt: skip
         job.emit(ended)
         return ended
@@ -496,8 +499,13 @@ class Scheduler:
         if row.reason is not None:
             metrics.ended.labels(row.reason).inc()
             ended = row.end()
-            metrics.tokens.labels("guessed").inc(ended.guessed_tokens)
-            metrics.tokens.labels("accepted").inc(ended.accepted_tokens)
+            for source, (guessed, accepted) in ended.guesses.items():
+                metrics.tokens.labels("guessed").inc(guessed)
+                metrics.tokens.labels("accepted").inc(accepted)
+                metrics.guesses.labels(source, "kept").inc(accepted)
+                metrics.guesses.labels(source, "dropped").inc(guessed - accepted)
+            if ended.compute.verified:
+                metrics.regret.observe(ended.compute.realised["loss"])
             net = ended.compute.realised["net"]
             metrics.spent(budget.rank, budget.resolved.budget.net, budget.resolved.floor.net, net)
 

@@ -179,7 +179,8 @@ class Efficiency(Strict):
     budget: BudgetField | None = Field(
         None,
         description="Share of the dense step's time (of its bytes, where the policy brings no step times), such as "
-        '0.7, averages per axis, or text such as "keep=0.6".',
+        '0.7, averages per axis, or text such as "keep=0.6". "loss=0.02": nats per token, as the policy predicts them '
+        "or, where none decides, as guesses may give up, which is measured.",
     )
     policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         None, description="dense, static, random, or policy where the server has one."
@@ -267,10 +268,24 @@ class Message(Strict):
 Messages = Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=settings.MAX_MESSAGES)]
 
 
+class Prediction(Strict):
+    """A text that the reply is expected to be like."""
+
+    type: Literal["content"]
+    content: str | Annotated[list[TextPart], Field(fail_fast=True)]
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatRequest(_Request):
     """`POST /v1/chat/completions`."""
 
     messages: Messages
+    prediction: Prediction | None = Field(
+        None, description="What the reply is expected to be like: guesses come from it first. The reply stays the same."
+    )
     max_completion_tokens: int | None = Field(None, ge=1, le=1 << 20)
     logprobs: Annotated[bool, default(False, bool)] = False
     top_logprobs: int | None = Field(None, ge=0, le=settings.MAX_LOGPROBS)

@@ -168,7 +168,10 @@ class Service:
             deadline = self.scheduler.clock() + efficiency.deadline_ms / 1000
         seed = secrets.randbits(62) if request.seed is None else request.seed
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
-        choices = list[Choice]()
+        choices, predicted = list[Choice](), list[int]()
+        if isinstance(request, ChatRequest) and request.prediction is not None:
+            with self._lock:
+                predicted = self._tokenizer.encode(request.prediction.text, add_special_tokens=False)
         shown = () if calls is None or calls.mark is None else (calls.mark,)
 
         def emit(index: int, event: Event) -> None:
@@ -185,7 +188,7 @@ class Service:
                 job = Job(
                     np.array(ids, dtype=np.int64), longest, budget, partial(emit, index), (seed + index) % (1 << 63),
                     sampling, request.stops, logprobs, echo and logprobs is not None, deadline, constraint, shown,
-                    efficiency.trace, guess_count(efficiency.guess, self.lm.backend.exact_passes),
+                    efficiency.trace, guess_count(efficiency.guess, self.lm.backend.exact_passes), predicted,
                 )  # fmt: skip
                 choices.append(Choice(index, job, before, reader))
         self.scheduler.submit([choice.job for choice in choices])

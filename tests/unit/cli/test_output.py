@@ -67,7 +67,7 @@ def test_speeds_are_compared_with_timings_of_this_machine_alone(note, capsys):
     timings = made_timings(CPU, SHAPES)
     budgets = Budgets(ActionSpace.preset("cpu-wide"), CPU, SHAPES, None, 0, timings)
     lm = SimpleNamespace(timings=timings, timings_note=note, sparsity=CPU, trained=None, budgets=lambda: budgets)
-    compute = SimpleNamespace(requested=units, realised=units, bytes=0.6, whole_attention=0)
+    compute = SimpleNamespace(requested=units, realised=units, bytes=0.6, whole_attention=0, verified=False)
     saved = show_cost(lm, "0.7", SimpleNamespace(tokens=[1, 2, 3], compute=compute), [0.0, 0.005, 0.01], 100)
     assert saved is not None
     assert "steps read 0.600 of the bytes" in saved

@@ -21,6 +21,7 @@ WEIGHTS = (10 * (2 * 100 * 25 * 6 + 3 * 100 * 200) + 100 * 1000) // 2
 
 def prepared(context: int | None) -> SimpleNamespace:
     return SimpleNamespace(
+        drafting=None,
         facts=ModelFacts("llama", context, SHAPES),
         cache_bytes=lambda tokens: cache_memory(SHAPES, tokens, float32=False, int8=False),
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import solm
-from helpers.models import tiny_model
+from helpers.models import disturbed, tiny_model
 from solm.core.errors import SolmError
 from solm.runtime.batch import Batch, Row, decode
 from solm.runtime.draft import Drafter, check_vocabulary
@@ -51,11 +51,7 @@ def same_lm(cpu_lm):
 @pytest.fixture
 def other_lm(cpu_lm):
     """A draft model that agrees about as often as not."""
-    model = tiny_model("llama", torch.float32)
-    generator = torch.Generator().manual_seed(5)
-    for parameter in model.parameters():
-        if parameter.dim() > 1:
-            parameter.data += 0.03 * torch.randn(parameter.shape, generator=generator)
+    model = disturbed(tiny_model("llama", torch.float32))
     cpu_lm.draft = solm.attach(model, tokenizer=cpu_lm.tokenizer, backend="cpu", precision="int8")
     return cpu_lm
 
@@ -78,9 +74,10 @@ def plain(lm, seed: int, longest: int, **options) -> list[int]:
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8}, {"temperature": 1.0, "top_k": 0}])
 def test_a_draft_like_the_model_is_accepted_nearly_always(same_lm, sampling):
     found = same_lm.generate(ids(1), guess=5, max_new_tokens=120, seed=3, **ENDLESS, **sampling)
-    assert found.trace.ids == same_lm.generate(
-        ids(1), guess="off", max_new_tokens=120, seed=3, **ENDLESS, **sampling
-    ).trace.ids
+    assert (
+        found.trace.ids
+        == same_lm.generate(ids(1), guess="off", max_new_tokens=120, seed=3, **ENDLESS, **sampling).trace.ids
+    )
     guessed, accepted = found.trace.guesses[DRAFT]
     assert accepted >= 0.95 * guessed > 80
     assert found.trace.per_pass > 5
@@ -248,7 +245,7 @@ def test_another_vocabulary_is_refused(byte_tokenizer):
     check_vocabulary(byte_tokenizer, byte_tokenizer, "draft.gguf")
     check_vocabulary(Other(own | {"<padding>": len(own)}), byte_tokenizer, "draft.gguf")
     for wrong in (own | {"</s>": 1, "<s>": 2}, {token: number for token, number in own.items() if number < 100}):
-        with pytest.raises(SolmError, match="draft.gguf has another vocabulary than the model"):
+        with pytest.raises(SolmError, match=r"draft\.gguf has another vocabulary than the model"):
             check_vocabulary(Other(wrong), byte_tokenizer, "draft.gguf")
     with pytest.raises(SolmError, match="tokenizers package"):
         check_vocabulary(object(), byte_tokenizer, "draft.gguf")
@@ -261,7 +258,7 @@ def test_load_takes_a_draft_and_refuses_what_is_none(tiny_folder, tmp_path, monk
         found = lm.generate(ids(1), guess=4, max_new_tokens=20, **ENDLESS)
         assert found.trace.guesses[DRAFT][1] > 10
         assert found.as_dict()["guesses"][DRAFT]["accepted"] == found.trace.accepted
-    with pytest.raises(SolmError, match="missing.gguf") as caught:
+    with pytest.raises(SolmError, match=r"missing\.gguf") as caught:
         solm.load(tiny_folder, draft=tmp_path / "missing.gguf", **options)
     assert caught.value.argument == "draft"
     monkeypatch.setattr("solm.runtime.load.free_memory", lambda: 10_000)
