@@ -14,13 +14,14 @@ from helpers.models import tiny_model
 from helpers.weights import random_blocks as centred_blocks
 from solm.backends.cpu import border
 from solm.backends.cpu.files.layout import Form
-from solm.backends.cpu.files.sources import FLOATS, QUANTISED, LoadedModel, Tensor
-from solm.backends.cpu.files.spec import ModelSpec
+from solm.backends.cpu.files.sources import FLOATS, QUANTISED, LoadedModel, Tensor, WeightSource
+from solm.backends.cpu.files.spec import ModelSpec, Place
 from solm.backends.cpu.library import library
 
 WIDE = {
     "hidden_size": 256,
     "intermediate_size": 512,
+    "moe_intermediate_size": 512,
     "head_dim": 64,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
@@ -79,18 +80,27 @@ def write_gguf(
         writer.add_tensor(name, values)
     for layer in (None, *range(spec.layers)):
         for name, place in spec.places(layer).items():
-            if name in place.fused[1:]:
+            if name in place.fused[1:] and not place.of_experts:
                 continue  # written with the first of them
-            weight = np.concatenate([source.tensor(part, layer).floats() for part in place.fused or (name,)])
+            weight = stored_values(source, place, name, layer)
             if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
                 weight = interleaved(weight, spec.head_dim)
-            kind = TensorType.F32 if weight.ndim == 1 else type_of(name)
-            writer.add_tensor(place.gguf, weight if kind == TensorType.F32 else encoded(weight, kind), raw_dtype=kind)
+            kind = TensorType.F32 if weight.ndim == 1 or name == "router" else type_of(name)
+            rows = weight.reshape(-1, weight.shape[-1])
+            blocks = weight if kind == TensorType.F32 else encoded(rows, kind).reshape(*weight.shape[:-1], -1)
+            writer.add_tensor(place.gguf, blocks, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return model
+
+
+def stored_values(source: WeightSource, place: Place, name: str, layer: int | None) -> np.ndarray:
+    """What a GGUF file has as one tensor: ours alone, fused with others, or of all experts."""
+    if place.of_experts:
+        return np.stack([source.tensor(name, layer, expert).floats() for expert in range(source.spec.experts)])
+    return np.concatenate([source.tensor(part, layer).floats() for part in place.fused or (name,)])
 
 
 def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
@@ -99,6 +109,12 @@ def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
     writer.add_context_length(spec.context)
     writer.add_embedding_length(spec.hidden)
     writer.add_feed_forward_length(spec.intermediate)
+    if spec.experts:
+        writer.add_expert_count(spec.experts)
+        writer.add_expert_used_count(spec.experts_used)
+        writer.add_expert_feed_forward_length(spec.intermediate)
+        if spec.shares_normed != spec.description.shares_normed:
+            writer.add_expert_weights_norm(spec.shares_normed)
     writer.add_head_count(spec.heads)
     writer.add_head_count_kv(spec.kv_heads)
     writer.add_key_length(spec.head_dim)

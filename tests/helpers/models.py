@@ -28,6 +28,13 @@ EXTRA = {
         "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 4.0,
     },
     "ministral": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "norm_topk_prob": True},
+    "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
+    "granitemoe": {
+        "num_local_experts": 8, "num_experts_per_tok": 3,
+        "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 4.0,
+    },
     "exaone4": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip
 

@@ -1,5 +1,7 @@
 """Weights as GGUF files have them: random blocks of every type, and models whose matrices consist of them."""
 
+import math
+
 import numpy as np
 import torch
 from gguf.constants import GGML_QUANT_SIZES
@@ -63,8 +65,8 @@ class QuantisedModel(LoadedModel):
         if name not in self._parameters:
             return
         weight = self._parameters[name]
-        blocks = random_blocks(kind, *weight.shape, seed=seed)
-        weight.copy_(torch.from_numpy(dequantize(blocks, kind)))
+        blocks = random_blocks(kind, math.prod(weight.shape[:-1]), weight.shape[-1], seed=seed)
+        weight.copy_(torch.from_numpy(dequantize(blocks, kind)).reshape(weight.shape))
         self._blocks[name] = kind, blocks
 
     def _stored(self, name: str) -> Tensor:

@@ -27,6 +27,7 @@ _PART = 4096
 class ModelShapes(BaseModel):
     """The sizes of a base model that its cost depends on; weights counted per layer, in elements.
 
+    experts_used: MLPs that a token visits in a layer, each with `intermediate` channels. Their router is not counted.
     weight_bits, head_bits, cache_bits, bound_bits: what a number of the layers' weights, of the output head, of keys
     and values, and of the bounds of a page's keys takes in memory, with its share of scales. Only `bytes` depends on
     them, and only on their ratios. A model that is not loaded yet has the defaults, right where all have one dtype.
@@ -42,6 +43,7 @@ class ModelShapes(BaseModel):
     head_dim: int
     vocabulary: int
     gated: bool
+    experts_used: int = 1
     weight_bits: float = Field(16, exclude=True)
     head_bits: float = Field(16, exclude=True)
     cache_bits: float = Field(16, exclude=True)
@@ -54,11 +56,11 @@ class ModelShapes(BaseModel):
     @property
     def up_weights(self) -> int:
         """Weights that consume the MLP's input (gate and up)."""
-        return self.hidden * self.intermediate * (2 if self.gated else 1)
+        return self.down_weights * (2 if self.gated else 1)
 
     @property
     def down_weights(self) -> int:
-        return self.hidden * self.intermediate
+        return self.hidden * self.intermediate * self.experts_used
 
     @property
     def layer_weights(self) -> int:

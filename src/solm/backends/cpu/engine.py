@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from solm.backends.cpu import border
 from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
 from solm.backends.cpu.files.config import from_config
-from solm.backends.cpu.files.layout import FLOATS, PRECISIONS, SITES, Part, layout_of, with_stored_bits
+from solm.backends.cpu.files.layout import FLOATS, PRECISIONS, Part, layout_of, with_stored_bits
 from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, vector
 from solm.backends.cpu.files.rope import Rope
 from solm.backends.cpu.files.sources import Tensor, WeightSource
@@ -60,6 +60,7 @@ def shapes_of(spec: ModelSpec) -> ModelShapes:
     return ModelShapes(
         layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
         kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, gated=True,
+        experts_used=max(spec.experts_used, 1),
     )  # fmt: skip
 
 
@@ -139,7 +140,7 @@ class Engine:
 
     def check(self, sparsity: SparsityConfig) -> None:
         """Raises `SolmError` where the bits of an action are those of weights that cannot be read in part."""
-        forms = [part.form for layer in self.layout.layers for name in ("gate_up", "down") for part in layer[name]]
+        forms = [part.form for _, part in self.layout.parts() if part.tensors[0] in ("gate", "up", "down")]
         if sparsity.bits_site == "weights" and any(form.numbers is None for form in forms):
             if self.precision == "nested":
                 raise SolmError("bits of weights need precision nested, and MLP sizes in multiples of 64")
@@ -168,11 +169,14 @@ class Engine:
         rows = dequantise(self.library, self.source.tensor("embedding"), ids.reshape(-1))
         return in_kind(rows.reshape(*ids.shape, -1) * np.float32(self.sizes.embedding_scale), tokens)
 
-    def sample_layer(self, layer: int) -> tuple[np.ndarray, np.ndarray]:
-        """The middle row of a layer's down projection and the first of its norms by name, as transformers has them."""
-        down, places = self.source.tensor("down", layer), self.spec.places(layer)
+    def sample_layer(self, layer: int) -> tuple[np.ndarray | None, np.ndarray]:
+        """The middle row of a layer's down projection, None where experts have their own, and the first of its norms by
+        name, as transformers has them."""
+        places, row = self.spec.places(layer), None
+        if not self.spec.experts:
+            down = self.source.tensor("down", layer)
+            row = dequantise(self.library, down, [down.outputs // 2])[0]
         norm = min((place.transformers, name) for name, place in places.items() if name.endswith("norm"))[1]
-        row = dequantise(self.library, down, [down.outputs // 2])[0]
         return row, self.source.tensor(norm, layer).floats() - np.float32(self.spec.description.norm_offset)
 
     def __del__(self) -> None:
@@ -188,8 +192,11 @@ class Engine:
         address = self._weights.ctypes.data
         layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
-            for name in SITES:
-                setattr(layer, name, _product(layout.layers[number][name], address))
+            layer.qkv, layer.out, *products = [_product(parts, address) for parts in layout.layers[number].values()]
+            pairs = list(zip(products[::2], products[1::2], strict=True))
+            mlps = (border.Mlp * len(pairs))(*(border.Mlp(gate_up, down) for gate_up, down in pairs))
+            self._kept.append(mlps)
+            layer.mlps = ctypes.addressof(mlps)
             for name, value in self._vectors(number).items():
                 setattr(layer, name, value)
             rope = spec.rope_of(number)
@@ -203,7 +210,8 @@ class Engine:
             kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
             precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
             kv_int8=kv_cache_dtype == "int8", threads=threads, whole_norms=spec.description.whole_norms,
-            activation=get_args(Activation).index(spec.activation), epsilon=spec.epsilon,
+            activation=get_args(Activation).index(spec.activation), experts=spec.experts,
+            experts_used=spec.experts_used, shares_normed=spec.shares_normed, epsilon=spec.epsilon,
             embedding_scale=self._embedding_scale(embedding), softmax_scale=spec.scales.softmax,
             residual_scale=spec.scales.residual, logit_scale=spec.scales.logits,
         )  # fmt: skip
@@ -236,7 +244,7 @@ class Engine:
 
     def _vectors(self, layer: int) -> dict[str, int]:
         """The addresses of a layer's norms and bias by their names in `border.Layer`."""
-        norms = [name for name in self.spec.places(layer) if name.endswith("norm")]
+        norms = [name for name in self.spec.places(layer) if name.endswith(("norm", "router"))]
         vectors = {name: self._floats(vector(self.source, name, layer)) for name in norms}
         if self.spec.qkv_bias:
             biases = [vector(self.source, f"{name}_bias", layer) for name in ("q", "k", "v")]

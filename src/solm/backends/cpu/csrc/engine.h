@@ -8,6 +8,7 @@
 
 #include "cache.h"
 #include "decide.h"
+#include "routing.h"
 #include "team.h"
 
 namespace solm {
@@ -37,6 +38,7 @@ struct PromptRoom {
   std::vector<float> dense, scale, sum, half_sum;             // see ChunkInput
   std::vector<int32_t> total, half_total;
   std::vector<int8_t> number;
+  std::vector<Routing> routing;                               // of a layer with experts
   std::vector<float> unit_sums;                               // hidden layers of deciders [tokens, unit_width]
   std::atomic<int> next[2] = {0, 0};                          // tasks that threads have taken
 };

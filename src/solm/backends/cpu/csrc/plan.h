@@ -93,6 +93,14 @@ inline bool reads_upper_only(const SparsityRules& rules, int layer, int site, do
   return allocated_share(rules, rules.layers * (rules.heads + 1 + rules.own_sites + site) + layer, share) < 0.5;
 }
 
+// Whether a step reads only the upper bits of an MLP's weights at a site, by its bits or by an allocation.
+inline bool reads_high_only(const SparsityRules& rules, const Plan& plan, int layer, int site) {
+  return plan.high_halves_only || reads_upper_only(rules, layer, site, plan.channel_share);
+}
+
+// The parts of a layer's share of a site that a step books one after another: with several experts those of each.
+inline int booked_parts(const Sizes& s, int site) { return site == HIDDEN && s.experts ? s.experts_used : 1; }
+
 // The plan of one layer, apart from its pages. Under thresholds its numbers of channels are those to expect.
 inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, int layer) {
   if (!rules.allocation && !rules.thresholds) return plan;

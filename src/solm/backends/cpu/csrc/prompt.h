@@ -8,6 +8,7 @@
 #include "attention.h"
 #include "decision.h"
 #include "engine.h"
+#include "experts.h"
 #include "gemm.h"
 #include "prompt_attention.h"
 #include "repack.h"
@@ -95,9 +96,7 @@ struct ChunkOrder {
 
   // Places the steps for the weights that one site of a layer's MLP reads.
   void arrange_bits(const SparsityRules& rules, const Step* steps, int count, int layer, int site) {
-    const auto reads_all_bits = [&](const Step& step) {
-      return !step.plan.high_halves_only && !reads_upper_only(rules, layer, site, step.plan.channel_share);
-    };
+    const auto reads_all_bits = [&](const Step& step) { return !reads_high_only(rules, step.plan, layer, site); };
     const int whole = int(std::count_if(steps, steps + count, reads_all_bits)), second = rounded_up(whole, ROW_STEP);
     full = {0, whole, false}, high = {second, second + count - whole, true};
     for (int t = 0, next[2] = {second, 0}; t < count; ++t) {
@@ -121,6 +120,7 @@ struct Prompt {
   TileProducts<W> products;
   PromptAttention<K> attention;
   Attention<K> alone;
+  ChunkExperts<W, K> experts{*this};
 
   Prompt(Engine& engine, int t)
       : e(engine), thread(t), threads(engine.s.threads), H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim),
@@ -128,7 +128,7 @@ struct Prompt {
 
   void reserve(int tokens) {
     const int widest = std::max({H, I, Q * D});
-    order.reserve(tokens), products.reserve(tokens), attention.reserve();
+    order.reserve(tokens), products.reserve(tokens), attention.reserve(), experts.reserve(tokens);
     normed.resize(widest), kept.resize(widest), picked.resize(widest + SPARE), index.resize(widest + SPARE);
     sums.resize(size_t(threads) * (Q / KV) * (D + 2));
   }
@@ -175,6 +175,7 @@ struct Prompt {
   }
 
  private:
+  friend ChunkExperts<W, K>;
   float* stream(int step) const { return &e.prompt.stream[size_t(step) * H]; }
   float* result(int step, int width) const { return &e.prompt.results[size_t(step) * width]; }
 
@@ -215,6 +216,7 @@ struct Prompt {
     input = input_of(Q * D);
     each_step(count, [&](int t) { take_projected(number, OUT, input, t, &e.prompt.heads[size_t(t) * Q * D], steps[t]); });
     add_product(l.out, input, l.attention_output_norm, count, {every});
+    if (e.s.experts) return experts.mix(number, steps, count);
 
     input = input_of(H);
     order.arrange_bits(*e.call->rules, steps, count, number, INPUT);
@@ -222,7 +224,7 @@ struct Prompt {
       take_kept(number, INPUT, input, order.place[t], norm(l.mlp_norm, stream(t), H), steps[t]);
     });
     for (const Range& range : {order.full, order.high})
-      multiply(l.gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
+      multiply(l.mlps->gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
         std::copy_n(y, n, result(order.at_place[i], 2 * I) + o);
       });
     input = input_of(I);
@@ -232,7 +234,7 @@ struct Prompt {
       activate(e.s.activation, gate, gate + I, I, gate);
       take_kept(number, HIDDEN, input, order.place[t], gate, steps[t]);
     });
-    add_product(l.down, input, l.mlp_output_norm, count, {order.full, order.high});
+    add_product(l.mlps->down, input, l.mlp_output_norm, count, {order.full, order.high});
   }
 
   // x [n], normed if there is a norm.
@@ -252,17 +254,20 @@ struct Prompt {
     if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, n, histogram + (size_t(layer) * SITES + site) * MAGNITUDES);
   }
 
-  // Makes the channels of x that a step keeps at a site, rounded to the plan's bits, an input, with zeros for the others.
-  void take_kept(int layer, int site, const ChunkInput& input, int place, const float* x, Step& step) {
+  // The channels of x [n] that a step keeps at a site, rounded to the plan's bits, with zeros for the others, and what the
+  // largest of a group becomes as an integer.
+  std::pair<const float*, int> kept_of(int layer, int site, int n, const float* x, Step& step) {
     const Plan plan = at_site(layer_plan(*e.call->rules, e.s, step.plan, layer), site);
-    const int n = input.channels, count = plan.channels[site];
+    const int count = plan.channels[site];
     const float limit = plan.limit[site];
-    const auto add = [&](int kept) { step.kept[site] += kept * channel_cost(*e.call->rules, plan, site); };
+    const auto add = [&](int kept) {
+      step.kept[site] += kept * channel_cost(*e.call->rules, plan, site) / booked_parts(e.s, site);
+    };
     count_inputs(layer, site, x, n);
-    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) return add(n), take(input, place, x);
+    if (limit < 0 && count >= n && plan.bits >= FULL_BITS) return add(n), std::pair(x, 127);
     if (limit >= 0 && plan.bits >= FULL_BITS) {
       add(zero_below(x, n, limit, kept.data()));
-      return take(input, place, kept.data());
+      return {kept.data(), 127};
     }
     const int found = limit < 0 ? select(x, n, count, index.data(), picked.data())
                                 : select_from(x, n, limit, index.data(), picked.data());
@@ -270,7 +275,12 @@ struct Prompt {
     round_to_grid(index.data(), picked.data(), found, plan.bits, plan.group ? plan.group : n);
     std::fill_n(kept.data(), n, 0.0f);
     for (int i = 0; i < found; ++i) kept[index[i]] = picked[i];
-    take(input, place, kept.data(), largest_integer(plan));
+    return {kept.data(), largest_integer(plan)};
+  }
+
+  void take_kept(int layer, int site, const ChunkInput& input, int place, const float* x, Step& step) {
+    const auto [found, most] = kept_of(layer, site, input.channels, x, step);
+    take(input, place, found, most);
   }
 
   // The same for an input of a projection of attention.
@@ -297,19 +307,25 @@ struct Prompt {
   // Calls done(place, first output, their number, y) for the products of a range of steps with all outputs.
   template <typename Done>
   void multiply(const Product& p, const ChunkInput& x, int out, const Range& range, Done done) {
-    multiply_blocks(out, range, [&](int block, int from, int to, int n) {
-      const Matrix* m = p.part;
-      const int first = block * BLOCK;
-      int begin = 0;  // of the outputs of m
-      while (first >= begin + m->outputs) begin += m++->outputs;
-      const int within = first - begin;
-      const float* y = products.multiply(*m, range.high_only, x, within / BLOCK, from, to);
-      for (int t = from; t < to; ++t, y += BLOCK) {
-        float scaled[BLOCK];
-        for (int o = 0; m->scale && o < n; ++o) scaled[o] = y[o] * m->scale[within + o];
-        done(t, first, n, m->scale ? scaled : y);
-      }
+    multiply_blocks(out, range, [&](int block, int from, int to, int) {
+      multiply_block(p, range.high_only, x, block, from, to, out, done);
     });
+  }
+
+  // The same for places [from, to) with one block of `out` outputs.
+  template <typename Done>
+  void multiply_block(const Product& p, bool high_only, const ChunkInput& x, int block, int from, int to, int out, Done done) {
+    const Matrix* m = p.part;
+    const int first = block * BLOCK, n = std::min(BLOCK, out - first);
+    int begin = 0;  // of the outputs of m
+    while (first >= begin + m->outputs) begin += m++->outputs;
+    const int within = first - begin;
+    const float* y = products.multiply(*m, high_only, x, within / BLOCK, from, to);
+    for (int t = from; t < to; ++t, y += BLOCK) {
+      float scaled[BLOCK];
+      for (int o = 0; m->scale && o < n; ++o) scaled[o] = y[o] * m->scale[within + o];
+      done(t, first, n, m->scale ? scaled : y);
+    }
   }
 
   // Adds a product, normed if there is a norm, to the residual stream.
@@ -322,12 +338,15 @@ struct Prompt {
         float* to = (norm ? result(t, H) : stream(t)) + o;
         for (int k = 0; k < n; ++k) to[k] = norm ? y[k] : to[k] + scale * y[k];
       });
-    if (!norm) return;
-    each_step(count, [&](int t) {
-      float *added = result(t, H), *x = stream(t);
-      rms_norm(added, norm, H, e.s.epsilon, added);
-      for (int i = 0; i < H; ++i) x[i] += scale * added[i];
-    });
+    if (norm) each_step(count, [&](int t) { add_normed(result(t, H), norm, t); });
+  }
+
+  // Adds a step's results, normed in place if there is a norm, to its residual stream.
+  void add_normed(float* added, const float* norm, int step) {
+    float* x = stream(step);
+    const float scale = e.s.residual_scale;
+    if (norm) rms_norm(added, norm, H, e.s.epsilon, added);
+    for (int i = 0; i < H; ++i) x[i] += scale * added[i];
   }
 
   // Places queries and keys, and writes keys and values to the cache: page by page, since a page is one thread's to write.

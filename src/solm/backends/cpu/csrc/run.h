@@ -15,9 +15,10 @@ inline Engine::Engine(const Model& model)
       head(model.head), final_norm(model.final_norm), team(Team::shared(s.threads)) {
   for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
   for (const Layer& layer : layers)
-    for (const Product* p : {&layer.gate_up, &layer.down})
-      for (int i = 0; i < p->parts; ++i) nested &= p->part[i].bits > 0;
-  const int widest = std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
+    for (int m = 0; m < std::max(1, s.experts); ++m)
+      for (const Product* p : {&layer.mlps[m].gate_up, &layer.mlps[m].down})
+        for (int i = 0; i < p->parts; ++i) nested &= p->part[i].bits > 0;
+  const int widest = std::max({2 * s.intermediate, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
                                s.heads * (s.head_dim + 2)});
   partial_sums.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
   unit_sums.resize(s.threads);
@@ -64,7 +65,8 @@ inline void Engine::reserve(const Call& c) {
 
 inline void Engine::reserve_prompt(int tokens) {
   if (tokens <= prompt.tokens) return;
-  const size_t rows = rounded_up(tokens, ROW_STEP) + ROW_STEP;  // where the second range of a product begins
+  size_t rows = rounded_up(tokens, ROW_STEP) + ROW_STEP;  // where the second range of a product begins
+  if (s.experts) rows = std::max(rows, ExpertRanges::room(s, tokens)), prompt.routing.resize(tokens);
   const int wide = (s.heads + 2 * s.kv_heads) * s.head_dim, narrow = std::max(s.hidden, s.heads * s.head_dim);
   const size_t inputs = rows * rounded_up(std::max(narrow, s.intermediate), GROUP);
   prompt.stream.resize(rows * s.hidden), prompt.heads.resize(rows * narrow);

@@ -25,22 +25,31 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   Attention<K> attention;
   std::vector<float> streams, normed, heads;  // of all steps
   std::vector<float> values;                  // of one step
+  std::vector<float> gates;                   // of a layer's experts, visit by visit
   Plan plans[MOST_ROWS];                      // for the layer in progress
   std::optional<HeadSlice> head;              // where weights are integers
   Prompt<W, K> prompt;
   std::vector<int> wanted_steps;              // of a chunk, whose logits are wanted
+
+  struct Visit {
+    int expert, row;
+    float share;
+  };
+  std::vector<Visit> visits;  // of all steps to experts
 
   Worker(Engine& engine, int t)
       : Base(engine, t, widest(engine.s),
              std::max({engine.s.hidden, engine.s.intermediate, engine.s.heads * engine.s.head_dim})),
         H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
         attention(engine.s, t, engine.s.threads), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
-        heads(size_t(MOST_ROWS) * Q * D), values(I), prompt(engine, t) {
+        heads(size_t(MOST_ROWS) * Q * D), values(std::max(I, engine.s.experts)),
+        gates(size_t(MOST_ROWS) * engine.s.experts_used * I), prompt(engine, t) {
+    visits.reserve(size_t(MOST_ROWS) * engine.s.experts_used);
     if constexpr (std::is_same_v<W, int8_t>) head.emplace(engine, t);
   }
 
   static int widest(const Sizes& s) {
-    return std::max({2 * s.intermediate, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
+    return std::max({2 * s.intermediate, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
   }
 
   void reserve(int pages) override { attention.reserve(pages), prompt.reserve_pages(pages); }
@@ -153,32 +162,97 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     combine_parts(rows * Q, D, threads, [&](int t) { return partial(t); }, heads.data());
     half = !half;
     take(number, OUT, heads.data(), steps, rows);
-    multiply(l.out, Q * D, H, rows, first_rows(l.gate_up, H));
+    multiply(l.out, Q * D, H, rows, l.router ? Prefetch() : first_rows(l.mlps->gate_up, H));
 
     for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm);
-    take(number, INPUT, take_streams(l.mlp_norm, rows), steps, rows);
-    multiply(l.gate_up, H, 2 * I, rows, first_rows(l.down, I));
-    for (int r = 0; r < rows; ++r) {
-      activate(e.s.activation, result(r), result(r) + I, I, values.data());
-      keep(number, HIDDEN, values.data(), steps[r], r);
+    const Prefetch after = number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch();
+    if (l.router) {
+      mix_experts(number, steps, rows, after);
+    } else {
+      take(number, INPUT, take_streams(l.mlp_norm, rows), steps, rows);
+      multiply(l.mlps->gate_up, H, 2 * I, rows, first_rows(l.mlps->down, I));
+      for (int r = 0; r < rows; ++r) {
+        activate(e.s.activation, result(r), result(r) + I, I, values.data());
+        keep(number, HIDDEN, values.data(), steps[r], r, r);
+      }
+      multiply(l.mlps->down, I, H, rows, after);
     }
-    multiply(l.down, I, H, rows, number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch());
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm);
+  }
+
+  // result(row) = the sum of what the experts give that its step visits. Each multiplies all of its steps at once, in the
+  // order of their numbers.
+  void mix_experts(int number, Step* steps, int rows, const Prefetch& after) {
+    const Layer& l = e.layers[number];
+    const float* x = take_streams(l.mlp_norm, rows);
+    visit_experts(l, x, rows);
+    take(number, INPUT, x, steps, rows);
+    Inputs kept[MOST_ROWS];
+    std::copy_n(inputs, rows, kept);
+    each_expert([&](int first, int end, int following) {
+      for (int v = first; v < end; ++v) inputs[v - first] = kept[visits[v].row];
+      const Mlp& next = l.mlps[visits[following].expert];
+      multiply(l.mlps[visits[first].expert].gate_up, H, 2 * I, end - first,
+               following ? first_rows(next.gate_up, H) : first_rows(next.down, I));
+      for (int v = first; v < end; ++v)
+        activate(e.s.activation, result(v - first), result(v - first) + I, I, &gates[size_t(v) * I]);
+    });
+    std::fill_n(normed.data(), size_t(rows) * H, 0.0f);
+    each_expert([&](int first, int end, int following) {
+      for (int v = first; v < end; ++v)
+        keep(number, HIDDEN, &gates[size_t(v) * I], steps[visits[v].row], visits[v].row, v - first);
+      multiply(l.mlps[visits[first].expert].down, I, H, end - first,
+               following ? first_rows(l.mlps[visits[following].expert].down, I) : after);
+      for (int v = first; v < end; ++v)
+        add_share(result(v - first), visits[v].share, H, &normed[size_t(visits[v].row) * H]);
+    });
+    for (int r = 0; r < rows; ++r) std::copy_n(&normed[size_t(r) * H], H, result(r));
+  }
+
+  // Lists the visits of steps with inputs x [rows, H], ordered by experts.
+  void visit_experts(const Layer& l, const float* x, int rows) {
+    const int E = e.s.experts;
+    for (int i = E * thread / threads; i < E * (thread + 1) / threads; ++i)
+      for (int r = 0; r < rows; ++r) partial(thread)[r * E + i] = dot(l.router + size_t(i) * H, x + size_t(r) * H, H);
+    barrier();
+    visits.clear();
+    for (int r = 0; r < rows; ++r) {
+      for (int t = 0; t < threads; ++t)
+        std::copy(partial(t) + r * E + E * t / threads, partial(t) + r * E + E * (t + 1) / threads,
+                  &values[size_t(E) * t / threads]);
+      const Routing found = route(e.s, values.data());
+      for (int k = 0; k < e.s.experts_used; ++k) visits.push_back({found.expert[k], r, found.share[k]});
+    }
+    half = !half;
+    std::sort(visits.begin(), visits.end(),
+              [](const Visit& a, const Visit& b) { return std::pair(a.expert, a.row) < std::pair(b.expert, b.row); });
+  }
+
+  // Calls use(first, end, following) for the visits [first, end) of every expert and the first of the next one, 0 after the
+  // last.
+  template <typename Use>
+  void each_expert(Use use) const {
+    const int count = int(visits.size());
+    for (int first = 0, end; first < count; first = end) {
+      for (end = first + 1; end < count && visits[end].expert == visits[first].expert;) ++end;
+      use(first, end, end < count ? end : 0);
+    }
   }
 
   // Takes what steps keep of x [rows, size of the site] as the input of the next product.
   void take(int layer, int site, const float* x, Step* steps, int rows) {
     const int size = site_size(e.s, site);
     if (site >= QKV && !drops(*e.call->rules, site) && !e.call->histogram) return keep_all(x, size, rows);
-    for (int r = 0; r < rows; ++r) keep(layer, site, x + size_t(r) * size, steps[r], r);
+    for (int r = 0; r < rows; ++r) keep(layer, site, x + size_t(r) * size, steps[r], r, r);
   }
 
-  void keep(int layer, int site, const float* x, Step& step, int row) {
+  // What the step of a row keeps of x, as the input in place `input`.
+  void keep(int layer, int site, const float* x, Step& step, int row, int input) {
     const int size = site_size(e.s, site);
     const Plan plan = at_site(plans[row], site);
-    const int found = keep_channels(x, size, plan.channels[site], plan.limit[site], plan, row);
+    const int found = keep_channels(x, size, plan.channels[site], plan.limit[site], plan, input);
     if (thread > 0) return;
-    step.kept[site] += found * channel_cost(*e.call->rules, plan, site);
+    step.kept[site] += found * channel_cost(*e.call->rules, plan, site) / booked_parts(e.s, site);
     if (uint32_t* to = e.call->histogram) count_magnitudes(x, size, to + (size_t(layer) * SITES + site) * MAGNITUDES);
   }
 

@@ -18,6 +18,8 @@ constexpr double FULL_BITS = 16;     // of a dense action
 constexpr int LEAST_STEPS = 4;       // of a call that is processed in chunks, see prompt.h
 constexpr int MOST_ROWS = 16;        // steps that share one pass over the head
 constexpr int MOST_QUERIES = 32;     // query heads of one KV head
+constexpr int MOST_EXPERTS = 1024;  // of a layer
+constexpr int MOST_USED = 32;        // experts of a token
 constexpr int MOST_LEVELS = 100;     // of one axis
 constexpr int MOST_WIDTH = 4096;     // hidden units of a decider
 constexpr int MOST_STEPS = 1 << 20;  // of one call
@@ -28,11 +30,12 @@ constexpr int MESSAGE = 200;         // bytes of an error message
 
 // precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
 // and values in int8. whole_norms: queries and keys are normed over all heads together. positions: the model's context.
-// activation: of the MLP's gate, see `activate`. The scales are what embeddings, products of queries and keys, the outputs of
+// activation: of the MLP's gate, see `activate`. experts: of a layer, 0 without; `intermediate` is then that of one of them, a
+// token visits experts_used, and with shares_normed their shares add up to 1. The scales are what embeddings, products of queries and keys, the outputs of
 // attention and MLP, and logits are multiplied with.
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
-      threads, whole_norms, activation;
+      threads, whole_norms, activation, experts, experts_used, shares_normed;
   float epsilon, embedding_scale, softmax_scale, residual_scale, logit_scale;
 };
 
@@ -79,13 +82,20 @@ struct Rope {
   float scale;
 };
 
-// qkv [H, (heads + 2 kv_heads) D], out [heads D, H], gate_up [H, 2 I], down [I, H]. rope: which of the model's rotary positions
+// The MLP of a layer, or one of its experts: gate_up [H, 2 I], down [I, H].
+struct Mlp {
+  Product gate_up, down;
+};
+
+// qkv [H, (heads + 2 kv_heads) D], out [heads D, H]. mlps: one, or all experts. router: null, or float32 [experts, H], by whose
+// products with its input a token chooses experts. rope: which of the model's rotary positions
 // queries and keys have, -1: none. window: the last tokens that attention sees, 0: all. Norms, of the inputs and of the outputs
 // of attention and MLP, and bias are float32 or null.
 struct Layer {
-  Product qkv, out, gate_up, down;
+  Product qkv, out;
+  const Mlp* mlps;
   int32_t rope, window;
-  const float *attention_norm, *attention_output_norm, *mlp_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias;
+  const float *attention_norm, *attention_output_norm, *mlp_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias, *router;
 };
 
 struct Model {

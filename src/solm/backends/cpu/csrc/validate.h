@@ -74,6 +74,8 @@ inline bool valid_model(const Model& model, char* message) {
       {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
       {"precision", s.precision, 0, 2},
       {"activation", s.activation, SILU, GELU_TANH}, {"ropes", model.rope_count, 0, s.layers},
+      {"experts", s.experts, 0, MOST_EXPERTS},
+      {"experts_used", s.experts_used, s.experts ? 1 : 0, std::min(s.experts, MOST_USED)},
       {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
   };
   for (const auto& range : ranges)
@@ -104,10 +106,14 @@ inline bool valid_model(const Model& model, char* message) {
     if (layer.window < 0 || layer.window > 1 << 28)
       return refuse(message, "a layer's window must be at least 0, got %d", layer.window);
     if (!valid_product(s, layer.qkv, H, (s.heads + 2 * s.kv_heads) * D, "qkv", message) ||
-        !valid_product(s, layer.out, s.heads * D, H, "out", message) ||
-        !valid_product(s, layer.gate_up, H, 2 * I, "gate_up", message) ||
-        !valid_product(s, layer.down, I, H, "down", message))
+        !valid_product(s, layer.out, s.heads * D, H, "out", message))
       return false;
+    if (!layer.mlps || (s.experts > 0) != (layer.router != nullptr))
+      return refuse(message, "a layer needs MLPs, and with several of them a router");
+    for (int i = 0; i < std::max(1, s.experts); ++i)
+      if (!valid_product(s, layer.mlps[i].gate_up, H, 2 * I, "gate_up", message) ||
+          !valid_product(s, layer.mlps[i].down, I, H, "down", message))
+        return false;
   }
   return valid_head(s, model.head, message);
 }

@@ -14,6 +14,8 @@ from solm.backends.cpu.files.spec import (
     DEFAULTS,
     FAMILIES,
     MODEL,
+    MOST_EXPERTS,
+    MOST_EXPERTS_USED,
     MOST_HEADS,
     MOST_LAYERS,
     MOST_TOKENS,
@@ -27,7 +29,7 @@ from solm.backends.gguf_header import GgufHeader
 from solm.core.errors import UnsupportedModelError, damaged
 
 _UNKNOWN = ("mlp_bias", "attention_bias", "attn_logit_softcapping", "final_logit_softcapping",
-            "use_bidirectional_attention")  # fmt: skip
+            "use_bidirectional_attention", "mlp_only_layers", "clip_qkv")  # fmt: skip
 """What some models of a family have and the engine does not."""
 _GGUF = {
     "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
@@ -39,7 +41,9 @@ _GGUF = {
     "attention_multiplier": "attention.scale", "residual_multiplier": "residual_scale",
     "logits_scaling": "logit_scale", "attn_logit_softcapping": "attn_logit_softcapping",
     "final_logit_softcapping": "final_logit_softcapping", "layer_types": "attention.sliding_window_pattern",
-    "partial_rotary_factor": "rope.dimension_count",
+    "partial_rotary_factor": "rope.dimension_count", "num_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count", "moe_intermediate_size": "expert_feed_forward_length",
+    "norm_topk_prob": "expert_weights_norm",
 }  # fmt: skip
 """transformers' names, and what GGUF files write after the family's name."""
 _GGUF_SCALING = {
@@ -76,13 +80,15 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
     full, local = _ropes(fields, description, head_dim)
     bos = fields.tokens("bos_token_id", vocabulary)
     sliding = _sliding(fields, description, layers)
+    experts, used = _experts(fields) if description.mixture else (0, 0)
+    width = "intermediate_size" if fields.get("moe_intermediate_size") is None else "moe_intermediate_size"
     return ModelSpec(
         file=fields.file,
         family=family,
         name=name,
         layers=layers,
         hidden=hidden,
-        intermediate=fields.integer("intermediate_size", MOST_WIDTH),
+        intermediate=fields.integer(width if experts else "intermediate_size", MOST_WIDTH),
         heads=heads,
         kv_heads=fields.integer("num_key_value_heads", MOST_HEADS, heads),
         head_dim=head_dim,
@@ -100,7 +106,21 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
         sliding_layers=sliding,
         bos=bos[0] if bos else None,
         eos=tuple(dict.fromkeys(fields.tokens("eos_token_id", vocabulary))),
+        experts=experts,
+        experts_used=used,
+        shares_normed=experts > 0 and fields.flag("norm_topk_prob", description.shares_normed),
     )
+
+
+def _experts(fields: Fields) -> tuple[int, int]:
+    """The number of experts of a layer, and of those that a token visits."""
+    if fields.get("decoder_sparse_step") not in (None, 1):
+        raise UnsupportedModelError(
+            f"decoder_sparse_step {shown(fields.get('decoder_sparse_step'))}: layers without experts are not supported"
+        )
+    name = "num_experts" if fields.get("num_local_experts") is None else "num_local_experts"
+    experts = fields.integer(name, MOST_EXPERTS)
+    return experts, fields.integer("num_experts_per_tok", min(experts, MOST_EXPERTS_USED))
 
 
 def _ropes(fields: Fields, description: Family, head_dim: int) -> tuple[Rope, Rope]:
@@ -190,7 +210,9 @@ def _sliding(fields: Fields, description: Family, layers: int) -> tuple[int, ...
 
 def from_gguf(header: GgufHeader) -> ModelSpec:
     """The description in the header of a GGUF file. Raises as `from_config` does."""
-    family = next((name for name, family in FAMILIES.items() if family.architecture == header.family), None)
+    named = [name for name, family in FAMILIES.items() if family.architecture == header.family]
+    mixture = bool(header.size("expert_count"))
+    family = next((name for name in named if FAMILIES[name].mixture == mixture), named[0] if named else None)
     if family is None:
         others = dict.fromkeys(family.architecture for family in FAMILIES.values())
         raise UnsupportedModelError(f"GGUF architecture {shown(header.family)} is not among {', '.join(others)}")

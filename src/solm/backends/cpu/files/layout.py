@@ -15,6 +15,8 @@ PRECISIONS = ("auto", "float32", "bfloat16", "int8", "nested")
 """``auto``: a file's own types, and int8 for floats. ``nested``: 8 bits in two halves of 4."""
 SITES = {"qkv": ("q", "k", "v"), "out": ("out",), "gate_up": ("gate", "up"), "down": ("down",)}
 """The matrix products of a layer, in the order in which a step reads them, and the tensors of each."""
+MLP = ("gate_up", "down")
+"""Those of the MLP, of which every expert has its own."""
 _BLOCK, _LINE = 64, 64
 """Outputs that are stored together, and bytes to whose multiples everything is aligned."""
 FLOATS = {"float32": 4, "bfloat16": 2}
@@ -103,22 +105,27 @@ _CHOSEN = {"int8": INT8, "bfloat16": Form(Target.BFLOAT16), "float32": Form(Targ
 @dataclass(frozen=True)
 class Part:
     """Neighbouring tensors of a product that are stored as one matrix. tensors: our names. places: where the parts that
-    its form has begin, counted from the layout's start."""
+    its form has begin, counted from the layout's start. expert: whose they are; None in layers without."""
 
     form: Form
     tensors: tuple[str, ...]
     inputs: int
     outputs: int
     places: dict[str, int]
+    expert: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.form.sizes(self.inputs, self.outputs).values())
 
 
 @dataclass(frozen=True)
 class Layout:
     """All matrices of all layers, next to one another in the order in which a step reads them, by the names of
-    `SITES`; after them, from `head_at` on, the head. row_orders: a digest of the orders in which rows of the source's
+    `SITES` and the numbers of experts, or None; after them, from `head_at` on, the head. row_orders: a digest of the orders in which rows of the source's
     tensors are taken."""
 
-    layers: tuple[dict[str, tuple[Part, ...]], ...]
+    layers: tuple[dict[tuple[str, int | None], tuple[Part, ...]], ...]
     head: HeadForm
     head_at: int
     row_orders: str
@@ -137,7 +144,7 @@ class Layout:
         """Bytes in memory by the names of forms, most first."""
         total: Counter[str] = Counter()
         for _, part in self.parts():
-            total[part.form.name] += sum(part.form.sizes(part.inputs, part.outputs).values())
+            total[part.form.name] += part.nbytes
         return dict(total.most_common())
 
     def digest(self) -> str:
@@ -148,10 +155,12 @@ class Layout:
 def layout_of(source: WeightSource, precision: str) -> Layout:
     """How the matrices of a source are stored with `precision`, one of `PRECISIONS`."""
     layers, place, orders = [], 0, hashlib.sha256()
+    experts = range(source.spec.experts) if source.spec.experts else (None,)
+    read = [("qkv", None), ("out", None), *((site, expert) for expert in experts for site in MLP)]
     for layer in range(source.spec.layers):
         sites = {}
-        for site, names in SITES.items():
-            tensors = {name: source.tensor(name, layer) for name in names}
+        for site, expert in read:
+            tensors = {name: source.tensor(name, layer, expert) for name in SITES[site]}
             for order in (tensor.row_order for tensor in tensors.values()):
                 orders.update(b"as stored" if order is None else order.tobytes())
             parts = []
@@ -160,8 +169,8 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
                 places = {}
                 for what, size in form.sizes(inputs, outputs).items():
                     places[what], place = place, _up(place + size, _LINE)
-                parts.append(Part(form, members, inputs, outputs, places))
-            sites[site] = tuple(parts)
+                parts.append(Part(form, members, inputs, outputs, places, expert))
+            sites[site, expert] = tuple(parts)
         layers.append(sites)
     head = HeadForm.of(source.tensor("head"), precision)
     return Layout(tuple(layers), head, place, orders.hexdigest())
@@ -170,11 +179,15 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
 def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, int8: bool) -> ModelShapes:
     """`shapes` with the bits of a stored number, of weights in `layout`, and of keys and values in float32, in int8 or
     else in bfloat16. As csrc/cache.h has them: int8 with a scale of 4 bytes per token and head, and bounds in
-    bfloat16."""
+    bfloat16. Of experts, those of average size count that a token visits."""
     floats, head = 32 if float32 else 16, layout.head.places()["end"]
+    experts = max((part.expert + 1 for _, part in layout.parts() if part.expert is not None), default=1)
+    read = sum(
+        part.nbytes * (1 if part.expert is None else shapes.experts_used / experts) for _, part in layout.parts()
+    )
     return shapes.model_copy(
         update={
-            "weight_bits": 8 * sum(layout.forms().values()) / (shapes.layers * shapes.layer_weights),
+            "weight_bits": 8 * read / (shapes.layers * shapes.layer_weights),
             "head_bits": 8 * head / shapes.head_weights,
             "cache_bits": 8 * (shapes.head_dim + 4) / shapes.head_dim if int8 else floats,
             "bound_bits": floats,
@@ -199,7 +212,9 @@ def readable_in_part(source: WeightSource) -> bool:
 
     Of 5 bits one could be left out, which saves little; of 4 bits none.
     """
-    tensors = (source.tensor(name, layer) for layer in range(source.spec.layers) for name in ("gate", "up", "down"))
+    expert = 0 if source.spec.experts else None  # whose types are those of the others
+    names = ("gate", "up", "down")
+    tensors = (source.tensor(name, layer, expert) for layer in range(source.spec.layers) for name in names)
     numbers = [QUANTISED.get(tensor.type) for tensor in tensors]
     return all(one is not None and one.bits >= _LEAST_BITS for one in numbers)
 

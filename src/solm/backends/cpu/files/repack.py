@@ -54,7 +54,7 @@ def repack(
         for part in (part for parts in layer.values() for part in parts):
             first = 0
             for name in part.tensors:
-                tensor = source.tensor(name, number)
+                tensor = source.tensor(name, number, part.expert)
                 _repack(library, tensor, part, address, first, threads)
                 source.release(tensor)
                 first += tensor.outputs
@@ -129,7 +129,7 @@ def dequantise(
 
 
 def vector(source: WeightSource, name: str, layer: int | None = None) -> NDArray[np.float32]:
-    """A norm or bias in float32. Raises `DamagedFileError` where it is not finite."""
+    """A norm, bias or router in float32. Raises `DamagedFileError` where it is not finite."""
     tensor = source.tensor(name, layer)
     return _finite(tensor.floats(), tensor)
 

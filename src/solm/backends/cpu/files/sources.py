@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-VECTORS = ("norm", "bias")
-"""How our names of tensors end that are vectors of floats."""
+VECTORS = ("norm", "bias", "router")
+"""How our names of tensors end that are read as floats: vectors, and the small matrices of routers."""
 _NOT_WEIGHTS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 """Tensors of GGUF files that the description is made of, or that belong to longer contexts than it has."""
 _TYPES = {
@@ -127,16 +127,19 @@ class WeightSource(ABC):
         """When its files were changed last, in nanoseconds."""
         return [path.stat().st_mtime_ns for path, _ in self._files]
 
-    def tensor(self, name: str, layer: int | None = None) -> Tensor:
+    def tensor(self, name: str, layer: int | None = None, expert: int | None = None) -> Tensor:
         """The tensor `name` (see `solm.backends.cpu.files.spec`) of a layer, or with None of the model: its rows of one
-        that is fused, and norms with what transformers adds to them. The head of a model with a tied head is its
-        embedding."""
+        that is fused or has those of all experts, and norms with what transformers adds to them. The head of a model
+        with a tied head is its embedding."""
         spec = self.spec
         place = spec.places(layer)["embedding" if name == "head" and spec.tied_head else name]
-        stored = replace(self._stored(self._name(place)), file=spec.file)
-        if place.fused:
-            first = sum(spec.shape(other)[0] for other in place.fused[: place.fused.index(name)])
-            stored = stored.rows(first, spec.shape(name)[0])
+        stored_name = self._name(place, expert)
+        stored = replace(self._stored(stored_name), file=spec.file)
+        shape, members = self._stack(place, name, stored_name)
+        if len(shape) > 2 or len(members) > 1:
+            *stack, rows, inputs = shape
+            first = (expert or 0) * rows + sum(spec.shape(other)[0] for other in members[: members.index(name)])
+            stored = replace(stored, shape=(math.prod(stack) * rows, inputs)).rows(first, spec.shape(name)[0])
         if self.gguf:
             if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
                 heads = spec.heads if name.startswith("q") else spec.kv_heads
@@ -153,8 +156,21 @@ class WeightSource(ABC):
     def _stored(self, name: str) -> Tensor:
         """The tensor that the source itself calls `name`, as it is there."""
 
-    def _name(self, place: Place) -> str:
-        return place.gguf if self.gguf else place.transformers
+    @abstractmethod
+    def _has(self, name: str) -> bool:
+        """Whether there is a tensor that the source itself calls `name`."""
+
+    def _name(self, place: Place, expert: int | None = None) -> str:
+        saved = place.saved.replace("{}", str(expert))
+        return place.gguf if self.gguf else saved if self._has(saved) else place.transformers
+
+    def _stack(self, place: Place, name: str, stored: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """The shape of the tensor `stored` that has ours, and our names of all that lie in it, one after another, in
+        each of its experts."""
+        alone = "{}" in place.saved and stored not in (place.gguf, place.transformers)
+        members = (name,) if alone or not place.fused or (self.gguf and place.of_experts) else place.fused
+        shape = (sum(self.spec.shape(other)[0] for other in members), *self.spec.shape(name)[1:])
+        return (self.spec.experts, *shape) if place.of_experts and not alone else shape, members
 
     def _check(self, listed: Mapping[str, tuple[TensorType, tuple[int, ...]]]) -> None:
         """Check that the source has the tensors that `spec` asks for, in their shapes and in supported types, and no
@@ -169,19 +185,19 @@ class WeightSource(ABC):
         left = set(listed).difference(ignored, copies)
         for layer in (None, *range(spec.layers)):
             for ours, place in spec.places(layer).items():
-                name = self._name(place)
-                if name not in listed:
-                    raise damaged(spec.file, name, "it is missing")
-                kind, shape = listed[name]
-                left.discard(name)
-                rows = sum(spec.shape(other)[0] for other in place.fused or (ours,))
-                wanted = (rows, *spec.shape(ours)[1:])
-                if shape != wanted:
-                    raise damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
-                allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
-                if kind not in allowed:
-                    names = ", ".join(some.name for some in allowed)
-                    raise damaged(spec.file, name, f"type {kind.name} is not among {names}")
+                experts = range(spec.experts) if place.of_experts else (None,)
+                for name in dict.fromkeys(self._name(place, expert) for expert in experts):
+                    if name not in listed:
+                        raise damaged(spec.file, name, "it is missing")
+                    kind, shape = listed[name]
+                    left.discard(name)
+                    wanted, _ = self._stack(place, ours, name)
+                    if shape != wanted:
+                        raise damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
+                    allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
+                    if kind not in allowed:
+                        names = ", ".join(some.name for some in allowed)
+                        raise damaged(spec.file, name, f"type {kind.name} is not among {names}")
         if left:
             raise UnsupportedModelError(f"{spec.file}: tensor {shown(min(left))} is not known in family {spec.family}")
 
@@ -211,6 +227,9 @@ class _MappedFiles(WeightSource):
     def _stored(self, name: str) -> Tensor:
         place = self._places[name]
         return Tensor(name, place.type, place.shape, np.frombuffer(place.map, np.uint8)[place.begin : place.end])
+
+    def _has(self, name: str) -> bool:
+        return name in self._places
 
     def _check_places(self) -> None:
         self._check({name: (place.type, place.shape) for name, place in self._places.items()})
@@ -333,6 +352,9 @@ class LoadedModel(WeightSource):
         weight = self._parameters[name]
         weight = (weight if str(weight.dtype) in _TYPES else weight.float()).contiguous()
         return Tensor(name, _type_of(weight), tuple(weight.shape), weight.flatten().view(torch.uint8).numpy())
+
+    def _has(self, name: str) -> bool:
+        return name in self._parameters
 
 
 def _type_of(weight: "torch.Tensor") -> TensorType:

@@ -4,14 +4,16 @@ A new family is a table of the tensors of a layer, and one entry of `FAMILIES` t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from solm.backends.cpu.border import CONSTANTS
 from solm.backends.cpu.files.rope import Rope
 from solm.core.errors import DamagedFileError
 
 MOST_LAYERS, MOST_HEADS, MOST_WIDTH, MOST_TOKENS = 1 << 12, 1 << 12, 1 << 20, 1 << 24
+MOST_EXPERTS, MOST_EXPERTS_USED = CONSTANTS["MOST_EXPERTS"], CONSTANTS["MOST_USED"]
 """What sizes may be: beyond every model, and small enough to compute with."""
 
 
@@ -20,11 +22,16 @@ class Place:
     """What a weight is called in GGUF files and in transformers models, without the layer's prefix.
 
     fused: our names of the tensors that files have as one, row after row in this order; none of a tensor of its own.
+    saved: what folders call it where it has another name in memory, with {} for an expert's number where each has a
+    tensor of its own. of_experts: other tensors have all experts' one after another, [experts, outputs, inputs], and
+    only transformers fuses them.
     """
 
     gguf: str
     transformers: str
     fused: tuple[str, ...] = ()
+    saved: str = ""
+    of_experts: bool = False
 
 
 GGUF_LAYER, TRANSFORMERS_LAYER = "blk.{}.", "model.layers.{}."
@@ -67,6 +74,40 @@ _PHI3 = (
     | dict.fromkeys(_GATE_UP, Place("ffn_up.weight", "mlp.gate_up_proj.weight", _GATE_UP))
 )
 
+
+def _mixture(names: Mapping[str, Place], router: Place, gate: Place, up: Place, down: Place) -> dict[str, Place]:
+    """`names` with experts in place of the MLP."""
+    stacked = {"gate": gate, "up": up, "down": down}
+    return {**names, "router": router} | {name: replace(place, of_experts=True) for name, place in stacked.items()}
+
+
+def _experts(prefix: str, saved: tuple[str, str, str]) -> tuple[Place, Place, Place]:
+    """Gate, up and down of experts that are in memory in `prefix`, and in folders as `saved` says."""
+    both, down = f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
+    return (
+        Place("ffn_gate_exps.weight", both, _GATE_UP, saved[0]),
+        Place("ffn_up_exps.weight", both, _GATE_UP, saved[1]),
+        Place("ffn_down_exps.weight", down, saved=saved[2]),
+    )
+
+
+_OF_EACH = _experts("mlp.experts", tuple(f"mlp.experts.{{}}.{name}_proj.weight" for name in ("gate", "up", "down")))
+_ROUTER = Place("ffn_gate_inp.weight", "mlp.gate.weight")
+_QWEN3_MOE = _mixture(_QWEN3, _ROUTER, *_OF_EACH)
+_MIXTRAL = _mixture(
+    _LLAMA,
+    replace(_ROUTER, saved="block_sparse_moe.gate.weight"),
+    *_experts("mlp.experts", tuple(f"block_sparse_moe.experts.{{}}.{name}.weight" for name in ("w1", "w3", "w2"))),
+)
+_GRANITE_MOE = _mixture(
+    _LLAMA,
+    Place("ffn_gate_inp.weight", "block_sparse_moe.router.weight", saved="block_sparse_moe.router.layer.weight"),
+    *_experts(
+        "block_sparse_moe.experts",
+        tuple(f"block_sparse_moe.{name}_linear.weight" for name in ("input", "input", "output")),
+    ),
+)
+
 Activation = Literal["silu", "gelu_pytorch_tanh"]
 """Of the gate of an MLP; the second is GELU by its approximation with tanh."""
 
@@ -75,7 +116,8 @@ Activation = Literal["silu", "gelu_pytorch_tanh"]
 class Family:
     """What the layers of a family are.
 
-    names: of the tensors of a layer by ours: matrices q, k, v, out, gate, up and down; norms of the inputs of attention
+    names: of the tensors of a layer by ours: matrices q, k, v, out, gate, up and down, and the router of a mixture of
+    experts, which has the last three of every expert; norms of the inputs of attention
     and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
     (q_norm, k_norm). Those that a layer lacks are left out, and so are biases. architecture: what GGUF files call the
     family. whole_norms: queries and keys are normed over all heads together. interleaved: in GGUF files, the rows of q
@@ -86,7 +128,8 @@ class Family:
     of norms, which GGUF files have added already. root_embeddings: embeddings are multiplied by the root of the hidden
     size. sliding: which layers have a window, if the model has one and does not say which: ``all``; the ``last``, from
     max_window_layers on; or all but one of so many. sliding_theta: the base of the rotary positions of those layers,
-    where it differs from that of the others.
+    where it differs from that of the others. shares_normed: the shares of the experts that a token visits add up to 1,
+    where the file does not say.
     defaults: of transformers' configuration, where they are not `DEFAULTS`.
     """
 
@@ -101,7 +144,13 @@ class Family:
     root_embeddings: bool = False
     sliding: Literal["all", "last"] | int | None = None
     sliding_theta: float | None = None
+    shares_normed: bool = True
     defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def mixture(self) -> bool:
+        """Whether its layers have experts."""
+        return "router" in self.names
 
 
 DEFAULTS = {"rms_norm_eps": 1e-6, "rope_theta": 10_000.0, "tie_word_embeddings": False}
@@ -128,6 +177,25 @@ FAMILIES = {
         _PHI3, "phi3", sliding="all", defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
     ),
     "granite": Family(_LLAMA, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
+    "qwen3_moe": Family(
+        _QWEN3_MOE, "qwen3moe", sliding="last",
+        defaults={
+            "head_dim": 128, "moe_intermediate_size": 768, "norm_topk_prob": False, "num_experts": 128,
+            "num_experts_per_tok": 8,
+        },
+    ),
+    "olmoe": Family(
+        _QWEN3_MOE, "olmoe", whole_norms=True, shares_normed=False,
+        defaults={"rms_norm_eps": 1e-5, "norm_topk_prob": False, "num_experts": 64, "num_experts_per_tok": 8},
+    ),
+    "mixtral": Family(
+        _MIXTRAL, "llama", interleaved=True, sliding="all",
+        defaults={"rms_norm_eps": 1e-5, "rope_theta": 1_000_000.0, "num_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "granitemoe": Family(
+        _GRANITE_MOE, "granitemoe", interleaved=True,
+        defaults={"attention_multiplier": 1.0, "num_experts": 8, "num_experts_per_tok": 2},
+    ),
 }  # fmt: skip
 """By transformers' name. Where GGUF files do not tell two families apart, they are of the first."""
 
@@ -147,7 +215,8 @@ class Scales:
 class ModelSpec:
     """A model's description, the same from a GGUF file, a folder and a loaded model.
 
-    hidden, intermediate, head_dim: numbers of channels. context: positions that the model has. sliding_window: tokens
+    hidden, intermediate, head_dim: numbers of channels; of a mixture of experts `intermediate` is one's. experts: of a
+    layer, 0 without; a token visits `experts_used`, and with shares_normed their shares add up to 1. context: positions that the model has. sliding_window: tokens
     that sliding_layers see, the last of them their own; None without any. rope, sliding_rope: the rotary positions of
     other layers and of those. eos: tokens that end a text. file: what messages name. Raises `DamagedFileError` where
     heads cannot share those of keys and values.
@@ -176,6 +245,9 @@ class ModelSpec:
     sliding_layers: tuple[int, ...]
     bos: int | None
     eos: tuple[int, ...]
+    experts: int = 0
+    experts_used: int = 0
+    shares_normed: bool = False
 
     def __post_init__(self) -> None:
         if self.heads % self.kv_heads:
@@ -193,7 +265,12 @@ class ModelSpec:
         gguf, transformers = GGUF_LAYER.format(layer), TRANSFORMERS_LAYER.format(layer)
         places = {**self.description.names, **(_BIASES if self.qkv_bias else {})}
         return {
-            name: Place(gguf + place.gguf, transformers + place.transformers, place.fused)
+            name: replace(
+                place,
+                gguf=gguf + place.gguf,
+                transformers=transformers + place.transformers,
+                saved=place.saved and transformers + place.saved,
+            )
             for name, place in places.items()
         }
 
@@ -208,7 +285,8 @@ class ModelSpec:
         return self.sliding_window if layer in self.sliding_layers else None
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape of a tensor by our name: [outputs, inputs] of a matrix, [channels] of a norm or bias."""
+        """The shape of a tensor by our name: [outputs, inputs] of a matrix, of one expert's too; [channels] of a
+        norm or bias."""
         queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
         whole = self.description.whole_norms
         shapes: dict[str, tuple[int, ...]] = {
@@ -216,6 +294,7 @@ class ModelSpec:
             "q": (queries, self.hidden), "k": (keys, self.hidden), "v": (keys, self.hidden),
             "out": (self.hidden, queries), "gate": (self.intermediate, self.hidden),
             "up": (self.intermediate, self.hidden), "down": (self.hidden, self.intermediate),
+            "router": (self.experts, self.hidden),
             "q_norm": (queries if whole else self.head_dim,),
             "k_norm": (keys if whole else self.head_dim,),
             "q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,),
