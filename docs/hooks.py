@@ -17,8 +17,8 @@ def families() -> str:
     from solm.backends.cpu.files.spec import FAMILIES
 
     lines = [
-        "| Family | In GGUF files | Normed, in attention and MLP | Queries and keys | Gate | Sliding windows |",
-        "| --- | --- | --- | --- | --- | --- |",
+        "| Family | In GGUF files | Normed, in attention and MLP | Queries and keys | Gate | Sliding windows | MLP |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     windows = {None: "", "all": "all layers", "last": "the last layers"}
     for name, family in FAMILIES.items():
@@ -30,7 +30,7 @@ def families() -> str:
         sliding = f"{every - 1} of {every} layers" if isinstance(every, int) else windows[every]
         lines.append(
             f"| {name} | {family.architecture} | {' and '.join(normed)} | {', '.join(filter(None, heads))} | "
-            f"{family.activation} | {sliding} |"
+            f"{family.activation} | {sliding} | {'experts' if family.mixture else ''} |"
         )
     return "\n".join(lines)
 

@@ -104,7 +104,7 @@ def under(rows: Rows, policy: Decider, target: float = 0.7, horizon: int = 100) 
 
 def dense_equals_the_model(built) -> None:
     """At page boundaries, one token and several at a time; also of layers that see 40 tokens."""
-    for family in ("llama", "gemma3_text"):
+    for family in ("llama", "gemma3_text", "qwen3_moe"):
         model = tiny_model(family, torch.float32)
         engine = engine_of(model, SPARSITY, "float32", library=built)
         for context in (1, 15, 16, 17, 33, 300):
@@ -151,8 +151,10 @@ def sparse_equals_the_native_build(built) -> None:
 def steps_do_not_depend_on_their_neighbours(built) -> None:
     """To the last bit: rows of other lengths and actions share the pass through the weights, known tokens too. A row
     gives what it gives beside dense ones, and with integers, or one of two, what its steps give alone."""
-    model = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
-    for precision in ("float32", "bfloat16", "int8", "packed", "nested", "packed kv"):
+    dense = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
+    mixture = tiny_model("mixtral", torch.float32, intermediate_size=352, **GRID_SIZES)
+    names = ("float32", "bfloat16", "int8", "packed", "nested", "packed kv")
+    for model, precision in [*((dense, name) for name in names), *((mixture, name) for name in names[:5])]:
         precision, _, kv = precision.partition(" ")
         sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
         engine = engine_of(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
@@ -177,10 +179,14 @@ def steps_do_not_depend_on_their_neighbours(built) -> None:
 def tokens_are_the_same_alone_and_among_others(built) -> None:
     """To the last bit, in weights of integers: what up to 16 known tokens of a row, beside other numbers of other rows,
     give in one pass is what single steps give, and so are the keys and values that they leave."""
-    model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
+    dense = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
+    mixture = tiny_model("qwen3_moe", torch.float32, moe_intermediate_size=352, **GRID_SIZES)
     counts = np.array([1, 5, 2, 16])
     ids, last = tokens(4, 16, seed=5), tokens(4, 1, seed=6)
-    for name in ("int8", "packed", "nested", "int8 kv", "packed kv"):
+    cases = [
+        (model, name) for model in (dense, mixture) for name in ("int8", "packed", "nested", "int8 kv", "packed kv")
+    ]
+    for model, name in cases:
         precision, _, kv = name.partition(" ")
         for threads in range(1, min(3, usable_cores().hardware_threads) + 1) if name == "packed" else (None,):
             kv_cache = {"kv_cache_dtype": "int8" if kv else "auto"}

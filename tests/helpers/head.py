@@ -62,10 +62,11 @@ class HeadEngine(Engine):
             matrix = border.Matrix(data=zeros.data_ptr(), scale=ones.data_ptr(), outputs=outputs)
             return border.Product(part=(matrix,), parts=1)
 
-        norm = ones.data_ptr()
+        norm, mlp = ones.data_ptr(), border.Mlp(nothing(32), nothing(hidden))
         layer = border.Layer(
-            nothing(48), nothing(hidden), nothing(32), nothing(hidden), rope=-1, attention_norm=norm, mlp_norm=norm
+            nothing(48), nothing(hidden), ctypes.addressof(mlp), rope=-1, attention_norm=norm, mlp_norm=norm
         )
+        self._kept.append(mlp)
         sizes = border.Sizes(
             layers=1, hidden=hidden, intermediate=16, heads=1, kv_heads=1, head_dim=16, vocabulary=vocabulary,
             positions=64, precision=2, threads=threads, epsilon=1e12, embedding_scale=1, softmax_scale=0.25,

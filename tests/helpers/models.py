@@ -43,6 +43,7 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes):
     """A random two-layer model of `family`, weights scaled up so that its choices are not all ties."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **{**SIZES, **EXTRA.get(family, {}), **changes})
+    config._experts_implementation = "eager"  # transformers' default has no float64
     model = AutoModelForCausalLM.from_config(config).to(dtype).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():

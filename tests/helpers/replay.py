@@ -66,12 +66,12 @@ class Recorder:
         model = self._model
         memory = [
             (ctypes.addressof(model), ctypes.sizeof(model)),
-            (model.layers, model.sizes.layers * ctypes.sizeof(border.Layer)),
-            (model.ropes, model.rope_count * ctypes.sizeof(border.Rope)),
             (engine._weights.ctypes.data, engine._weights.nbytes),
         ]
         for kept in engine._kept:
-            if not isinstance(kept, ctypes.Array):
+            if isinstance(kept, ctypes.Array):
+                memory.append((ctypes.addressof(kept), ctypes.sizeof(kept)))
+            else:
                 array = kept if isinstance(kept, np.ndarray) else kept.data
                 memory.append((array.ctypes.data, array.nbytes))
         memory = [place for place in memory if place[1]]

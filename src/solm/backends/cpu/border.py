@@ -60,7 +60,8 @@ CONSTANTS, STRUCTS = _constants(_source("structs.h")), _structs(_source("structs
 Sizes, Matrix, Product, Head, Rope, Mlp, Layer, Model, SparsityRules, Decider, RowState, Call = (
     STRUCTS[name]
     for name in (
-        "Sizes", "Matrix", "Product", "Head", "Rope", "Mlp", "Layer", "Model", "SparsityRules", "Decider", "RowState", "Call"
+        "Sizes", "Matrix", "Product", "Head", "Rope", "Mlp", "Layer", "Model", "SparsityRules", "Decider", "RowState",
+        "Call",
     )
 )  # fmt: skip
 PAGE, GROUP, BLOCK, STRIP, LEAST_STEPS, MOST_ROWS, MOST_QUERIES, MAGNITUDES = (

@@ -17,10 +17,11 @@ from solm.core.errors import SolmError, UnsupportedModelError
 # Families that the tests run on every axis, with tiny random weights. Others may well work: `inspect` says.
 TESTED_FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "granite",
-    "starcoder2", "gpt_neox", "gpt2", "phi", "cohere", "olmo", "glm", "exaone4", "ministral", "seed_oss", "helium",
+    "qwen3_moe", "olmoe", "mixtral", "granitemoe", "starcoder2", "gpt_neox", "gpt2", "phi", "cohere", "olmo", "glm",
+    "exaone4", "ministral", "seed_oss", "helium",
 )  # fmt: skip
 
-_MLP_NAMES = ("mlp", "feed_forward", "ffn")
+_MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
 _ATTENTION_NAMES = ("self_attn", "self_attention", "attention", "attn")
 _OUT_NAMES = ("o_proj", "out_proj", "dense", "c_proj", "wo")
 _DOWN_NAMES = ("down_proj", "c_proj", "dense_4h_to_h", "fc2", "w2", "fc_out")
@@ -36,6 +37,17 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
     raise UnsupportedModelError(f"no list of {count} decoder layers in {type(model).__name__}")
 
 
+def experts_of(layer: nn.Module) -> nn.Module | None:
+    """The experts of a decoder layer, one module with the weights of all, which hooks replace; None where it has
+    another MLP, or something beside experts and their router."""
+    mlp = _child(layer, _MLP_NAMES)
+    experts = getattr(mlp, "experts", None)
+    parts = {name for name, _ in mlp.named_children()} if mlp is not None else set()
+    alone = parts <= {"experts", "gate", "router"} and not hasattr(layer, "shared_mlp")
+    known = isinstance(experts, nn.Module) and hasattr(experts, "_apply_gate") and hasattr(experts, "gate_up_proj")
+    return experts if known and alone else None
+
+
 def mlp_sites(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     """The MLP of a decoder layer and its down projection, whose inputs hooks change; raises `UnsupportedModelError`
     with the reason where it has none we can hook."""
@@ -43,7 +55,7 @@ def mlp_sites(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
     if mlp is None:
         raise UnsupportedModelError(f"{type(layer).__name__} has no MLP module of its own")
     if any("expert" in name for name, _ in mlp.named_modules()) or hasattr(mlp, "experts"):
-        raise UnsupportedModelError("mixture-of-experts layers fuse their experts' weights")
+        raise UnsupportedModelError("these layers have experts in place of one MLP")
     down = _child(mlp, _DOWN_NAMES)
     if down is None:
         raise UnsupportedModelError(f"no down projection among the children of {type(mlp).__name__}")
@@ -52,7 +64,8 @@ def mlp_sites(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
 
 def _gated(mlp: nn.Module) -> bool:
     linears = [child for child in mlp.children() if isinstance(child, nn.Linear | Conv1D)]
-    return len(linears) > 2 or any("gate_up" in name for name, _ in mlp.named_children())
+    names = [name for name, _ in mlp.named_children()] + [name for name, _ in mlp.named_parameters(recurse=False)]
+    return len(linears) > 2 or any("gate_up" in name for name in names)
 
 
 def attention_sites(layer: nn.Module) -> tuple[nn.Module, nn.Module]:
@@ -96,16 +109,21 @@ def _floats(values: torch.Tensor | None) -> np.ndarray | None:
 def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
     """The sizes that costs depend on, from any family's configuration."""
     text = config.get_text_config(decoder=True)
-    heads = text.num_attention_heads
+    heads, used = text.num_attention_heads, getattr(text, "num_experts_per_tok", None)
+    intermediate = getattr(text, "moe_intermediate_size", None) if used else None
     return ModelShapes(
         layers=text.num_hidden_layers,
         hidden=text.hidden_size,
-        intermediate=getattr(text, "intermediate_size", None) or getattr(text, "n_inner", None) or 4 * text.hidden_size,
+        intermediate=intermediate
+        or getattr(text, "intermediate_size", None)
+        or getattr(text, "n_inner", None)
+        or 4 * text.hidden_size,
         heads=heads,
         kv_heads=getattr(text, "num_key_value_heads", None) or heads,
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vocabulary=text.vocab_size,
         gated=gated,
+        experts_used=used or 1,
     )
 
 
@@ -114,7 +132,9 @@ def probe(model: PreTrainedModel) -> Capability:
     reasons: dict[str, str] = {}
     gated, sliding, shapes = False, list[int](), None
     with _noted(reasons, "mlp", "bits"):
-        mlps = [mlp for mlp, _ in map(mlp_sites, decoder_layers(model))]
+        experts = [one for one in map(experts_of, decoder_layers(model)) if one is not None]
+        whole = len(experts) == len(decoder_layers(model))
+        mlps = experts if whole else [mlp for mlp, _ in map(mlp_sites, decoder_layers(model))]
         gated = _gated(mlps[0])
     with _noted(reasons, "projections"):
         for layer in decoder_layers(model):

@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 from solm.backends.session import Capability
 from solm.backends.torch.attention import PREFIX, register
 from solm.backends.torch.cache import PagedCache
-from solm.backends.torch.families import attention_sites, decoder_layers, mlp_sites, probe
+from solm.backends.torch.experts import control
+from solm.backends.torch.families import attention_sites, decoder_layers, experts_of, mlp_sites, probe
 from solm.backends.torch.linears import MLPLinears
 from solm.backends.torch.plan import INPUT, QKV, ActivePass, active_pass
 from solm.backends.torch.select import fake_quantize, keep_channels, keep_where
@@ -51,7 +52,10 @@ class HookedModel:
         model.set_attn_implementation(register(implementation))
         for index, layer in enumerate(decoder_layers(model)):
             self._hook(layer.register_forward_pre_hook(_before_layer(index), with_kwargs=True))
-            if self.capability.axes["mlp"]:
+            experts = experts_of(layer) if self.capability.axes["mlp"] else None
+            if experts is not None:
+                self._undo.callback(control(experts))
+            elif self.capability.axes["mlp"]:
                 mlp, down = mlp_sites(layer)
                 self._hook_sites(mlp, down, first=INPUT)
                 self._hook(mlp.register_forward_hook(_after_mlp))

@@ -29,7 +29,7 @@ from solm.backends.machine import keep_freed_memory
 from solm.backends.names import dtype_name, folder_or_hub_id, gguf_of, made_folder, not_loadable, quiet
 from solm.backends.tokenizer import model_tokenizer
 from solm.backends.torch.families import decoder_layers
-from solm.core.errors import SolmError
+from solm.core.errors import SolmError, UnsupportedModelError
 from solm.core.files import cache_folder, check_cache_folder
 
 _SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
@@ -174,6 +174,8 @@ def _header_config(header: GgufHeader) -> PretrainedConfig:
         writer.write_tensors_to_file()
         writer.close()
         config = AutoConfig.from_pretrained(folder, gguf_file="header.gguf")
+    if header.size("expert_count") and not getattr(config, "num_experts_per_tok", None):
+        raise UnsupportedModelError("transformers would read this mixture of experts as a dense model")
     if header.vocabulary is not None:
         config.vocab_size = header.vocabulary
     return config

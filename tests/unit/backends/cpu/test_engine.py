@@ -95,7 +95,9 @@ def test_files_of_every_family_run_at_their_own_bits(family, tmp_path):
             for expert, weight in enumerate(whole) if place.of_experts else [(None, whole)]:
                 tensor = source.tensor(name, layer, expert)
                 if weight.dim() > 1:
-                    first = sum(source.spec.shape(other)[0] for other in place.fused[: (*place.fused, name).index(name)])
+                    first = sum(
+                        source.spec.shape(other)[0] for other in place.fused[: (*place.fused, name).index(name)]
+                    )
                     weight[first : first + tensor.outputs] = torch.from_numpy(dequantise(library(), tensor))
     ids = tokens(2, 100)
     engines = Engine(source, SPARSITY), engine_of(model), engine_of(model, precision="int8")

@@ -108,8 +108,7 @@ def test_limits_are_stated(control):
 def test_attaching_twice_and_unsupported_families_are_refused(control):
     with pytest.raises(UnsupportedModelError, match="attached already"):
         TorchBackend(control.model)
-    mixtral = tiny_model("mixtral", torch.float32, num_local_experts=2, sliding_window=None)
-    capability = probe(mixtral)
+    capability = probe(tiny_model("llama4_text", torch.float32))
     assert capability.axes == {"attention": True, "mlp": False, "bits": False}
     assert "experts" in capability.reasons["mlp"]
     bloom = tiny_model("bloom", torch.float32, n_head=4)
@@ -118,9 +117,9 @@ def test_attaching_twice_and_unsupported_families_are_refused(control):
         TorchBackend(bloom)
 
 
-def test_a_mixture_of_experts_is_offered_no_savings_that_it_cannot_make():
-    with solm.attach(tiny_model("mixtral", torch.float32, num_local_experts=2, sliding_window=None)) as lm:
+def test_a_model_is_offered_no_savings_that_it_cannot_make():
+    with solm.attach(tiny_model("qwen2_moe", torch.float32)) as lm:  # with an expert that all tokens share
         assert len(lm.space.attention) > 1
         assert (lm.space.mlp, lm.space.bits) == ((1.0,), (16,))
-        with pytest.raises(UnsupportedModelError, match="the mlp axis is not supported on 'mixtral'"):
+        with pytest.raises(UnsupportedModelError, match="the mlp axis is not supported on 'qwen2_moe'"):
             lm.policy("static", ActionSpace.preset("joint-27"))

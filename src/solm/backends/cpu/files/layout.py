@@ -121,9 +121,9 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """All matrices of all layers, next to one another in the order in which a step reads them, by the names of
-    `SITES` and the numbers of experts, or None; after them, from `head_at` on, the head. row_orders: a digest of the orders in which rows of the source's
-    tensors are taken."""
+    """All matrices of all layers, next to one another in the order in which a step reads them, by the names of `SITES`
+    and the numbers of experts, or None; after them, from `head_at` on, the head. row_orders: a digest of the orders in
+    which rows of the source's tensors are taken."""
 
     layers: tuple[dict[tuple[str, int | None], tuple[Part, ...]], ...]
     head: HeadForm

@@ -161,8 +161,10 @@ class WeightSource(ABC):
         """Whether there is a tensor that the source itself calls `name`."""
 
     def _name(self, place: Place, expert: int | None = None) -> str:
-        saved = place.saved.replace("{}", str(expert))
-        return place.gguf if self.gguf else saved if self._has(saved) else place.transformers
+        if self.gguf:
+            return place.gguf
+        in_memory = not place.saved or self._has(place.transformers)
+        return place.transformers if in_memory else place.saved.replace("{}", str(expert))
 
     def _stack(self, place: Place, name: str, stored: str) -> tuple[tuple[int, ...], tuple[str, ...]]:
         """The shape of the tensor `stored` that has ours, and our names of all that lie in it, one after another, in

@@ -81,7 +81,7 @@ def _mixture(names: Mapping[str, Place], router: Place, gate: Place, up: Place, 
     return {**names, "router": router} | {name: replace(place, of_experts=True) for name, place in stacked.items()}
 
 
-def _experts(prefix: str, saved: tuple[str, str, str]) -> tuple[Place, Place, Place]:
+def _experts(prefix: str, *saved: str) -> tuple[Place, Place, Place]:
     """Gate, up and down of experts that are in memory in `prefix`, and in folders as `saved` says."""
     both, down = f"{prefix}.gate_up_proj", f"{prefix}.down_proj"
     return (
@@ -91,20 +91,20 @@ def _experts(prefix: str, saved: tuple[str, str, str]) -> tuple[Place, Place, Pl
     )
 
 
-_OF_EACH = _experts("mlp.experts", tuple(f"mlp.experts.{{}}.{name}_proj.weight" for name in ("gate", "up", "down")))
+_OF_EACH = _experts("mlp.experts", *(f"mlp.experts.{{}}.{name}_proj.weight" for name in ("gate", "up", "down")))
 _ROUTER = Place("ffn_gate_inp.weight", "mlp.gate.weight")
 _QWEN3_MOE = _mixture(_QWEN3, _ROUTER, *_OF_EACH)
 _MIXTRAL = _mixture(
     _LLAMA,
     replace(_ROUTER, saved="block_sparse_moe.gate.weight"),
-    *_experts("mlp.experts", tuple(f"block_sparse_moe.experts.{{}}.{name}.weight" for name in ("w1", "w3", "w2"))),
+    *_experts("mlp.experts", *(f"block_sparse_moe.experts.{{}}.{name}.weight" for name in ("w1", "w3", "w2"))),
 )
 _GRANITE_MOE = _mixture(
     _LLAMA,
     Place("ffn_gate_inp.weight", "block_sparse_moe.router.weight", saved="block_sparse_moe.router.layer.weight"),
     *_experts(
         "block_sparse_moe.experts",
-        tuple(f"block_sparse_moe.{name}_linear.weight" for name in ("input", "input", "output")),
+        *(f"block_sparse_moe.{name}_linear.weight" for name in ("input", "input", "output")),
     ),
 )
 
@@ -216,10 +216,10 @@ class ModelSpec:
     """A model's description, the same from a GGUF file, a folder and a loaded model.
 
     hidden, intermediate, head_dim: numbers of channels; of a mixture of experts `intermediate` is one's. experts: of a
-    layer, 0 without; a token visits `experts_used`, and with shares_normed their shares add up to 1. context: positions that the model has. sliding_window: tokens
-    that sliding_layers see, the last of them their own; None without any. rope, sliding_rope: the rotary positions of
-    other layers and of those. eos: tokens that end a text. file: what messages name. Raises `DamagedFileError` where
-    heads cannot share those of keys and values.
+    layer, 0 without; a token visits `experts_used`, and with shares_normed their shares add up to 1. context: positions
+    that the model has. sliding_window: tokens that sliding_layers see, the last of them their own; None without any.
+    rope, sliding_rope: the rotary positions of other layers and of those. eos: tokens that end a text. file: what
+    messages name. Raises `DamagedFileError` where heads cannot share those of keys and values.
     """
 
     file: Path | str

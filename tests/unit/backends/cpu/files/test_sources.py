@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import write_gguf
@@ -90,6 +91,50 @@ def test_damage_to_a_gguf_file_is_one_line(small, before, after, words):
     assert found.value.exit_code == 3
 
 
+@pytest.mark.parametrize(
+    ("name", "before", "after", "words"),
+    [
+        ("expert_count", 8, 0, "qwen3moe.expert_count: must be a whole number from 1 to 1024, not 0"),
+        ("expert_count", 8, 9, r"ffn_gate_exps.weight: its shape is \[8, 32, 32\], not \[9, 32, 32\]"),
+        ("expert_count", 8, 1 << 31, "expert_count: must be a whole number from 1 to 1024, not 2147483648"),
+        ("expert_used_count", 3, 0, "expert_used_count: must be a whole number from 1 to 8, not 0"),
+        ("expert_used_count", 3, 9, "expert_used_count: must be a whole number from 1 to 8, not 9"),
+        ("expert_feed_forward_length", 32, 64, r"ffn_gate_exps.weight: its shape is \[8, 32, 32\], not \[8, 64, 32\]"),
+    ],
+)
+def test_damage_to_a_mixture_of_experts_is_one_line(name, before, after, words, tmp_path):
+    path = tmp_path / "mixture.gguf"
+    write_gguf(path, "qwen3_moe", lambda name: TensorType.Q8_0, **TINY, moe_intermediate_size=32)
+    changed(path, *(field(f"qwen3moe.{name}", 4, struct.pack("<I", value)) for value in (before, after)))
+    with pytest.raises(DamagedFileError, match=words) as found:
+        GgufFile(path)
+    assert "\n" not in str(found.value)
+
+
+def test_folders_of_mixtures_lack_no_expert(tmp_path):
+    """Nor do layers without experts pass, or more experts for a token than there are."""
+    tiny_model("qwen3_moe", torch.float32, **TINY).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for changes, error, words in (
+        ({"num_local_experts": 9}, DamagedFileError, "experts.8.gate_proj.weight: it is missing"),
+        (
+            {"num_experts_per_tok": 9},
+            DamagedFileError,
+            "num_experts_per_tok: must be a whole number from 1 to 8, not 9",
+        ),
+        ({"mlp_only_layers": [0]}, UnsupportedModelError, r"mlp_only_layers \[0\] is not supported"),
+        ({"decoder_sparse_step": 2}, UnsupportedModelError, "decoder_sparse_step 2: layers without experts"),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config | changes))
+        with pytest.raises(error, match=words):
+            SafetensorsFolder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert SafetensorsFolder(tmp_path).tensor("down", 0, 7).shape == (32, 64)
+    changed(tmp_path / "model.safetensors", b"mlp.experts.7.up_proj", b"mlp.experts.7.up_xxxx")
+    with pytest.raises(DamagedFileError, match=r"mlp\.experts\.7\.up_proj\.weight: it is missing"):
+        SafetensorsFolder(tmp_path)
+
+
 def test_tensors_that_a_family_does_not_have_are_refused(tmp_path):
     """Never silently left out: experts, biases and adapters change what a model computes."""
     path = tmp_path / "more.gguf"
@@ -127,8 +172,10 @@ def mutated(content: bytes, header: int, draw: random.Random) -> bytes:
     return bytes(made[: draw.randrange(len(made))] if draw.random() < 0.1 else made)
 
 
-def test_ten_thousand_mutated_headers_are_read_or_refused(small):
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_ten_thousand_mutated_headers_are_read_or_refused(family, small):
     """No other error, no crash, no long message, and nothing takes long."""
+    write_gguf(small, family, lambda name: TensorType.Q8_0, **TINY, moe_intermediate_size=32)
     content = small.read_bytes()
     header = min(tensor.begin for tensor in GgufFile(small)._places.values())
     assert header < 5000
