@@ -124,17 +124,20 @@ def budgets(result: Result) -> str:
     "guess",
     "Guess and verify",
     "Dense greedy replies with and without guesses, in turns. *gain*: milliseconds per token without over those with, "
-    "geometric mean over prompts with a 95 % interval. *same*: prompts whose replies have the same tokens.",
+    "geometric mean over prompts with a 95 % interval. *best constant*: the gain of the constant number of guesses of "
+    "one source that is best for the work. *same*: prompts whose replies have the same tokens.",
 )
 def guess(result: Result) -> str:
-    rows = []
+    rows, best = [], list[str]()
     for name, work in result["results"]["works"].items():
         share = work["accepted"] / work["guessed"] if work["guessed"] else None
         times = (median(work["ms"][arm], 1) for arm in ("off", "auto"))
         gain = f"{work['gain']['value']:.2f} ({work['gain']['low']:.2f} to {work['gain']['high']:.2f})"
         same = f"{work['same']} of {work['prompts']}"
-        rows.append([name, *times, gain, f"{work['guessed']}", number(share, 2), same])
-    head = ("work", "ms without", "ms with", "gain", "guessed", "accepted", "same")
+        best = [f"{work['best']}: {work['gains'][work['best']]['value']:.2f}"] if "best" in work else []
+        rows.append([name, *times, gain, *best, f"{work['guessed']}", number(share, 2), same])
+    constant = ["best constant"] if best else []
+    head = ("work", "ms without", "ms with", "gain", *constant, "guessed", "accepted", "same")
     known = [
         [f"{int(context):,}", *(median(ms, 1) for ms in found.values())]
         for context, found in result["results"]["passes"].items()

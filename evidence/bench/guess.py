@@ -1,12 +1,16 @@
-"""What guessing gains: milliseconds per token of dense replies with and without it, and of passes over known tokens.
+"""What guessing gains: milliseconds per token of dense replies by what is guessed, and of passes over known tokens.
 
     python evidence/bench/guess.py --model FILE.gguf --gsm8k gsm8k.jsonl --count 10 --out guess.json
+    python evidence/bench/guess.py --model LARGE.gguf --draft SMALL.gguf --gsm8k gsm8k.jsonl --out guess.json
 
-Every reply is decoded greedily with and without guesses, in turns. `same`: of how many prompts both replies have the
-same tokens. Works: chat (prompts of many kinds), mathematics (GSM8K, where a file is given), editing (a function of
-Python's standard library, with a name changed), summaries (a part of its documentation). `gain`: the geometric mean
-over prompts of the milliseconds per token without guesses over those with, with a 95 % interval by bootstrap over
-prompts. `passes`: milliseconds of one pass over so many known tokens of a row.
+Every reply is decoded greedily by every arm, in turns: `off` (no guesses), `auto` (source and number decided before
+every pass), and constants such as `text 3` and `draft 4` (always so many guesses, from texts or by the draft model).
+`same`: of how many prompts all arms' replies have the same tokens. Works: chat (prompts of many kinds), mathematics
+(GSM8K, where a file is given), editing (a function of Python's standard library, with a name changed), summaries (a part
+of its documentation).
+`gains`: per arm the geometric mean over prompts of the milliseconds per token without guesses over those with, with a
+95 % interval by bootstrap over prompts. `best`: the constant that gains most on this work, known only afterwards, and
+`over_best` its milliseconds over those of `auto`. `passes`: milliseconds of one pass over so many known tokens of a row.
 """
 
 import inspect
@@ -15,6 +19,7 @@ import statistics
 import sys
 import textwrap
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +28,8 @@ import numpy as np
 import solm
 from evidence.bench.common import clock, draw_text, finish, in_turns, numbers, parser, spread
 from evidence.studies import problems
+from solm.runtime.controlled import ControlledModel
+from solm.runtime.guess import Guesser
 
 _KNOWN = (1, 2, 4, 8, 16)
 """Tokens of a pass."""
@@ -51,13 +58,30 @@ def _user(text: str) -> Messages:
     return [{"role": "user", "content": text}]
 
 
-def timed(lm: solm.LanguageModel, prompt: Messages, guess: str, tokens: int) -> tuple[float, Any]:
-    """Milliseconds per token after the first one, and the reply."""
-    stream = lm.stream(prompt, guess=guess, max_new_tokens=tokens)
-    next(stream)
-    begun = time.perf_counter()
-    count = sum(1 for _ in stream)
-    return 1e3 * (time.perf_counter() - begun) / max(count, 1), stream.reply
+@dataclass(frozen=True)
+class Arm:
+    """How replies guess. It learns from its own replies alone."""
+
+    lm: solm.LanguageModel
+    guess: str | int
+    draft: ControlledModel | None
+    guesser: Guesser = field(default_factory=Guesser)
+
+    def timed(self, prompt: Messages, tokens: int) -> tuple[float, Any]:
+        """Milliseconds per token after the first one, and the reply."""
+        self.lm.draft, self.lm.guesser = self.draft, self.guesser
+        stream = self.lm.stream(prompt, guess=self.guess, max_new_tokens=tokens)
+        next(stream)
+        begun = time.perf_counter()
+        count = sum(1 for _ in stream)
+        return 1e3 * (time.perf_counter() - begun) / max(count, 1), stream.reply
+
+
+def arms(lm: solm.LanguageModel, texts: list[int], drafts: list[int]) -> dict[str, Arm]:
+    """No guesses, the policy, and constant numbers of guesses by source."""
+    found = {"off": Arm(lm, "off", None), "auto": Arm(lm, "auto", lm.draft)}
+    found |= {f"text {count}": Arm(lm, count, None) for count in texts}
+    return found | {f"draft {count}": Arm(lm, count, lm.draft) for count in drafts if lm.draft is not None}
 
 
 def gain(ratios: list[float]) -> dict[str, float]:
@@ -68,25 +92,34 @@ def gain(ratios: list[float]) -> dict[str, float]:
     return {"value": float(np.exp(logs.mean())), "low": float(low), "high": float(high)}
 
 
-def measured(lm: solm.LanguageModel, prompts: list[Messages], options: Any) -> dict[str, Any]:
+def measured(arms: dict[str, Arm], prompts: list[Messages], rounds: int, tokens: int) -> dict[str, Any]:
     """One work."""
-    ms: dict[str, list[float]] = {"off": [], "auto": []}
-    same = guessed = accepted = 0
+    ms: dict[str, list[float]] = {name: [] for name in arms}
+    same, sources = 0, dict[str, list[int]]()
     for prompt in prompts:
-        times: dict[str, list[float]] = {"off": [], "auto": []}
+        times: dict[str, list[float]] = {name: [] for name in arms}
         replies = {}
-        for number in range(options.rounds):
-            for guess in ("off", "auto") if number % 2 else ("auto", "off"):
-                taken, replies[guess] = timed(lm, prompt, guess, options.tokens)
-                times[guess].append(taken)
-        for guess, values in times.items():
-            ms[guess].append(statistics.median(values))
-        same += replies["off"].trace.ids == replies["auto"].trace.ids
-        guessed, accepted = guessed + replies["auto"].trace.guessed, accepted + replies["auto"].trace.accepted
+        for number in range(rounds):
+            for name in arms if number % 2 else reversed(arms):
+                taken, replies[name] = arms[name].timed(prompt, tokens)
+                times[name].append(taken)
+        for name, values in times.items():
+            ms[name].append(statistics.median(values))
+        same += all(reply.trace.ids == replies["off"].trace.ids for reply in replies.values())
+        for source, counts in replies["auto"].trace.guesses.items():
+            sources[source] = [sum(pair) for pair in zip(counts, sources.get(source, [0, 0]), strict=True)]
+
+    def ratio(slow: str, fast: str) -> dict[str, float]:
+        return gain([a / b for a, b in zip(ms[slow], ms[fast], strict=True)])
+
+    gains = {name: ratio("off", name) for name in arms if name != "off"}
+    best = max((name for name in gains if name != "auto"), key=lambda name: gains[name]["value"])
+    guessed, accepted = (sum(counts[place] for counts in sources.values()) for place in (0, 1))
     return {
         "prompts": len(prompts), "same": same, "guessed": guessed, "accepted": accepted,
-        "ms": {guess: spread(values) for guess, values in ms.items()},
-        "gain": gain([off / auto for off, auto in zip(ms["off"], ms["auto"], strict=True)]),
+        "sources": {name: {"guessed": made, "accepted": kept} for name, (made, kept) in sources.items()},
+        "ms": {name: spread(values) for name, values in ms.items()},
+        "gain": gains["auto"], "gains": gains, "best": best, "over_best": ratio(best, "auto"),
     }  # fmt: skip
 
 
@@ -116,8 +149,11 @@ def main() -> int:
     options_parser.add_argument("--count", type=int, default=8, help="prompts of each work")
     options_parser.add_argument("--tokens", type=int, default=160, help="tokens of a reply at most")
     options_parser.add_argument("--contexts", default="64,1024", help="tokens before the passes over known tokens")
+    options_parser.add_argument("--draft", help="draft model: a smaller one of the same vocabulary")
+    options_parser.add_argument("--texts", default="1,3,6", help="constant numbers of guesses from texts")
+    options_parser.add_argument("--drafts", default="2,4,6", help="the same by the draft model")
     options = options_parser.parse_args()
-    lm = solm.load(options.model, backend="cpu")
+    lm = solm.load(options.model, backend="cpu", draft=options.draft)
     results: dict[str, Any] = {"passes": {}, "works": {}}
     lines = []
     for context in map(int, numbers(options.contexts)):
@@ -125,12 +161,15 @@ def main() -> int:
         lines.append(
             f"after {context:,}: " + ", ".join(f"{count} {ms['median']:.1f} ms" for count, ms in found.items())
         )
+    compared = arms(lm, *([int(count) for count in numbers(given)] for given in (options.texts, options.drafts)))
     for name, prompts in works(options.count, options.gsm8k).items():
-        results["works"][name] = work = measured(lm, prompts, options)
-        share = work["accepted"] / max(work["guessed"], 1)
+        results["works"][name] = work = measured(compared, prompts, options.rounds, options.tokens)
+        gains = ", ".join(f"{arm} {found['value']:.2f}" for arm, found in work["gains"].items())
+        low, high = (work["gain"][end] for end in ("low", "high"))
         lines.append(
-            f"{name:12} {work['gain']['value']:.2f} times ({work['gain']['low']:.2f} to {work['gain']['high']:.2f}), "
-            f"{share:.2f} of {work['guessed']} guesses accepted, {work['same']} of {work['prompts']} replies the same"
+            f"{name:12} {gains} (auto {low:.2f} to {high:.2f}); auto over {work['best']} "
+            f"{work['over_best']['value']:.2f}; accepted {work['sources']}; "
+            f"{work['same']} of {work['prompts']} replies the same"
         )
         print(lines[-1], file=sys.stderr, flush=True)
     finish("guess", options, results, lines)

@@ -19,7 +19,7 @@ from solm.runtime.draft import Drafter
 from solm.runtime.guess import MOST_GUESSES, Guess, Wish
 from solm.runtime.reply import TextStream, Trace
 from solm.runtime.sampling import Sampler
-from solm.runtime.sources import Forced, Lookup, Prediction, Source
+from solm.runtime.sources import Forced, Lookup, Prediction, Recalled, Source
 
 _LOG = logging.getLogger("solm")
 Shares = tuple[float, ...]
@@ -149,7 +149,7 @@ class Batch(Generic[_Row]):
                 row.sources.append(Forced(row.sampler.constraint))
             if len(row.predicted):
                 row.sources.append(Prediction(row.predicted))
-            row.sources.append(Lookup(row.prompt.tolist()))
+            row.sources += [Lookup(row.prompt.tolist()), Recalled(self._guesser.memory, row.prompt[-2:].tolist())]
         row.take(as_numpy(logits))
         if row.reason is not None:
             return

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from solm.core.errors import SolmError
-from solm.runtime.sources import Source
+from solm.runtime.sources import Memory, Source
 
 MOST_GUESSES = 15
 """Of one row and pass: with the token before them as many as one pass computes to the last bit as single steps do."""
@@ -29,6 +29,7 @@ _ALONG = len(_TOPS) + 1
 _PRIORS = {
     "lookup": (0.25, 0.4, 0.5, 0.6, 0.75, 0.85),
     "prediction": (0.3, 0.45, 0.6, 0.7, 0.8, 0.9),
+    "recalled": (0.4, 0.5, 0.6, 0.7),
     "grammar": (0.9,),
     DRAFT: (0.15, 0.3, 0.45, 0.6, 0.72, 0.82, 0.9, 0.97, 0.7),
 }
@@ -200,12 +201,14 @@ class Drafting(Protocol):
 
 
 class Guesser:
-    """What was learned about guesses of one model: what is accepted, and what tokens take. May be used by several
-    threads."""
+    """What was learned about guesses of one model: what replies said, what is accepted, and what tokens take. May be
+    used by several threads."""
 
     def __init__(self) -> None:
         self.pace, self.draft_pace = Pace(), Pace()
         """Of the passes that verify, and of the draft model's."""
+        self.memory = Memory()
+        """Of recent replies."""
         self._kinds: dict[tuple[str, int, bool], _Acceptance] = {}
         self._lock = threading.Lock()
 

@@ -1,8 +1,10 @@
-"""Where a row's guesses come from without a model: its text, a prediction of the reply, and what its grammar forces.
+"""Where a row's guesses come from without a model: its text, a prediction of the reply, what its grammar forces, and what
+recent replies said.
 
 A draft model guesses for several rows at once, see `solm.runtime.draft`.
 """
 
+import threading
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -14,6 +16,8 @@ _FARTHEST = 16
 """Tokens back to which an earlier passage is compared with the end of the text."""
 _CLASSES = (3, 4, 6, 9, _FARTHEST)
 """Common lengths from which on a passage belongs to the next class of acceptance."""
+_TIMES = (2, 3, 5)
+"""How often in a row a token followed from which on it belongs to the next class."""
 _START = [-1, -1]
 """No tokens, which stand before a predicted reply and before the reply itself: they agree at their beginnings."""
 
@@ -90,6 +94,60 @@ class Prediction(Lookup):
     def add(self, token: int) -> None:
         """As `Source.add`."""
         self._text.append(token)
+
+
+class Memory:
+    """What followed two tokens last in recent replies of a model, and how often in a row that was the same token. May be
+    used by several threads."""
+
+    def __init__(self, most: int = 1 << 16):
+        self._most = most
+        self._after: dict[tuple[int, int], tuple[int, int]] = {}
+        self._lock = threading.Lock()
+
+    def add(self, before: tuple[int, int], token: int) -> None:
+        """`token` followed two others."""
+        with self._lock:
+            known, times = self._after.pop(before, (token, 0))
+            self._after[before] = token, times + 1 if known == token else 1
+            if len(self._after) > self._most:
+                del self._after[next(iter(self._after))]  # seen longest ago
+
+    def after(self, before: tuple[int, int]) -> tuple[int, int]:
+        """The token that followed two others last, and how often in a row; 0: it is not known."""
+        return self._after.get(before, (0, 0))
+
+
+class Recalled:
+    """What followed the last two tokens in recent replies to this and other prompts: replies of one model to one kind of
+    request repeat its phrases. Classes go by how often that was the same.
+
+    last: the last two tokens of the prompt, or fewer.
+    """
+
+    name = "recalled"
+
+    def __init__(self, memory: Memory, last: Sequence[int]):
+        self._memory = memory
+        self._last = (*([-1] * (2 - len(last))), *last)[-2:]
+
+    def add(self, token: int) -> None:
+        """As `Source.add`."""
+        first, second = self._last
+        self._memory.add((first, second), token)
+        self._last = second, token
+
+    def propose(self, most: int) -> tuple[list[int], int]:
+        """As `Source.propose`."""
+        (first, second), found, kind = self._last, list[int](), 0
+        while len(found) < most:
+            token, times = self._memory.after((first, second))
+            if not times:
+                break
+            kind = kind if found else sum(times >= least for least in _TIMES)
+            found.append(token)
+            first, second = second, token
+        return found, kind
 
 
 class Forced:

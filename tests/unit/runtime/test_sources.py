@@ -5,7 +5,7 @@ import pytest
 
 import solm
 from solm.runtime.grammars import Grammar
-from solm.runtime.sources import Forced, Lookup, Prediction
+from solm.runtime.sources import Forced, Lookup, Memory, Prediction, Recalled
 
 
 def test_what_followed_the_last_passage_like_the_end_is_proposed():
@@ -66,3 +66,32 @@ def test_predictions_and_grammars_change_no_reply(cpu_lm, guess):
 def test_a_prediction_that_is_no_text_is_refused(cpu_lm):
     with pytest.raises(solm.SolmError, match="prediction must be a text, got 3"):
         cpu_lm.generate("Hello", prediction=3)
+
+
+def test_phrases_of_recent_replies_are_recalled():
+    memory = Memory(most=5)
+    first = Recalled(memory, [1])
+    for token in (2, 3, 4, 5):
+        first.add(token)
+    second = Recalled(memory, [9, 1, 2])
+    assert second.propose(9) == ([3, 4, 5], 0)
+    assert second.propose(1) == ([3], 0)
+    second.add(3)
+    second.add(4)
+    assert Recalled(memory, [1, 2]).propose(2) == ([3, 4], 1)  # the same twice
+    second.add(6)
+    assert Recalled(memory, [2, 3]).propose(5) == ([4, 6], 1)
+    assert Recalled(memory, [1, 2]).propose(9)[0][:2] == [3, 4]
+    for token in (50, 51, 52, 53, 54):
+        second.add(token)
+    assert Recalled(memory, [1, 2]).propose(9) == ([], 0)  # forgotten
+    assert Recalled(memory, []).propose(9) == ([], 0)
+
+
+def test_a_reply_is_the_same_whatever_is_recalled(cpu_lm):
+    ids = np.arange(30, 60)[None]
+    expected = cpu_lm.generate(ids, guess="off", max_new_tokens=60, eos_token_id=-1)
+    for _ in range(3):
+        found = cpu_lm.generate(ids, guess=4, max_new_tokens=60, eos_token_id=-1)
+        assert found.trace.ids == expected.trace.ids
+    assert found.trace.guesses["recalled"][1] > 10
