@@ -6,11 +6,11 @@
 Every reply is decoded greedily by every arm, in turns: `off` (no guesses), `auto` (source and number decided before
 every pass), and constants such as `text 3` and `draft 4` (always so many guesses, from texts or by the draft model).
 `same`: of how many prompts all arms' replies have the same tokens. Works: chat (prompts of many kinds), mathematics
-(GSM8K, where a file is given), editing (a function of Python's standard library, with a name changed), summaries (a part
-of its documentation).
-`gains`: per arm the geometric mean over prompts of the milliseconds per token without guesses over those with, with a
-95 % interval by bootstrap over prompts. `best`: the constant that gains most on this work, known only afterwards, and
-`over_best` its milliseconds over those of `auto`. `passes`: milliseconds of one pass over so many known tokens of a row.
+(GSM8K, where a file is given), editing (a function of Python's standard library, with a name changed), summaries (a
+part of its documentation). `gains`: per arm the geometric mean over prompts of the milliseconds per token without
+guesses over those with, with a 95 % interval by bootstrap over prompts. `best`: the constant that gains most on this
+work, known only afterwards, and `over_best` its milliseconds over those of `auto`. `passes`: milliseconds of one pass
+over so many known tokens of a row.
 """
 
 import inspect

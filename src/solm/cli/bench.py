@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
     from solm.core.cost import StepTimings
 
+_ACCEPTED = (0.5, 0.7, 0.8, 0.9, 0.95)
+"""Shares of guesses that are accepted."""
 _STEPS = 16
 """Positions that the timed steps need after a context."""
 
@@ -26,7 +28,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, max=1000)] = 5,
     out: Path | None = None,
 ) -> Result:
-    """Measure this machine: milliseconds of a step at several levels of each axis, for several contexts.
+    """Measure this machine: milliseconds of a step at several levels of each axis, for several contexts, and of passes
+    that verify guesses.
 
     \b
     Examples:
@@ -41,7 +44,7 @@ def bench(
     import torch
 
     from solm.core.files import write_text
-    from solm.evaluation.step_timing import measure
+    from solm.evaluation.step_timing import PASSES, measure, pass_milliseconds
     from solm.evaluation.texts import token_stream
 
     checks.out_file(out)
@@ -51,12 +54,43 @@ def bench(
     with argument("context"):
         prepared.check_room(lengths[-1] + _STEPS)
     lm = read_weights(prepared)
-    tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, lengths[-1] + 1, torch.Generator().manual_seed(0))
+    longest, generator = lengths[-1] + max(PASSES), torch.Generator().manual_seed(0)
+    tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, longest, generator)
     with Progress() as progress:
         measured = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
+        progress.show("measuring passes", 0, None)
+        passes = {length: pass_milliseconds(lm, tokens, length, rounds) for length in lengths}
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
-    return Result(measured.model_dump(mode="json"), [_table(measured)])
+    paying = {length: _paying(times) for length, times in passes.items()}
+    content = measured.model_dump(mode="json") | {"pass_ms": passes, "guesses_that_pay": paying}
+    return Result(content, [_table(measured), _pass_table(passes, paying)])
+
+
+def _paying(times: dict[int, float]) -> dict[float, int]:
+    """How many guesses would be made before every pass, by how often one is accepted."""
+    from solm.runtime.guess import Guesser
+
+    guesser = Guesser()
+    for count, milliseconds in [*times.items()] * 50:  # after which nothing is left of what is known before
+        guesser.passed(count, milliseconds / 1000)
+    return {accepted: guesser.paying(accepted) for accepted in _ACCEPTED}
+
+
+def _pass_table(passes: dict[int, dict[int, float]], paying: dict[int, dict[float, int]]) -> "Table":
+    """Milliseconds and the factor to one token, by tokens of a pass; and what is guessed then."""
+    rows = [
+        [
+            counted(count, "token"),
+            *(f"{times[count]:.2f} ({times[count] / times[1]:.2f} x)" for times in passes.values()),
+        ]
+        for count in passes[min(passes)]
+    ]
+    rows += [
+        [f"guesses made where {accepted:.0%} are accepted", *(str(counts[accepted]) for counts in paying.values())]
+        for accepted in _ACCEPTED
+    ]
+    return table("milliseconds per pass", ["", *(f"context {seen}" for seen in passes)], rows)
 
 
 def _counts(text: str) -> tuple[int, ...]:

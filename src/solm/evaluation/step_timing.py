@@ -21,6 +21,8 @@ from solm.runtime.language_model import LanguageModel
 ALONE = (0.3, 0.6)
 """Shares of the MLP's hidden channels, and of the inputs of attention's projections, that steps are timed with which
 keep all else."""
+PASSES = (1, 2, 4, 8, 16)
+"""Tokens of the passes that are timed."""
 STEPS = 12
 """Steps of which the median is taken."""
 
@@ -82,6 +84,21 @@ def measure(
         command=command_line(),
         environment=environment(),
     )
+
+
+def pass_milliseconds(lm: LanguageModel, tokens: torch.Tensor, context: int, rounds: int = 5) -> dict[int, float]:
+    """Medians of dense passes over so many known tokens of a row, as they verify guesses, after a context. tokens:
+    [1, context + 16]."""
+    session = lm.session(capacity=context + max(PASSES))
+    session.prefill(tokens[:, :context])
+    found: dict[int, list[float]] = {count: [] for count in PASSES}
+    for _ in range(rounds + 1):
+        for count, times in found.items():
+            begun = time.perf_counter()
+            session.extend(tokens[:, context : context + count], exact_largest=1)
+            times.append(1000 * (time.perf_counter() - begun))
+            session.truncate(torch.tensor([context]))
+    return {count: statistics.median(times[1:]) for count, times in found.items()}
 
 
 def _alone(rules: SparsityConfig, layers: int, sites: str, share: float) -> SparsityConfig:

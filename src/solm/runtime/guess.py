@@ -253,6 +253,12 @@ class Guesser:
                         acceptance.fade(_RECOVERY)
         return made
 
+    def paying(self, probability: float) -> int:
+        """How many guesses of one row pay where each is accepted with this probability if those before it are."""
+        guess = Guess("", [0] * MOST_GUESSES, [_Acceptance(probability)] * MOST_GUESSES)
+        with self._lock:
+            return len(self._cut([Wish(None, (), MOST_GUESSES, None, 1, False)], [guess])[0][0].tokens)
+
     def learn(self, wish: Wish, guess: Guess, accepted: int) -> None:
         """Of the guesses of a row the first `accepted` ones were kept."""
         with self._lock:

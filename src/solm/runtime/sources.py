@@ -1,5 +1,5 @@
-"""Where a row's guesses come from without a model: its text, a prediction of the reply, what its grammar forces, and what
-recent replies said.
+"""Where a row's guesses come from without a model: its text, a prediction of the reply, what its grammar forces, and
+what recent replies said.
 
 A draft model guesses for several rows at once, see `solm.runtime.draft`.
 """
@@ -97,8 +97,8 @@ class Prediction(Lookup):
 
 
 class Memory:
-    """What followed two tokens last in recent replies of a model, and how often in a row that was the same token. May be
-    used by several threads."""
+    """What followed two tokens last in recent replies of a model, and how often in a row that was the same token. May
+    be used by several threads."""
 
     def __init__(self, most: int = 1 << 16):
         self._most = most
@@ -119,8 +119,8 @@ class Memory:
 
 
 class Recalled:
-    """What followed the last two tokens in recent replies to this and other prompts: replies of one model to one kind of
-    request repeat its phrases. Classes go by how often that was the same.
+    """What followed the last two tokens in recent replies to this and other prompts: replies of one model to one kind
+    of request repeat its phrases. Classes go by how often that was the same.
 
     last: the last two tokens of the prompt, or fewer.
     """

@@ -53,6 +53,15 @@ def test_guesses_are_made_where_they_pay():
     assert count() > 0  # tried again after a while
 
 
+def test_how_many_guesses_pay_follows_from_what_tokens_take():
+    cheap, dear = Guesser(), Guesser()
+    for tokens in [1, 2, 8, 16] * 60:
+        cheap.passed(tokens, 1 + 0.02 * (tokens - 1))
+        dear.passed(tokens, 0.95 * tokens + 0.05)
+    assert cheap.paying(0.95) == 15 > cheap.paying(0.6) > 1
+    assert dear.paying(0.8) == 0 < dear.paying(1.0)
+
+
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 0.8, "top_k": 5}, {"temperature": 1.0, "top_k": 0}])
 def test_a_reply_is_the_one_of_dense_steps(cpu_lm, sampling):
     guessed = accepted = 0
