@@ -156,7 +156,9 @@ def steps_do_not_depend_on_their_neighbours(built) -> None:
     names = ("float32", "bfloat16", "int8", "packed", "nested", "packed kv")
     for model, precision in [*((dense, name) for name in names), *((mixture, name) for name in names[:5])]:
         precision, _, kv = precision.partition(" ")
-        sparsity = SPARSITY.model_copy(update={"bits_site": "weights" if precision == "nested" else "input"})
+        changes = {"bits_site": "weights" if precision == "nested" else "input"}
+        changes |= {"mlp_site": "experts"} if model is mixture and precision in ("int8", "bfloat16") else {}
+        sparsity = SPARSITY.model_copy(update=changes)
         engine = engine_of(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
         for count in (2, 5, 19) if precision == "packed" else (2, 5):
             alone = of_many_lengths(engine, count, sparsity)

@@ -138,16 +138,21 @@ def site_shares(keep: np.ndarray, sparsity: SparsityConfig) -> np.ndarray:
     return np.stack([keep**power for power in powers])[:, None]
 
 
-def kept_channels(shares: np.ndarray, shapes: ModelShapes) -> list[np.ndarray]:
-    """By site how many channels layers keep at `site_shares`: [layers, ...] int64."""
-    return [ceil_share(share, size) for share, size in zip(shares, shapes.site_sizes, strict=False)]
+def kept_channels(shares: np.ndarray, sparsity: SparsityConfig, shapes: ModelShapes) -> list[np.ndarray]:
+    """By site how many channels layers keep at `site_shares`, or how many experts they visit: [layers, ...] int64."""
+    return [ceil_share(share, size) for share, size in zip(shares, _sizes(sparsity, shapes), strict=False)]
+
+
+def _sizes(sparsity: SparsityConfig, shapes: ModelShapes) -> tuple[int, ...]:
+    """What the shares of sites are shares of."""
+    return (shapes.experts_used,) if sparsity.mlp_site == "experts" else shapes.site_sizes
 
 
 def realised_mlp(keep: np.ndarray, sparsity: SparsityConfig, shapes: ModelShapes) -> np.ndarray:
     """The share of channels that layers compute at keep rates keep [...], sites weighted by `site_parts`:
     [layers, ...] float64, where layers is 1 if all are alike. Channels whose upper bits alone are read count less."""
-    channels = kept_channels(site_shares(keep, sparsity), shapes)
-    kept = [count / size for count, size in zip(channels, shapes.site_sizes, strict=False)]
+    channels = kept_channels(site_shares(keep, sparsity), sparsity, shapes)
+    kept = [count / size for count, size in zip(channels, _sizes(sparsity, shapes), strict=False)]
     if sparsity.allocation is not None and sparsity.allocation.has_bits:
         for site in range(MLP_SITES):
             whole = sparsity.allocation.reads_all_bits(keep, site)
@@ -251,10 +256,10 @@ def _mlp_weights(keep: np.ndarray, shapes: ModelShapes, sparsity: SparsityConfig
 
     Dropped input channels skip columns of gate and up, dropped hidden channels skip rows of down. Only the mean over
     layers is known here: those of an allocation are taken to be alike. With attention's projections it is taken to be
-    the share itself, which is exact where the parts of `SparsityConfig` count weights.
+    the share itself, which is exact where the parts of `SparsityConfig` count weights; that of experts is.
     """
     up, down, part = shapes.up_weights, shapes.down_weights, sparsity.input_part
-    if sparsity.projection_part:
+    if sparsity.projection_part or sparsity.mlp_site == "experts":
         return keep
     if sparsity.hidden_power == 2:
         # Of keep = part * inputs + (1 - part) * inputs².

@@ -189,8 +189,10 @@ class SparsityConfig(Frozen):
     select_per: Literal["kv_head", "query_head"] = "kv_head"
     keep_ties: bool = False
     """Keep every page that scores as much as the last one kept, instead of exactly the budgeted number."""
-    mlp_site: Literal["input", "input+hidden"] = "input+hidden"
-    """Which channels an action drops: those that gate and up read alone, or also those that down reads."""
+    mlp_site: Literal["input", "input+hidden", "experts"] = "input+hidden"
+    """Which channels an action drops: those that gate and up read alone, or also those that down reads. With
+    ``experts`` the share of the MLP is that of a mixture's experts: of those that a token visits otherwise, rounded up,
+    the likeliest ones, which keep all of their channels."""
     hidden_power: Literal[1, 2] = 1
     """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation
     takes its place."""
@@ -227,6 +229,8 @@ class SparsityConfig(Frozen):
             (self.projection_part and not hidden, f"a projection_part {needs}"),
             (self.bits_site == "weights" and self.bits_group is None,
              "bits_site 'weights' needs a bits_group: channels that share a grid"),
+            (thresholds is not None and self.mlp_site == "experts", "thresholds are of channels, and mlp_site 'experts' "
+             "drops none"),
             (thresholds is not None and self.projection_part and thresholds.sites < self.sites,
              "a projection_part needs thresholds of attention's projections"),
         ):  # fmt: skip
@@ -293,6 +297,8 @@ PRESETS = {
     "default": SparsityConfig(),
     # The best quality for the bytes that a step of the cpu backend reads.
     "cpu": SparsityConfig(hidden_power=2),
-    # The same, and the bits are those of the MLP's weights, whose high halves can be read alone.
+    # Of a mixture of experts, a step reads fewer experts, and every channel of these.
+    "experts": SparsityConfig(mlp_site="experts"),
+    # As `cpu`, and the bits are those of the MLP's weights, whose high halves can be read alone.
     "nested": SparsityConfig(hidden_power=2, bits_site="weights"),
 }

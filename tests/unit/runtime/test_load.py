@@ -32,7 +32,7 @@ def test_sparsity_is_a_config_or_the_name_of_a_preset(tiny_folder):
     for backend in ("torch", "cpu"):
         with solm.load(tiny_folder, sparsity="cpu", backend=backend) as lm:
             assert lm.sparsity == solm.SparsityConfig.preset("cpu")
-    with pytest.raises(SolmError, match="unknown sparsity 'cp'; choose one of default, cpu, nested"):
+    with pytest.raises(SolmError, match="unknown sparsity 'cp'; choose one of default, cpu, experts, nested"):
         solm.load(tiny_folder, sparsity="cp")
     with pytest.raises(SolmError, match="sparsity must be a SparsityConfig or the name of a preset, got dict"):
         solm.load(tiny_folder, sparsity={"page_size": 16})

@@ -111,6 +111,7 @@ def sparsity_rules(sparsity: SparsityConfig) -> Any:
         window=sparsity.window,
         input_site="input" in site,
         hidden_site="hidden" in site,
+        experts=site == "experts",
         hidden_power=sparsity.hidden_power,
         group=sparsity.bits_group or 0,
         weight_bits=sparsity.bits_site == "weights",

@@ -40,6 +40,8 @@ def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
         return f"it needs pages of {PAGE} tokens and a window of at least a page"
     if sparsity.select_per != "kv_head" or sparsity.keep_ties:
         return "it selects exactly the budgeted pages per KV head"
+    if sparsity.mlp_site == "experts" and not spec.experts:
+        return "a share of the experts needs a mixture of them"
     if sparsity.bits_site == "output":
         return "it supports bits of the input or of weights, not of the output"
     if sparsity.bits_site == "weights" and sparsity.bits_group != GROUP:

@@ -30,12 +30,13 @@ def control(experts: nn.Module) -> Callable[[], object]:
 def _mix(experts: Any, current: ActivePass, x: torch.Tensor, index: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """The sum [T, H] of the experts index [T, K] of x [T, H], the most likely first, each with its share [T, K]. The
     pass's N × Q steps are the T tokens."""
+    index, share = _visited(experts, current, index, share)
     result, kept = torch.zeros_like(x), torch.zeros(len(x), dtype=torch.float64, device=x.device)
     x = _read(x, current, INPUT, torch.arange(len(x), device=x.device), kept)
     if current.plan.drops(INPUT) and current.plan.limits is not None:
         current.count(INPUT, kept.reshape(current.plan.bits.shape[:2]))
     kept.zero_()
-    for expert in index.unique().tolist():
+    for expert in index[index >= 0].unique().tolist():
         token, place = torch.where(index == expert)
         gate = experts._apply_gate(_product(experts, current, INPUT, expert, x[token], token))
         gate = _read(gate, current, HIDDEN, token, kept)
@@ -44,6 +45,20 @@ def _mix(experts: Any, current: ActivePass, x: torch.Tensor, index: torch.Tensor
     if current.plan.drops(HIDDEN) and current.plan.limits is not None:
         current.count(HIDDEN, (kept / index.shape[-1]).reshape(current.plan.bits.shape[:2]))
     return result
+
+
+def _visited(
+    experts: Any, current: ActivePass, index: torch.Tensor, share: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The experts and shares [T, K] of steps that may visit fewer of them; -1 in place of the others. Where the router
+    makes shares add up to 1, those that are left do so again."""
+    if not current.plan.sparse_mlp or current.plan.sparsity.mlp_site != "experts":
+        return index, share
+    left_out = torch.arange(index.shape[-1], device=index.device) >= current.plan.channels[0].reshape(-1, 1)
+    kept = share.masked_fill(left_out, 0)
+    if getattr(experts.config, "norm_topk_prob", True):
+        kept = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)
+    return index.masked_fill(left_out, -1), kept
 
 
 def _read(x: torch.Tensor, current: ActivePass, site: int, token: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:

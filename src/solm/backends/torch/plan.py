@@ -97,7 +97,7 @@ class Plan:
 
     def drops(self, site: int) -> bool:
         """Whether any step of the pass drops channels at this site."""
-        return self.sparse_mlp and site < self.sparsity.sites
+        return self.sparse_mlp and site < self.sparsity.sites and self.sparsity.mlp_site != "experts"
 
     @property
     def sparse(self) -> bool:
@@ -127,7 +127,7 @@ def make_plan(keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig,
     below = (keep < np.array(DENSE)).reshape(-1, len(DENSE))
     return Plan(
         sparsity, site_parts(sparsity, shapes), shares, torch.from_numpy(bits.astype(np.int64)[..., None]),
-        torch.from_numpy(window_start), torch.from_numpy(pages), by_layer(kept_channels(kept, shapes)),
+        torch.from_numpy(window_start), torch.from_numpy(pages), by_layer(kept_channels(kept, sparsity, shapes)),
         None if thresholds is None else by_layer(thresholds.at(kept)), upper, *(bool(axis.any()) for axis in below.T),
     )  # fmt: skip
 

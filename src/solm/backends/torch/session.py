@@ -13,7 +13,7 @@ from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.plan import ActivePass, Layout, Plan, activate, make_plan, on_device
 from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_numpy, as_tensor
-from solm.core.errors import DataError
+from solm.core.errors import DataError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
 
 
@@ -28,6 +28,8 @@ class TorchSession(Session):
         """capacity: tokens to reserve room for; more are taken, at the price of a copy."""
         if sparsity.projection_part:
             model.capability.require("projections")
+        if sparsity.mlp_site == "experts" and model.shapes.experts_used == 1:
+            raise UnsupportedModelError("a share of the experts needs a mixture of them")
         super().__init__(sparsity, model.shapes, model.context)
         self.model = model
         self._cache = PagedCache.empty(model.model.config, sparsity.page_size, capacity)

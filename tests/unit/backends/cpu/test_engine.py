@@ -144,6 +144,42 @@ def test_dropped_inputs_of_projections_give_the_torch_backends_logits(dealt, cou
     control.detach()
 
 
+@pytest.mark.parametrize("family", ["qwen3_moe", "olmoe", "mixtral", "granitemoe"])
+def test_a_share_of_the_experts_is_the_model_with_fewer_for_a_token(family):
+    """On both backends, in prompts and steps; rows of one call visit as many as each keeps."""
+    control, sparsity = TorchBackend(tiny_model(family, torch.float32)), SPARSITY.changed(mlp_site="experts")
+    sessions, ids = pair(control, sparsity), tokens(2, 12, seed=5)
+    used = control.shapes.experts_used
+    keep = keep_of((1.0, 0.6, 16), 2, 12).clone()
+    keep[1, :, 1] = 1.0
+    for part in range(2):  # at once, and step by step
+        forks = [session.fork(1) for session in sessions]
+        steps = [[slice(0, 12)], [slice(q, q + 1) for q in range(12)]][part]
+        expected, found = ([fork.extend(ids[:, some], keep[:, some]) for some in steps] for fork in forks)
+        for one, other in zip(expected, found, strict=True):
+            torch.testing.assert_close(other.logits, one.logits, atol=1e-3, rtol=0)
+            torch.testing.assert_close(other.realised, one.realised)
+    visited = -(-3 * used // 5)
+    assert found[0].realised[:, 0, 1].tolist() == [visited / used, 1.0]
+    control.detach()
+    fewer = tiny_model(family, torch.float32, num_experts_per_tok=visited)
+    rows = Rows(engine_of(control.model, sparsity), 2, sparsity)
+    with torch.no_grad():
+        for keep, model in ((0.6, fewer), (1.0, control.model)):
+            found = rows.fork().run(ids, (1.0, keep, 16)).logits
+            torch.testing.assert_close(found, model(ids).logits, atol=1e-3, rtol=0)
+
+
+def test_dense_models_have_no_share_of_experts():
+    control, sparsity = TorchBackend(tiny_model("llama", torch.float32)), SPARSITY.changed(mlp_site="experts")
+    for session in (lambda: control.session(sparsity), lambda: engine_of(control.model, sparsity)):
+        with pytest.raises(UnsupportedModelError, match="a share of the experts needs a mixture of them"):
+            session()
+    control.detach()
+    with pytest.raises(SolmError, match="hidden_power 2 needs mlp_site 'input\\+hidden', got 'experts'"):
+        sparsity.changed(hidden_power=2)
+
+
 def test_steps_forks_and_truncation_equal_the_torch_backend():
     control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, threads=1)

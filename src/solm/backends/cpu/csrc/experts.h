@@ -26,27 +26,28 @@ struct ChunkExperts {
   // the results of a step are added up in the order of the experts' numbers, as step.h does.
   void mix(int number, Step* steps, int count) {
     const Layer& l = p.e.layers[number];
-    const int H = p.H, I = p.I, used = s.experts_used;
+    const int H = p.H, I = p.I;
+    const std::vector<Routing>& routing = p.e.prompt.routing;
     const auto of = [&](int t) { return &p.e.prompt.heads[size_t(t) * H]; };  // normed inputs, and later the results
     p.each_step(count, [&](int t) {
       std::copy_n(p.norm(l.mlp_norm, p.stream(t), H), H, of(t));
       for (int i = 0; i < s.experts; ++i) products[i] = dot(l.router + size_t(i) * H, of(t), H);
-      p.e.prompt.routing[t] = route(s, products.data());
+      p.e.prompt.routing[t] = route(s, steps[t].plan.experts, products.data());
     });
     for (int site : {INPUT, HIDDEN})
-      ranges[site].arrange(s, p.e.prompt.routing.data(), count, [&](int t) {
+      ranges[site].arrange(s, routing.data(), count, [&](int t) {
         return reads_high_only(*p.e.call->rules, steps[t].plan, number, site);
       });
 
     ChunkInput input = p.input_of(H);
     p.each_step(count, [&](int t) {
       const auto [x, most] = p.kept_of(number, INPUT, H, of(t), steps[t]);
-      for (int k = 0; k < used; ++k) p.take(input, place(INPUT, t, k), x, most);
+      for (int k = 0; k < routing[t].count; ++k) p.take(input, place(INPUT, t, k), x, most);
     });
     multiply(l, INPUT, input, 2 * I);
     input = p.input_of(I);
     p.each_step(count, [&](int t) {
-      for (int k = 0; k < used; ++k) {
+      for (int k = 0; k < routing[t].count; ++k) {
         float* gate = p.result(place(INPUT, t, k), 2 * I);
         activate(s.activation, gate, gate + I, I, gate);
         p.take_kept(number, HIDDEN, input, place(HIDDEN, t, k), gate, steps[t]);
@@ -55,8 +56,8 @@ struct ChunkExperts {
     multiply(l, HIDDEN, input, H);
     p.each_step(count, [&](int t) {
       std::fill_n(of(t), H, 0.0f);
-      for (int k = 0; k < used; ++k)
-        add_share(p.result(place(HIDDEN, t, k), H), p.e.prompt.routing[t].share[k], H, of(t));
+      for (int k = 0; k < routing[t].count; ++k)
+        add_share(p.result(place(HIDDEN, t, k), H), routing[t].share[k], H, of(t));
       p.add_normed(of(t), l.mlp_output_norm, t);
     });
   }

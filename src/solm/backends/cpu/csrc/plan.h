@@ -16,10 +16,10 @@ namespace solm {
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
 // `page_share` and `channel_share`. limit: under thresholds, the least |x| of a channel that a site keeps, as `layer_plan` finds
-// it; below 0 the numbers of channels hold. oldest: the first token that a layer's attention sees.
+// it; below 0 the numbers of channels hold. experts: that the step visits in a layer that has some. oldest: the first token that a layer's attention sees.
 struct Plan {
   int32_t channels[SITES], upper_only[SITES];
-  int32_t bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest;
+  int32_t bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest, experts;
   double page_share, channel_share;
   float limit[SITES];
 };
@@ -60,6 +60,7 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   plan.between = between, plan.always = always, plan.oldest = 0;
   plan.page_share = std::clamp((keep[0] * kv_length - always) / std::max(between * PAGE, 1), 0.0, 1.0);
   plan.channel_share = keep[1];
+  plan.experts = rules.experts ? int(ceil_share(keep[1], s.experts_used)) : s.experts_used;
   return plan;
 }
 
@@ -166,6 +167,7 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
     for (int head = 0; head < rules.heads; ++head) pages += pages_read(rules, whole, layer, head);
     return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
   }
+  if (rules.experts) return double(whole.experts) / s.experts_used;
   const Plan plan = layer_plan(rules, s, whole, layer);
   double kept[SITES];
   for (int site = 0; site < SITES; ++site) kept[site] = plan.channels[site] * channel_cost(rules, plan, site);

@@ -10,18 +10,20 @@
 
 namespace solm {
 
-// The experts that a token visits, ascending, and the shares of their results in that of the MLP.
+// The `count` experts that a token visits, ascending, and the shares of their results in that of the MLP.
 struct Routing {
+  int32_t count;
   int32_t expert[MOST_USED];
   float share[MOST_USED];
 };
 
-// From the products x [experts] of a router, which are overwritten: those of the largest, among equal ones of lower number.
-// One function for steps and chunks, never inlined, so that both get the same bits.
-[[gnu::noinline]] inline Routing route(const Sizes& s, float* x) {
+// `count` experts, from the products x [experts] of a router, which are overwritten: those of the largest, among equal ones of
+// lower number. One function for steps and chunks, never inlined, so that both get the same bits.
+[[gnu::noinline]] inline Routing route(const Sizes& s, int count, float* x) {
   Routing found;
+  found.count = count;
   bool chosen[MOST_EXPERTS] = {};
-  for (int k = 0; k < s.experts_used; ++k) {
+  for (int k = 0; k < count; ++k) {
     int best = -1;
     for (int i = 0; i < s.experts; ++i)
       if (!chosen[i] && (best < 0 || x[i] > x[best])) best = i;
@@ -31,8 +33,8 @@ struct Routing {
     if (chosen[i]) found.expert[k++] = i;
   float total, of_chosen = 0;
   softmax_terms(x, s.experts, total);
-  for (int k = 0; k < s.experts_used; ++k) of_chosen += x[found.expert[k]];
-  for (int k = 0; k < s.experts_used; ++k) found.share[k] = x[found.expert[k]] / (s.shares_normed ? of_chosen : total);
+  for (int k = 0; k < count; ++k) of_chosen += x[found.expert[k]];
+  for (int k = 0; k < count; ++k) found.share[k] = x[found.expert[k]] / (s.shares_normed ? of_chosen : total);
   return found;
 }
 
@@ -69,7 +71,7 @@ struct ExpertRanges {
     for (int i = 0; i < 2 * s.experts; ++i) ranges[i] = {0, 0, i / 2, i % 2 > 0};
     const auto each_visit = [&](auto use) {
       for (int t = 0; t < count; ++t)
-        for (int k = 0; k < s.experts_used; ++k)
+        for (int k = 0; k < routing[t].count; ++k)
           use(t * s.experts_used + k, ranges[2 * routing[t].expert[k] + high_only(t)]);
     };
     each_visit([](int, Range& range) { ++range.end; });

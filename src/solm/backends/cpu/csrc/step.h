@@ -220,8 +220,8 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       for (int t = 0; t < threads; ++t)
         std::copy(partial(t) + r * E + E * t / threads, partial(t) + r * E + E * (t + 1) / threads,
                   &values[size_t(E) * t / threads]);
-      const Routing found = route(e.s, values.data());
-      for (int k = 0; k < e.s.experts_used; ++k) visits.push_back({found.expert[k], r, found.share[k]});
+      const Routing found = route(e.s, plans[r].experts, values.data());
+      for (int k = 0; k < found.count; ++k) visits.push_back({found.expert[k], r, found.share[k]});
     }
     half = !half;
     std::sort(visits.begin(), visits.end(),

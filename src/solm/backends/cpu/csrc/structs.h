@@ -118,13 +118,14 @@ constexpr int SITES = 4;
 // weights. allocation: null, or curves [layers * heads + layers, KNOTS], first of pages per layer and KV head (heads 1: of all
 // heads), then of channels per layer. own_sites: `layers` more curves follow for each of so many sites after INPUT, and those
 // before are INPUT's. bit_curves: the flag of `layers` curves more for each site of the MLP: below a half a step reads only the
-// upper bits of the weights there. upper_bits_part: what a channel counts then. input_part: what input channels count of the
+// upper bits of the weights there. upper_bits_part: what a channel counts then. experts: the flag of
+// the share of the MLP being that of the experts that a step visits, and not of channels. input_part: what input channels count of the
 // MLP's share where both of its sites are in use. projection_part: what the projections of attention count of the share of
 // channels. thresholds: null, or [layers, 2 or with projections SITES, PERCENTAGES], the least |x| that a step keeps at a site
 // whose share is that percentage, in place of an exact number of channels.
 struct SparsityRules {
   int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads, own_sites, projections,
-      bit_curves;
+      bit_curves, experts;
   double input_part, projection_part, upper_bits_part;
   const double* allocation;
   const float* thresholds;

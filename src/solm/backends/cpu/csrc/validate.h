@@ -147,6 +147,8 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
       return refuse(message, "thresholds must be finite and at least 0, got %g", rules.thresholds[i]);
   if (!(rules.input_part > 0 && rules.input_part < 1))
     return refuse(message, "input_part must lie between 0 and 1, got %g", rules.input_part);
+  if (rules.experts && (!s.experts || rules.input_site || rules.hidden_site || rules.allocation || rules.thresholds))
+    return refuse(message, "a share of the experts needs a mixture of them, and goes with no share of channels");
   if (rules.projections && !(rules.projection_part > 0 && rules.projection_part < 1))
     return refuse(message, "projection_part must lie between 0 and 1, got %g", rules.projection_part);
   return true;
