@@ -115,7 +115,7 @@ struct Attention {
   // What this thread reads first: bounds of pages, or the first pages.
   Prefetch first_rows(const Cache& cache, int layer, int seen, const Plan& plan) const {
     Prefetch next;
-    next.bytes = page_size<K>(D) * sizeof(K);
+    next.slices[0].bytes = page_size<K>(D) * sizeof(K);
     auto add = [&](const void* place) {
       if (next.count < Prefetch::MOST) next.row[next.count++] = static_cast<const uint8_t*>(place);
     };
@@ -123,7 +123,7 @@ struct Attention {
     const int from = oldest + count * thread / threads;
     const int to = std::min(from + pages_ahead(), oldest + count * (thread + 1) / threads);
     if (plan.sparse && plan.pages > 0) {
-      next.bytes = PAGE * D * sizeof(Bound);
+      next.slices[0].bytes = PAGE * D * sizeof(Bound);
       const auto [first, end] = tiles_of(plan);
       for (int tile = first; tile < end; ++tile)
         for (const auto& bounds : {cache.high<K>(s, layer, 0), cache.low<K>(s, layer, 0)}) add(bounds[tile]);

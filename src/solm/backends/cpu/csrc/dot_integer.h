@@ -37,6 +37,11 @@ struct RoundedInput {
 
   // Rounds groups [from, to) of x [count], whose channels are `index`. most: the integer that a group's largest value becomes.
   void round(const int32_t* index, const float* x, int count, int from, int to, int most) {
+    if (count > 0 && index[count - 1] == count - 1 && to * GROUP <= count) {  // all channels
+      std::fill(kept.begin() + from, kept.begin() + to, ~0u);
+      for (int g = from; g < to; ++g) round_group(x + size_t(g) * GROUP, g, most);
+      return;
+    }
     int at = int(std::lower_bound(index, index + count, from * GROUP) - index);
     std::fill(kept.begin() + from, kept.begin() + to, 0);
     std::fill(dense.begin() + size_t(from) * GROUP, dense.begin() + size_t(to) * GROUP, 0.0f);
@@ -44,24 +49,26 @@ struct RoundedInput {
       dense[index[at]] = x[at];
       kept[index[at] / GROUP] |= 1u << (index[at] % GROUP);
     }
-    for (int g = from; g < to; ++g) {
-      const float* in = dense.data() + size_t(g) * GROUP;
-      int8_t* out = number.data() + size_t(g) * GROUP;
-      float peak = 0;
+    for (int g = from; g < to; ++g) round_group(dense.data() + size_t(g) * GROUP, g, most);
+  }
+
+ private:
+  void round_group(const float* in, int g, int most) {
+    int8_t* out = number.data() + size_t(g) * GROUP;
+    float peak = 0;
 #pragma omp simd reduction(max : peak)
-      for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
-      const Rounding rounding(peak, float(most));
-      scale[g] = rounding.step;
-      for (int half = 0; half < 2; ++half) {
-        int32_t sum = 0;
+    for (int i = 0; i < GROUP; ++i) peak = std::max(peak, std::fabs(in[i]));
+    const Rounding rounding(peak, float(most));
+    scale[g] = rounding.step;
+    for (int half = 0; half < 2; ++half) {
+      int32_t sum = 0;
 #pragma omp simd reduction(+ : sum)
-        for (int i = half * GROUP / 2; i < (half + 1) * GROUP / 2; ++i) {
-          const int32_t value = int32_t(std::nearbyint(in[i] * rounding.inverse));
-          out[i] = int8_t(value);
-          sum += value;
-        }
-        total[2 * g + half] = sum;
+      for (int i = half * GROUP / 2; i < (half + 1) * GROUP / 2; ++i) {
+        const int32_t value = int32_t(std::nearbyint(in[i] * rounding.inverse));
+        out[i] = int8_t(value);
+        sum += value;
       }
+      total[2 * g + half] = sum;
     }
   }
 };
@@ -116,36 +123,31 @@ struct Group : Prefetch {
 // Products of a group for T steps from r on with N times 16 outputs. quads(i, part, room) gives the interleaved bytes of four
 // channels from i on, in `room` or where they are already. For every j of N, done(j)(step, 16 sums) takes the results.
 template <int BIAS, int N, int T, typename Quads, typename Done>
-void dot_rows(const Group& g, int r, Quads quads, Done done) {
+SOLM_INLINE inline void dot_rows(const Group& g, int r, Quads quads, Done done) {
   DotI8<BIAS> sum[T][N];
-#pragma GCC unroll 4
-  for (int t = 0; t < T; ++t)
-#pragma GCC unroll 4
-    for (int j = 0; j < N; ++j) sum[t][j] = DotI8<BIAS>::begin(g.total[r + t]);
-  auto multiply_add = [&](auto part, int i) {
+  each<T>([&](auto t) SOLM_INLINE {
+    each<N>([&](auto j) SOLM_INLINE { sum[t][j] = DotI8<BIAS>::begin(g.total[r + t]); });
+  });
+  auto multiply_add = [&](auto part, int i) SOLM_INLINE {
     Bytes room[N];
     const Bytes* quad = quads(i, part.value, room);
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) {
+    each<T>([&](auto t) SOLM_INLINE {
       int32_t four;
       std::memcpy(&four, &g.q[r + t][i], 4);
-#pragma GCC unroll 4
-      for (int j = 0; j < N; ++j) sum[t][j].add(part, quad[j], four);
-    }
+      each<N>([&](auto j) SOLM_INLINE { sum[t][j].add(part, quad[j], four); });
+    });
   };
   // The sums of all parts fit in the registers for one step only.
   if constexpr (T == 1)
-    for (int i = 0; i < g.count; i += 4) each_part([&](auto part) { multiply_add(part, i); });
+    for (int i = 0; i < g.count; i += 4) each_part([&](auto part) SOLM_INLINE { multiply_add(part, i); });
   else
-    each_part([&](auto part) {
+    each_part([&](auto part) SOLM_INLINE {
       for (int i = 0; i < g.count; i += 4) multiply_add(part, i);
     });
-#pragma GCC unroll 4
-  for (int j = 0; j < N; ++j) {
+  each<N>([&](auto j) SOLM_INLINE {
     const auto take = done(j);  // reads what all steps share once
-#pragma GCC unroll 4
-    for (int t = 0; t < T; ++t) take(r + t, sum[t][j].lanes());
-  }
+    each<T>([&](auto t) SOLM_INLINE { take(r + t, sum[t][j].lanes()); });
+  });
 }
 
 // Steps whose sums fit in the registers together.

@@ -130,9 +130,12 @@ struct HeadSlice {
     int64_t read = 0;
     if (!tiled) {
       with_form([&]<int FORM>() {
-        for (int r = 0; r < rows; ++r)
-          for (int s = first; s < last; ++s)
-            if (needs(r, s)) whole_strip<FORM>(s, r, r + 1, to), ++read;
+        for (int s = first; s < last; ++s)
+          for (int r = 0, end; r < rows; r = end) {  // rows side by side together
+            for (end = r; end < rows && needs(end, s); ++end) {}
+            if (end > r) whole_strip<FORM>(s, r, end, to), read += end - r;
+            else ++end;
+          }
       });
       return read;
     }
@@ -240,37 +243,46 @@ struct HeadSlice {
     for (int r = from; r < to_row; ++r) write(strip, sum[r], to(r));
   }
 
-  // The logits of all steps from upper bits, and the bounds of the strip's largest.
-  template <int FORM, typename To>
-  void upper_strip(int strip, To to) {
-    Lanes sum[MOST_ROWS][2], variance[MOST_ROWS][2];
-    for (int r = 0; r < rows; ++r)
-      for (int j = 0; j < 2; ++j) sum[r][j] = variance[r][j] = Lanes::zero();
+  // The logits of steps from r on from upper bits, and the bounds of the strip's largest, T steps at a time.
+  template <int FORM, typename To, int T = ROWS_AT_ONCE<2>>
+  void upper_strip(int strip, To to, int r = 0) {
+    for (; r + T <= rows; r += T) upper_rows<FORM, T>(strip, r, to);
+    if constexpr (T > 1) upper_strip<FORM, To, T - 1>(strip, to, r);
+  }
+
+  template <int FORM, int T, typename To>
+  void upper_rows(int strip, int first_row, To to) {
+    Lanes sum[T][2], variance[T][2];
+    each<T>([&](auto t) SOLM_INLINE {
+      each<2>([&](auto j) SOLM_INLINE { sum[t][j] = variance[t][j] = Lanes::zero(); });
+    });
     const uint8_t* high = static_cast<const uint8_t*>(head.data) + strip * high_bytes;
     for (int g = 0; g < int(groups.size()); ++g) {
       const ScaledGroup& group = groups[g];
       const uint16_t* grid = this->grid<FORM>(strip, g);
       if constexpr (FORM != SCALES) fetch_line(grid, 1024);
       const int quad = g * channels / 4;
-      dot_all_rows<0, 2>(group, rows, [&](int i, int part, Bytes* two) { return halves(high + 64 * (quad + i / 4), part, two); },
-          [&](int j) {
+      dot_rows<0, 2, T>(group, first_row,
+          [&](int i, int part, Bytes* two) SOLM_INLINE { return halves(high + 64 * (quad + i / 4), part, two); },
+          [&](auto j) SOLM_INLINE {
             Lanes step = Lanes::all(1), square = Lanes::zero();
             if constexpr (FORM != SCALES) step = Lanes::load_half(grid + 16 * j);
             square.add(step, step);
-            return [&, j, step, square](int r, Lanes part) {
+            return [&, j, step, square](int r, Lanes part) SOLM_INLINE {
+              const int t = r - first_row;
               Lanes value = Lanes::all(group.centre[r] + group.mean[r]);
               value.add(Lanes::all(group.upper[r]), part);
-              sum[r][j].add(step, value);
-              variance[r][j].add(square, Lanes::all(group.variance[r]));
+              sum[t][j].add(step, value);
+              variance[t][j].add(square, Lanes::all(group.variance[r]));
               if constexpr (FORM == STEPS_AND_LOWEST)
-                sum[r][j].add(Lanes::load_half(grid + STRIP + 16 * j), Lanes::all(group.total[r]));
+                sum[t][j].add(Lanes::load_half(grid + STRIP + 16 * j), Lanes::all(group.total[r]));
             };
           });
     }
-    for (int r = 0; r < rows; ++r) {
+    for (int t = 0; t < T; ++t) {
       float found[STRIP], spread[STRIP];
-      for (int j = 0; j < 2; ++j) sum[r][j].write(found + 16 * j), variance[r][j].write(spread + 16 * j);
-      take_upper(strip, r, found, spread, to(r));
+      for (int j = 0; j < 2; ++j) sum[t][j].write(found + 16 * j), variance[t][j].write(spread + 16 * j);
+      take_upper(strip, first_row + t, found, spread, to(first_row + t));
     }
   }
 

@@ -4,6 +4,7 @@
 #include "dot_float.h"
 #include "dot_packed.h"
 #include "engine.h"
+#include "panel.h"
 #include "select.h"
 
 namespace solm {
@@ -27,15 +28,17 @@ struct Products {
   std::vector<float> sums, picked, mixed;  // results; kept values of all steps; those of one matrix, side by side
   std::vector<int32_t> index, all, merged;
   std::vector<RoundedInput> rounded;
+  std::vector<Group> groups;  // of a matrix that is multiplied in panels
 
   // widest: the most inputs or outputs of a matrix; most_inputs: the most inputs of one.
   Products(Engine& engine, int t, int widest, int most_inputs)
-      : e(engine), thread(t), threads(engine.s.threads), widest(widest), sums(size_t(MOST_ROWS) * widest),
+      : e(engine), thread(t), threads(engine.s.threads), widest(widest), sums(size_t(MOST_ROWS) * widest + BLOCK),
         picked(size_t(MOST_ROWS) * widest + SPARE), index(size_t(MOST_ROWS) * widest + SPARE), all(widest) {
     std::iota(all.begin(), all.end(), 0);
     if (std::is_same_v<W, int8_t>) {
       rounded.resize(MOST_ROWS);
       for (RoundedInput& row : rounded) row.resize(most_inputs);
+      if (HAS_PANELS) groups.resize(2 * (((most_inputs + GROUP - 1) / GROUP + threads - 1) / threads));
     } else {
       mixed.resize(size_t(MOST_ROWS) * widest), merged.resize(widest);
     }
@@ -56,18 +59,23 @@ struct Products {
     constexpr bool integers = std::is_same_v<W, int8_t>;
     float* own_sums = partial(thread);
     const int stride = integers ? padded(out) : out;
-    std::fill_n(own_sums, size_t(rows) * stride, 0.0f);
+    const bool panels = in_panels(rows);
+    if (!panels) std::fill_n(own_sums, size_t(rows) * stride, 0.0f);
     if constexpr (integers) multiply_integers(p, in, stride, rows, own_sums, next);
     else multiply_floats(static_cast<const W*>(p.part[0].data), in, out, rows, own_sums), fetch(next);
     barrier();
     for (int r = 0; r < rows; ++r) {
       float* to = result(r);
-      const float* first = partial(0) + size_t(r) * stride;
-      if (threads == 1) std::copy_n(first, out, to);
-      for (int t = 1; t < threads; ++t, first = to) {
-        const float* other = partial(t) + size_t(r) * stride;
+      if (panels) {
+        add_panels(r, rows, out, to);
+      } else {
+        const float* first = partial(0) + size_t(r) * stride;
+        if (threads == 1) std::copy_n(first, out, to);
+        for (int t = 1; t < threads; ++t, first = to) {
+          const float* other = partial(t) + size_t(r) * stride;
 #pragma GCC ivdep
-        for (int o = 0; o < out; ++o) to[o] = first[o] + other[o];
+          for (int o = 0; o < out; ++o) to[o] = first[o] + other[o];
+        }
       }
       for (int i = 0; i < p.parts; to += p.part[i++].outputs) {
         const float* scale = p.part[i].scale;
@@ -77,6 +85,19 @@ struct Products {
       }
     }
     half = !half;
+  }
+
+  // Whether so many steps are multiplied with integer weights in panels.
+  static bool in_panels(int rows) { return HAS_PANELS && std::is_same_v<W, int8_t> && rows > 1; }
+
+  // The sums of one of `rows` steps from all threads' panels, to `to` [out], and up to 15 numbers behind.
+  void add_panels(int row, int rows, int out, float* to) const {
+    for (int o = 0; o < out; o += 16) {
+      const size_t at = size_t(o) * rows + 16 * row;
+      Lanes sum = Lanes::load(partial(0) + at);
+      for (int t = 1; t < threads; ++t) sum = sum.plus(Lanes::load(partial(t) + at));
+      sum.write(to + o);
+    }
   }
 
   static int padded(int out) { return (out + BLOCK - 1) / BLOCK * BLOCK; }
@@ -98,16 +119,17 @@ struct Products {
     return m.bits ? Packing(m, high_only).bytes_read() : stride_of(m);
   }
 
-  // What this thread reads first of a matrix product.
-  Prefetch first_rows(const Product& p, int in) const { return first_rows(p.part[0], in, false); }
+  // What this thread reads first of a matrix product, for so many steps.
+  Prefetch first_rows(const Product& p, int in, int rows) const { return first_rows(p.part[0], in, rows, false); }
 
   // kept: bits of the channels of a whole group that are read.
-  Prefetch first_rows(const Matrix& m, int in, bool high_only, uint32_t kept = ~0u) const {
+  Prefetch first_rows(const Matrix& m, int in, int rows, bool high_only, uint32_t kept = ~0u) const {
     Prefetch next;
     if (!std::is_same_v<W, int8_t>) return next;
     const Range range = range_of(m, in);
     const size_t stride = stride_of(m);
-    next.bytes = bytes_read(m, high_only);
+    if (in_panels(rows)) set_slab(m, high_only, 0, next.slices);
+    else next.slices[0].bytes = bytes_read(m, high_only);
     for (int i = range.from * range.size; i < std::min(in, (range.from + 1) * range.size); ++i)
       if (kept >> (i % GROUP) & 1) next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
     next.pad();
@@ -133,7 +155,10 @@ struct Products {
   void multiply_integers(const Product& p, int in, int stride, int rows, float* own_sums, const Prefetch& after) {
     const int groups = (in + GROUP - 1) / GROUP;
     const int from = groups * thread / threads, to = groups * (thread + 1) / threads;
-    if (from == to) return fetch(after);
+    if (from == to) {
+      if (in_panels(rows)) std::fill_n(own_sums, size_t(rows) * stride, 0.0f);
+      return fetch(after);
+    }
     for (int r = 0; r < rows; ++r)
       rounded[r].round(inputs[r].index, inputs[r].x, inputs[r].count, from, to, inputs[r].most);
     // Steps that read weights in full, and those that read their upper bits alone, take a pass each.
@@ -141,31 +166,34 @@ struct Products {
     const bool all_high = some_high && std::all_of(inputs, inputs + rows, [](const Inputs& row) { return row.high_halves_only; });
     uint32_t kept = 0;  // of the first group
     for (int r = 0; r < rows; ++r) kept |= rounded[r].kept[from];
-    for (int i = 0; i < p.parts; own_sums += p.part[i++].outputs) {
+    const int step = in_panels(rows) ? rows : 1;  // of sums, per output
+    for (int i = 0; i < p.parts; own_sums += step * p.part[i++].outputs) {
       const Matrix& m = p.part[i];
-      const Prefetch next = i + 1 < p.parts ? first_rows(p.part[i + 1], in, all_high, kept) : after;
+      const Prefetch next = i + 1 < p.parts ? first_rows(p.part[i + 1], in, rows, all_high, kept) : after;
       if (!m.bits || !some_high) {
-        stream_groups(m, in, stride, rows, own_sums, next, false, [](int) { return true; });
+        stream_groups(m, in, stride, rows, own_sums, next, false, false, [](int) { return true; });
         continue;
       }
       if (!all_high) {
-        const Prefetch again = first_rows(m, in, true);
-        stream_groups(m, in, stride, rows, own_sums, again, false, [&](int r) { return !inputs[r].high_halves_only; });
+        const Prefetch again = first_rows(m, in, rows, true);
+        stream_groups(m, in, stride, rows, own_sums, again, false, false, [&](int r) { return !inputs[r].high_halves_only; });
       }
-      stream_groups(m, in, stride, rows, own_sums, next, true, [&](int r) { return inputs[r].high_halves_only; });
+      stream_groups(m, in, stride, rows, own_sums, next, true, !all_high, [&](int r) { return inputs[r].high_halves_only; });
     }
   }
 
-  // Adds the products of this thread's groups, for the steps that takes(r) names.
+  // Adds the products of this thread's groups, for the steps that takes(r) names. again: whether other steps' are added already.
   template <typename Takes>
   void stream_groups(const Matrix& m, int in, int stride, int rows, float* own_sums, const Prefetch& after, bool high_only,
-                     Takes takes) {
+                     bool again, Takes takes) {
+    if constexpr (HAS_PANELS)
+      if (in_panels(rows)) return stream_panels(m, in, rows, own_sums, after, high_only, again, takes);
     const Range range = range_of(m, in);
     const Packing packing(m, high_only);
     const size_t row = stride_of(m);
     const auto* weights = static_cast<const uint8_t*>(m.data);
     Group two[2];
-    for (Group& group : two) group.bytes = bytes_read(m, high_only);
+    for (Group& group : two) group.slices[0].bytes = bytes_read(m, high_only);
     auto gather = [&](int g) { two[g % 2].gather(g, range.size, rounded.data(), rows, weights, row, takes); };
     gather(range.from);
     for (int g = range.from; g < range.to; ++g) {
@@ -178,6 +206,48 @@ struct Products {
       else if (now.count)
         add_group(now, cursor, rows, padded(m.outputs), stride, own_sums);
       while (cursor.left()) cursor.fetch();
+    }
+  }
+
+  // Where rows have the slab of outputs from `from` on: its upper bits, or bytes, and its lower bits.
+  static void set_slab(const Matrix& m, bool high_only, int from, Slice* slices) {
+    const int count = std::min(Panel::SLAB, padded(m.outputs) - from);
+    if (!m.bits) {
+      slices[0] = {size_t(from), size_t(count)};
+      return;
+    }
+    const Packing packing(m, high_only);
+    slices[0] = {size_t(from) / 2, size_t(count) / 2};
+    const int of_chunk = packing.reads_low() ? BLOCK * packing.blocks_of_chunk() : 0;
+    if (of_chunk)
+      slices[1] = {packing.high_bytes() + size_t(from) / of_chunk * 64, size_t((count + of_chunk - 1) / of_chunk) * 64};
+  }
+
+  // The same as stream_groups, for a few steps, a slab of outputs at a time. Sums are written, unless they are added again.
+  template <typename Takes>
+  void stream_panels(const Matrix& m, int in, int rows, float* own_sums, const Prefetch& after, bool high_only, bool again,
+                     Takes takes) {
+    const Range range = range_of(m, in);
+    const auto* weights = static_cast<const uint8_t*>(m.data);
+    const int count = range.to - range.from, out = padded(m.outputs);
+    for (int i = 0; i < count; ++i)
+      groups[i].gather(range.from + i, range.size, rounded.data(), rows, weights, stride_of(m), takes);
+    for (int from = 0; from < out; from += Panel::SLAB) {
+      const int to = std::min(from + Panel::SLAB, out);
+      bool first = !again;
+      for (int i = 0; i < count; ++i) {
+        const int next = i + 1 < count ? i + 1 : 0, next_from = next ? from : from + Panel::SLAB;
+        Slice slices[2];
+        if (next_from < out) set_slab(m, high_only, next_from, slices);
+        PrefetchCursor cursor = next_from < out ? PrefetchCursor(groups[next], slices[0], slices[1]) : PrefetchCursor(after);
+        const uint16_t* grid = m.bits && next_from < out ? Grid(m, range.from + next).step + next_from : nullptr;
+        if (groups[i].count) {
+          Panel{m, groups[i], range.from + i, rows, high_only, first, from, to, cursor, grid, own_sums}.add();
+          first = false;
+        }
+        while (cursor.left()) cursor.fetch();
+      }
+      if (first) std::fill_n(own_sums + size_t(from) * rows, size_t(to - from) * rows, 0.0f);
     }
   }
 

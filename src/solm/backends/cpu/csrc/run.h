@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "engine.h"
+#include "panel.h"
 #include "tile_float.h"
 #include "workers.h"
 
@@ -51,7 +52,7 @@ inline void Engine::reserve(const Call& c) {
     reserved_pages = more;
   }
   unit_width = width;
-  in_chunks = count >= LEAST_STEPS;
+  in_chunks = count >= (s.precision == 2 ? least_chunk(s.threads) : LEAST_STEPS);
   if (in_chunks) {
     const int tokens = std::min(count, PromptRoom::CHUNK_TOKENS);
     reserve_prompt(tokens);

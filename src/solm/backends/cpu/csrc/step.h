@@ -157,20 +157,20 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     }
     barrier();
     attend(number, steps, rows);
-    fetch(first_rows(l.out, Q * D));
+    fetch(first_rows(l.out, Q * D, rows));
     barrier();
     combine_parts(rows * Q, D, threads, [&](int t) { return partial(t); }, heads.data());
     half = !half;
     take(number, OUT, heads.data(), steps, rows);
-    multiply(l.out, Q * D, H, rows, l.router ? Prefetch() : first_rows(l.mlps->gate_up, H));
+    multiply(l.out, Q * D, H, rows, l.router ? Prefetch() : first_rows(l.mlps->gate_up, H, rows));
 
     for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm);
-    const Prefetch after = number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H) : Prefetch();
+    const Prefetch after = number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H, rows) : Prefetch();
     if (l.router) {
       mix_experts(number, steps, rows, after);
     } else {
       take(number, INPUT, take_streams(l.mlp_norm, rows), steps, rows);
-      multiply(l.mlps->gate_up, H, 2 * I, rows, first_rows(l.mlps->down, I));
+      multiply(l.mlps->gate_up, H, 2 * I, rows, first_rows(l.mlps->down, I, rows));
       for (int r = 0; r < rows; ++r) {
         activate(e.s.activation, result(r), result(r) + I, I, values.data());
         keep(number, HIDDEN, values.data(), steps[r], r, r);
@@ -193,7 +193,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       for (int v = first; v < end; ++v) inputs[v - first] = kept[visits[v].row];
       const Mlp& next = l.mlps[visits[following].expert];
       multiply(l.mlps[visits[first].expert].gate_up, H, 2 * I, end - first,
-               following ? first_rows(next.gate_up, H) : first_rows(next.down, I));
+               first_rows(following ? next.gate_up : next.down, following ? H : I, visits_from(following)));
       for (int v = first; v < end; ++v)
         activate(e.s.activation, result(v - first), result(v - first) + I, I, &gates[size_t(v) * I]);
     });
@@ -202,7 +202,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       for (int v = first; v < end; ++v)
         keep(number, HIDDEN, &gates[size_t(v) * I], steps[visits[v].row], visits[v].row, v - first);
       multiply(l.mlps[visits[first].expert].down, I, H, end - first,
-               following ? first_rows(l.mlps[visits[following].expert].down, I) : after);
+               following ? first_rows(l.mlps[visits[following].expert].down, I, visits_from(following)) : after);
       for (int v = first; v < end; ++v)
         add_share(result(v - first), visits[v].share, H, &normed[size_t(visits[v].row) * H]);
     });
@@ -228,13 +228,20 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
               [](const Visit& a, const Visit& b) { return std::pair(a.expert, a.row) < std::pair(b.expert, b.row); });
   }
 
+  // How many visits from `first` on are to the same expert.
+  int visits_from(int first) const {
+    int end = first + 1;
+    while (end < int(visits.size()) && visits[end].expert == visits[first].expert) ++end;
+    return end - first;
+  }
+
   // Calls use(first, end, following) for the visits [first, end) of every expert and the first of the next one, 0 after the
   // last.
   template <typename Use>
   void each_expert(Use use) const {
     const int count = int(visits.size());
     for (int first = 0, end; first < count; first = end) {
-      for (end = first + 1; end < count && visits[end].expert == visits[first].expert;) ++end;
+      end = first + visits_from(first);
       use(first, end, end < count ? end : 0);
     }
   }

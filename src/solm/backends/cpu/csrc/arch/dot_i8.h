@@ -5,6 +5,7 @@
 #include <type_traits>
 
 #include "dot_i8_neon.h"
+#include "each.h"
 #include "lanes.h"
 
 namespace solm {
@@ -18,6 +19,12 @@ namespace solm {
 #endif
 
 #if defined(DOT_I8_VNNI)
+
+// sums += the products of unsigned numbers with signed ones. In assembly: from the intrinsic GCC copies sums between registers
+// and memory.
+SOLM_INLINE inline void add_products(__m512i& sums, const __m512i& numbers, const __m512i& x) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(numbers), "v"(x));
+}
 
 struct Bytes {
   static constexpr int WIDTH = 64;
@@ -52,7 +59,7 @@ struct DotI8 {
   // total: the sum of all signed numbers that will be multiplied, to take off what BIAS adds.
   static DotI8 begin(int32_t total) { return {_mm512_set1_epi32(-BIAS * total)}; }
   template <typename Part>
-  void add(Part, const Bytes& w, int32_t four) { v = _mm512_dpbusd_epi32(v, w.v, _mm512_set1_epi32(four)); }
+  SOLM_INLINE void add(Part, const Bytes& w, int32_t four) { add_products(v, w.v, _mm512_set1_epi32(four)); }
   Lanes lanes() const { return {_mm512_cvtepi32_ps(v)}; }
 };
 
@@ -178,7 +185,7 @@ constexpr int PARTS = 64 / Bytes::WIDTH;
 
 // Calls use(part) for every part, with the part's number as a compile-time constant.
 template <typename Use>
-inline void each_part(Use use) {
+SOLM_INLINE inline void each_part(Use use) {
   use(std::integral_constant<int, 0>());
   if constexpr (PARTS == 2) use(std::integral_constant<int, 1>());
 }

@@ -65,7 +65,7 @@ struct TileDot {
         int32_t four;
         std::memcpy(&four, x + t * stride + 4 * i, 4);
         const __m512i input = _mm512_set1_epi32(four);
-        each<STRIPS>([&](auto s) SOLM_INLINE { sum[s][t] = _mm512_dpbusd_epi32(sum[s][t], w[s], input); });
+        each<STRIPS>([&](auto s) SOLM_INLINE { add_products(sum[s][t], w[s], input); });
       });
     }
     each<T>([&](auto t) SOLM_INLINE {
