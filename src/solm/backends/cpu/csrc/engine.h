@@ -28,7 +28,7 @@ struct Step {
 // Steps of a row of a call.
 inline int steps_of(const Call& c, int row) { return c.counts ? c.counts[row] : c.count; }
 
-// What calls of at least LEAST_STEPS steps are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From
+// What calls of many steps (see least_chunk) are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From
 // so many on products of matrices take less time than those of single steps, and from LEAST_LOGITS on that with a head. They
 // are computed in full: skipped channels save no time there.
 struct PromptRoom {

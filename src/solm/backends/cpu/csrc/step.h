@@ -1,7 +1,7 @@
 // One thread's part of a step: the walk through the layers, the decision, the head.
 //
 // All threads hold the residual stream and do the small work (norms, selection, activations) each for itself, so that they
-// wait for one another only where one needs the others' sums. From LEAST_STEPS on, steps are a chunk (prompt.h).
+// wait for one another only where one needs the others' sums. Many steps are a chunk (prompt.h).
 #pragma once
 
 #include <optional>
