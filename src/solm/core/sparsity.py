@@ -229,8 +229,8 @@ class SparsityConfig(Frozen):
             (self.projection_part and not hidden, f"a projection_part {needs}"),
             (self.bits_site == "weights" and self.bits_group is None,
              "bits_site 'weights' needs a bits_group: channels that share a grid"),
-            (thresholds is not None and self.mlp_site == "experts", "thresholds are of channels, and mlp_site 'experts' "
-             "drops none"),
+            (thresholds is not None and self.mlp_site == "experts",
+             "thresholds are of channels, and mlp_site 'experts' drops none"),
             (thresholds is not None and self.projection_part and thresholds.sites < self.sites,
              "a projection_part needs thresholds of attention's projections"),
         ):  # fmt: skip
