@@ -62,7 +62,7 @@ def answers_with(page, text, piece=3):
         told = text[at : at + piece]
         token = {
             "text": told, "action": "k60-m60-b16", "cost": 0.8, "realised": {"attention": 1, "mlp": 0.6, "bits": 1},
-            "controllable": {"attention": False, "mlp": at > 0, "bits": False},
+            "controllable": {"attention": False, "mlp": at > 0, "bits": False}, "guessed": None if at % 2 else "draft",
         }  # fmt: skip
         choice = {"index": 0, "delta": {"content": told}, "efficiency": {"tokens": [token]}}
         events.append(f"data: {json.dumps({'choices': [choice]})}\n\n")

@@ -173,6 +173,11 @@ def test_markdown_is_laid_out_and_coloured_token_by_token(page):
     tokens = said.locator("[data-token]").evaluate_all("all => all.map((one) => Number(one.dataset.token))")
     assert tokens == sorted(tokens)
     assert len(set(tokens)) > 40
+    titles = said.locator("[data-token]").evaluate_all(
+        "all => all.map((one) => [one.title, one.style.backgroundColor])"
+    )
+    assert {title.endswith(", guessed by draft") for title, _ in titles} == {True, False}
+    assert len({colour for _, colour in titles}) == 2
     page.uncheck("#markdown")
     assert said.text_content() == MARKDOWN
     page.uncheck("#colours")

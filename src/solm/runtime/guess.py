@@ -24,6 +24,8 @@ DRAFT = "draft"
 """The name of the draft model among sources."""
 _TOPS = (0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 0.985)
 """Probabilities of the draft model's likeliest token from which on its guess belongs to the next class."""
+_PER_PASS = 3
+"""Tokens that a pass with a draft model gives, roughly."""
 _ALONG = len(_TOPS) + 1
 """The class of all guesses of the draft model together."""
 _PRIORS = {
@@ -31,7 +33,7 @@ _PRIORS = {
     "prediction": (0.3, 0.45, 0.6, 0.7, 0.8, 0.9),
     "recalled": (0.4, 0.5, 0.6, 0.7),
     "grammar": (0.9,),
-    DRAFT: (0.15, 0.3, 0.45, 0.6, 0.72, 0.82, 0.9, 0.97, 0.7),
+    DRAFT: (0.15, 0.3, 0.45, 0.6, 0.72, 0.82, 0.9, 0.97, 0.8),
 }
 """By source and class, how often a guess is accepted before anything is known: rough, corrected within a few passes."""
 _PRIOR_WEIGHT, _MEMORY, _RECOVERY = 4.0, 0.97, 0.995
@@ -335,11 +337,10 @@ class Guesser:
                 behind += unread
         if not places or any(wishes[place].wanted for place in places):
             return places
-        reading = self._draft_seconds(max(1, min(behind, MOST_GUESSES)), drafting)
-        # Much that it has to read first pays off over the rest of the reply.
-        rest = (self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES) * max(0, behind - MOST_GUESSES)
-        rest /= max(1.0, max(wishes[place].left for place in places) / 4)
-        step, spent = self._draft_seconds(len(places), drafting), reading + rest
+        step = self._draft_seconds(len(places), drafting)
+        # What it has to read besides the last tokens, such as the prompt, pays off over the rest of the reply.
+        reading = self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES * max(0, behind - 2 * len(places))
+        spent = step + reading * _PER_PASS / max(_PER_PASS, max(wishes[place].left for place in places))
         for number in range(1, MOST_GUESSES + 1):
             for place in places:
                 if number <= wishes[place].most:

@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -265,3 +266,13 @@ def test_load_takes_a_draft_and_refuses_what_is_none(tiny_folder, tmp_path, monk
     with pytest.raises(SolmError, match="of memory are left beside the model") as caught:
         solm.load(tiny_folder, draft=tiny_folder, **options)
     assert caught.value.argument == "draft"
+
+
+def test_threads_share_what_is_learned(other_lm):
+    """Every one has its own batch and draft session; the replies are those of each alone."""
+    paced(other_lm, 0.1)
+    expected = [plain(other_lm, seed, 50) for seed in range(6)]
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda seed: other_lm.generate(ids(seed), max_new_tokens=50, **ENDLESS).trace, range(6)))
+    assert [trace.ids for trace in found] == expected
+    assert sum(trace.guesses.get(DRAFT, [0])[0] for trace in found) > 0

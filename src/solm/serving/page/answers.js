@@ -1,4 +1,4 @@
-// One answer: its text token by token, coloured by cost, and below it speed and compute.
+// One answer: its text token by token, coloured by cost or by who guessed it, and below it speed and compute.
 
 import { $, AXES, copyButton, element } from "./elements.js";
 import { renderMarkdown } from "./markdown.js";
@@ -6,8 +6,12 @@ import { renderMarkdown } from "./markdown.js";
 const NAMES = { attention: "KV pages chosen", mlp: "MLP channels chosen", bits: "Activation bits chosen" };
 const PAUSE = 80; // milliseconds between two layouts of a reply that grows
 
+// Hues of the sources that guessed a token.
+const SOURCES = { lookup: 215, recalled: 190, prediction: 245, grammar: 275, draft: 310 };
+
 // From the least that steps can read in this context to all that dense ones read.
-function colour(cost, lowest) {
+function colour({ cost, guessed }, lowest) {
+  if (guessed) return `hsl(${SOURCES[guessed]} 80% 55% / 0.3)`;
   const share = Math.min(1, Math.max(0, (cost - lowest) / (1 - lowest)));
   return `hsl(${150 - 145 * share} 70% 50% / 0.28)`;
 }
@@ -62,7 +66,7 @@ class Text {
       const until = Math.min(end, this.ends[low]), token = this.answer.tokens[low];
       const made = element("span", parent, "", this.source.slice(start, until));
       made.dataset.token = low;
-      if (this.colours) made.style.backgroundColor = colour(token.cost, this.answer.lowest);
+      if (this.colours) made.style.backgroundColor = colour(token, this.answer.lowest);
       made.title = described(token);
       start = until;
     }
@@ -90,7 +94,8 @@ class Text {
 }
 
 function described(token) {
-  return `${token.action}, reads ${(100 * token.cost).toFixed(0)} % of the dense step's bytes`;
+  const guessed = token.guessed ? `, guessed by ${token.guessed}` : "";
+  return `${token.action}, reads ${(100 * token.cost).toFixed(0)} % of the dense step's bytes${guessed}`;
 }
 
 function histogram({ tokens, asked }, levelsOf, parent) {
