@@ -38,7 +38,8 @@ batch.Row.take = slowly
 TEMPLATE = "{% for m in messages %}{{ bos_token }}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 PROMPT = "the fox jumps over the dog " * 4
 SETTINGS = {
-    "under a budget": ["--budget", "0.9"],
+    "under a budget": ["--budget", "keep=0.9"],
+    "under a budget in time": ["--budget", "ms=1000"],
     "drawn from the likeliest": ["--temperature", "1.3", "--top-p", "0.8", "--top-k", "40", "--seed", "5"],
     "by a policy": ["--policy", "{policy}", "--budget", "keep=0.7"],
 }
@@ -111,7 +112,8 @@ def test_serve_imports_neither(places):
             time.sleep(0.2)
         body = {
             "model": places["model"], "messages": [{"role": "user", "content": PROMPT}], "max_tokens": 8,
-            "temperature": 0.7, "logprobs": True, "top_logprobs": 3, "efficiency": {"budget": 0.9},
+            "temperature": 0.7, "logprobs": True, "top_logprobs": 3,
+            "efficiency": {"budget": "ms=1000", "policy": "static"},
             "structured_outputs": {"regex": "[a-z]{20}"},
         }  # fmt: skip
         asked = Request(

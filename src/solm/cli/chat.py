@@ -8,7 +8,7 @@ import typer
 
 from solm.cli.generate import describe_speed, printed, show_cost
 from solm.cli.options import DECIDERS, ModelOptions, ReplyOptions, mention_policy
-from solm.cli.output import complain, read_weights, reason, say
+from solm.cli.output import Progress, complain, read_weights, reason, say
 from solm.core.errors import ContextLengthError, DataError, SolmError, check_unicode
 
 if TYPE_CHECKING:
@@ -79,8 +79,10 @@ class Talk:
         Raises `BudgetError` for one that cannot be met, and keeps the old one.
         """
         policy = None if self.policy == "dense" and budget is not None else self.policy
-        self._terms(self.lm, policy, budget)
+        lm = self._timed(self.lm, policy, budget)
+        self._terms(lm, policy, budget)
         self.policy, self.budget = policy, budget
+        self._use(lm)
         return self.setting
 
     def set_policy(self, name: str) -> str:
@@ -93,9 +95,10 @@ class Talk:
         lm = self.lm
         if name not in (*DECIDERS, "policy"):
             lm, name = noted(lm.with_policy(TrainedPolicy.from_pretrained(name))), "policy"
+        lm = self._timed(lm, name, self.budget)
         self._terms(lm, name, self.budget)
-        self.lm, self.policy = lm, name
-        self._forget()  # keys and values belong to the policy's sparsity
+        self.policy = name
+        self._use(lm)
         return self.setting
 
     def stream(self, line: str) -> "Generator[Token]":
@@ -128,6 +131,16 @@ class Talk:
         seen = self.read + self.generation["max_new_tokens"] // 2
         chosen = lm.decider(policy, None if policy == "dense" else budget)
         return lm.budgets(chosen).resolve(None if policy == "dense" else budget, seen).terms
+
+    def _timed(self, lm: "LanguageModel", policy: str | None, budget: str | None) -> "LanguageModel":
+        """The model with step times of this machine, where the budget needs them."""
+        with Progress() as progress:
+            return lm if policy == "dense" else lm.timed_for(budget, progress.show)
+
+    def _use(self, lm: "LanguageModel") -> None:
+        if lm is not self.lm:
+            self.lm = lm
+            self._forget()  # keys and values belong to the policy's sparsity
 
     def _forget(self) -> None:
         from solm.runtime.prefixes import PrefixCache

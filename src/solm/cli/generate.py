@@ -57,8 +57,9 @@ def generate(
     options.check_budget(prepared, ids.shape[1])
     if options.policy is None and budget is not None:
         mention_policy(prepared)
-    lm = read_weights(prepared)
-    stream = lm.stream(ids, budget=budget, policy=options.decider, **generation)
+    lm = read_weights(prepared, budget)
+    with argument("budget"):
+        stream = lm.stream(ids, budget=budget, policy=options.decider, **generation)
     moments: list[float] = []
     try:
         deque(printed(stream, lm.tokenizer, moments, shown=not json), maxlen=0)
@@ -87,9 +88,13 @@ def generate(
 
 
 def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:
-    """The reply for machines, with the budget as it was typed and what its times were measured on."""
-    measured = None if lm.timings is None else lm.timings.measured_on
-    return reply.as_dict() | {"budget": budget, "measured_on": measured}
+    """The reply for machines, with the budget as it was typed, what its times were measured on, and this machine's
+    clock, which --timings takes."""
+    from solm.core.clock import StepClock
+
+    times = lm.timings
+    described = reply.as_dict() | {"budget": budget, "measured_on": None if times is None else times.measured_on}
+    return described | ({"clock": times.model_dump(mode="json")} if isinstance(times, StepClock) else {})
 
 
 def printed(tokens: "Iterable[Token]", tokenizer: Any, moments: list[float], shown: bool = True) -> "Iterator[Token]":

@@ -34,7 +34,8 @@ _OTHER_NAMES = {
 _MEANINGS = {
     "model": "Hub id, folder, .gguf file or builtin:smollm2-135m.",
     "policy": "Folder, hub id or builtin:... of a trained policy; auto: solm's own for the model.",
-    "timings": "Step times, from solm bench --out; by default the policy's, if any.",
+    "timings": "Step times that stay as they are, from solm bench --out or the clock of a reply in JSON; by default "
+    "this machine is timed.",
     "data": "Text, separated by commas: files (.txt, .jsonl), folders, hub data sets, pydoc.",
     "precision": "Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
     "bfloat16, int8 or nested (the MLP's in two halves of 4 bits; default for policies that choose weight bits, "
@@ -94,7 +95,7 @@ def mention_policy(prepared: "Prepared") -> None:
 
     with contextlib.suppress(SolmError):
         name = shipped_policy(prepared.facts)
-        say(f"solm: budgets treat all layers alike; --policy {AUTO} ({name}) was made for a model of this shape")
+        say(f"solm: --policy {AUTO} ({name}) was made for a model of this shape, and loses less")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class ReplyOptions:
     Args:
         policy: What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the
             model, or dense, static, random.
-        budget: 0.7 (a share of the dense step's milliseconds where measured, else of its bytes), speed=1.5, ms=4.5,
+        budget: 0.9 (a share of the dense step's time, on the torch backend of its bytes), speed=1.1, ms=4.5,
             loss=0.05 (nats per token: what the policy's curve predicts, without one what guesses may give up, which is
             measured), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.
         system: System message, for models with a chat template.
@@ -163,11 +164,17 @@ class ReplyOptions:
         return prepared
 
     def check_budget(self, prepared: "Prepared", prompt: int) -> None:
-        """Raises `BudgetError` for a budget that a reply to `prompt` tokens cannot meet."""
-        from solm.core.budget import Budget
+        """Raises `BudgetError` for a budget that a reply to `prompt` tokens cannot meet, as far as that is known before
+        this machine is timed."""
+        from solm.core.budget import Budget, BudgetRequest
 
         with argument("budget"):
-            resolved = prepared.budgets().resolve(self.budget, prompt + self.max_new_tokens // 2)
+            request, context = BudgetRequest.parse(self.budget), prompt + self.max_new_tokens // 2
+            untimed = prepared.source is not None and prepared.times is None and request.kind != "loss"
+            if untimed and request.in_time and self.policy != "dense":
+                prepared.budgets().check_untimed(request, context)
+                return
+            resolved = prepared.budgets().resolve(self.budget, context)
             if self.policy == "dense" and resolved.budget != Budget():
                 raise BudgetError(f"{self.budget} needs another --policy than dense, which spends everything")
 

@@ -13,10 +13,13 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
+from solm.core.errors import argument
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from solm.core.budget import BudgetLike
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.load import Prepared
 
@@ -184,10 +187,12 @@ def _write(text: str, end: str = "\n") -> None:
         print(text, end=end, file=sys.stderr, flush=True)
 
 
-def read_weights(prepared: "Prepared") -> "LanguageModel":
-    """The model, ready to run; progress is shown where its weights are repacked."""
-    with Progress() as progress:
-        return prepared.load(lambda done, total: progress.show("repacking the weights, once", done, total))
+def read_weights(prepared: "Prepared", budget: "BudgetLike" = None) -> "LanguageModel":
+    """The model, ready to run, with step times of this machine where `budget` is one in time; progress is shown where
+    its weights are repacked and where it is timed."""
+    with Progress() as progress, argument("budget"):
+        lm = prepared.load(lambda done, total: progress.show("repacking the weights, once", done, total))
+        return lm.timed_for(budget, progress.show)
 
 
 def _clock(seconds: float) -> str:

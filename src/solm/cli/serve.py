@@ -140,7 +140,7 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
     thread = ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
 
     def make() -> Service:
-        lm = read_weights(prepared)
+        lm = read_weights(prepared, 0.9)  # any budget in time
         aliases = [*names, prepared.model]
         return Service(lm, chosen, names[0] if names else lm.name, thread=thread, aliases=aliases, keys=keys)
 
@@ -175,13 +175,18 @@ def _api_keys(given: list[str] | None, chosen: "ServeSettings") -> "list[ApiKey]
 
 def _check_floors(prepared: "Prepared", chosen: "ServeSettings") -> None:
     """Refuse floors that are no budgets of this model; one below the least there is stands for that."""
+    from solm.core.budget import BudgetRequest
+
     floors: dict[str, Any] = {} if chosen.slo_floor is None else {"--slo-floor": chosen.slo_floor}
     floors |= {f"--set priority_floors.{name}": floor for name, floor in chosen.priority_floors.items()}
     floors |= {f"--set key_floors.{name}": floor for name, floor in chosen.key_floors.items()}
     met = prepared.budgets()
     for typed, floor in floors.items():
         try:
-            met.budget(floor, prepared.facts.context or 1 << 20, clamp=True)
+            request = BudgetRequest.parse(floor)
+            if request.in_time and request.kind != "loss" and prepared.source is not None and prepared.times is None:
+                continue  # this machine is timed later
+            met.budget(request, prepared.facts.context or 1 << 20, clamp=True)
         except SolmError as error:
             raise type(error)(f"{typed}: {error}") from error
 

@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import Array
+from solm.core.clock import StepClock
 from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares, relative_bytes
 from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
@@ -29,6 +30,8 @@ Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
 BudgetLike = Union[float, str, Mapping[str, float], "Budget", "BudgetRequest", None]
 Terms = dict[str, float]
 _TOLERANCE = 1e-9
+_WORTH = 0.99
+"""Share of the dense step's time above which the lowest levels save nothing."""
 _HALVINGS = 14
 """Of the range of net keeps: a share of bytes is met to less than a thousandth."""
 _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
@@ -103,6 +106,11 @@ class BudgetRequest:
 
     kind: Kind
     value: "float | Budget"
+
+    @property
+    def in_time(self) -> bool:
+        """Whether what it comes to depends on the time of steps."""
+        return self.kind in ("compute", "speed", "ms", "loss") and self.value != 1
 
     def __str__(self) -> str:
         """As it is typed."""
@@ -186,8 +194,9 @@ class Ledger:
 class Split(Protocol):
     """How a trained policy splits a budget over the axes."""
 
-    curve: BudgetCurve | None
-    """What its budgets lose, where that was measured."""
+    @property
+    def curve(self) -> BudgetCurve | None:
+        """What its budgets lose, where that was measured."""
 
     def budget(self, net: float) -> Budget:
         """The budget of net keep `net`. Raises `BudgetError` for one that the action space cannot meet."""
@@ -247,7 +256,7 @@ class Budgets:
     shapes: ModelShapes
     trained: Split | None = None
     overhead: int = 0
-    timings: StepTimings | None = None
+    timings: StepTimings | StepClock | None = None
     priced: bool = False
     verified: bool = False
 
@@ -289,22 +298,27 @@ class Budgets:
             raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {self._reach(request, floor, seen)}")
         if timed and self.trained is not None:  # at one price for a millisecond on every axis
             measured = self._timed_cost()
-            return self.trained.budget_of_cost(
-                share, self._levels(seen), measured.rates(seen) / measured.dense(seen), seen
-            )
+            dense = measured.dense(seen)
+            share -= measured.extra(seen) / dense
+            return self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
         return self._densest(lambda budget: cost(budget.shares, seen) <= share, context)
 
     def _reach(self, request: BudgetRequest, floor: float, seen: int) -> str:
-        """What budgets in the unit of `request` can be, in words, where the lowest is a share `floor` of a dense step
-        that sees `seen` keys."""
+        """What budgets in the unit of `request` can be, in words and with the reason, where the lowest is a share
+        `floor` of a dense step that sees `seen` keys."""
         if self.measured is None:
             return f"this model reads {_up(floor, 100):g} to 1 of the dense step's bytes"
+        weights = self.shapes.layers * self.shapes.layer_weights * self.shapes.weight_bits
+        head = self.shapes.head_weights * self.shapes.head_bits
+        why = f"; {head / (weights + head):.0%} of the bytes of weights are the head's, which no budget leaves out"
+        if floor > _WORTH:
+            return f"steps of this model take no less time, whatever they leave out{why}"
         if request.kind == "speed":
-            return f"speeds are 1 to {math.floor(100 / floor) / 100:g}"
+            return f"speeds are 1 to {math.floor(100 / floor) / 100:g}{why}"
         if request.kind == "ms":
             dense = self.measured.dense(seen)
-            return f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms"
-        return f"steps take {_up(floor, 1000):g} to 1 of the dense step's milliseconds"
+            return f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms{why}"
+        return f"steps take {_up(floor, 1000):g} to 1 of the dense step's milliseconds{why}"
 
     def terms(self, budget: Budget, context: int, requested: BudgetLike = None) -> Terms:
         """A budget in all units that are measured, for steps that see `context` tokens. requested: what it came from,
@@ -328,7 +342,7 @@ class Budgets:
     @cached_property
     def measured(self) -> MeasuredCost | None:
         """The milliseconds of steps, where there are timings."""
-        return None if self.timings is None else MeasuredCost(self.timings, self.sparsity, self.shapes)
+        return None if self.timings is None else self.timings.cost(self.sparsity, self.shapes)
 
     @property
     def curve(self) -> BudgetCurve | None:
@@ -351,21 +365,35 @@ class Budgets:
     def time_share(self, request: BudgetRequest, context: int) -> float:
         """The share of the dense step's milliseconds that a budget as a share, speed, milliseconds or loss comes down
         to, at most 1; it may be below what can be met. Raises `BudgetError` where nothing was measured."""
-        measured, seen, value = self._timed_cost(), self._controllable(context), request.value
+        seen, value = self._controllable(context), request.value
         assert not isinstance(value, Budget)
+        if request.kind == "loss" and self.curve is None:
+            raise BudgetError(
+                "a budget as a loss needs a policy with a measured curve, which solm fit makes, or a reply on the "
+                "cpu backend with weights in integers, where it is measured"
+            )
+        measured = self._timed_cost()
         share = value
         if request.kind == "speed":
             share = 1 / value
         elif request.kind == "ms":
             share = value / measured.dense(seen)
         elif request.kind == "loss":
-            if self.curve is None:
-                raise BudgetError(
-                    "a budget as a loss needs a policy with a measured curve, which solm fit makes, or a reply on the "
-                    "cpu backend with weights in integers, where it is measured"
-                )
+            assert self.curve is not None
             share = self.curve.share_for_loss(value, seen)
         return min(share, 1.0)
+
+    def check_untimed(self, request: BudgetRequest, context: int) -> None:
+        """Raises `BudgetError` for a share of the time, or a speed, that no machine meets: less than half of the bytes
+        that the lowest levels read."""
+        if request.kind in ("compute", "speed") and not isinstance(request.value, Budget):
+            share = request.value if request.kind == "compute" else 1 / request.value
+            least = self._read(self.lowest(context).shares, self._controllable(context))
+            if share < least / 2:
+                raise BudgetError(
+                    f"budget {request} is unreachable: steps of this model read {_up(least, 100):g} to 1 of the dense "
+                    "step's bytes"
+                )
 
     def _timed_cost(self) -> MeasuredCost:
         if self.measured is None:

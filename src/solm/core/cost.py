@@ -351,6 +351,10 @@ class StepTimings(BaseModel):
     def _dense_twice(self) -> list[tuple[float, float]]:
         return [(pages[-1], channels[-1]) for pages, channels in zip(self.attention_ms, self.mlp_ms, strict=True)]
 
+    def cost(self, sparsity: SparsityConfig, shapes: ModelShapes) -> "MeasuredCost":
+        """The cost of steps under `sparsity`."""
+        return MeasuredCost.of(self, sparsity, shapes)
+
     def lowest(self, other: "StepTimings") -> "StepTimings":
         """Of every step the lower of its times in two measurements: what other processes add only makes it longer.
         other: of all contexts of this one or some."""
@@ -367,14 +371,19 @@ class StepTimings(BaseModel):
         name, such as ``cpu int8``, ``cpu`` or ``torch``, or ``auto`` for any), or does not cover `sparsity`."""
         if sparsity is not None and sparsity.bits_site == "weights" and not self.halved_ms:
             raise PolicyMismatchError("these timings do not cover the bits of weights; run solm bench --policy")
-        if plain_name(self.model) != plain_name(model):
-            raise PolicyMismatchError(
-                f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
-            )
-        if backend not in ("auto", self.backend, self.backend.partition(" ")[0]):
-            raise PolicyMismatchError(
-                f"these timings are of {self.backend}, not of {backend}; choose their backend, or run solm bench"
-            )
+        check_measured(self.model, self.backend, model, backend)
+
+
+def check_measured(model: str, backend: str, wanted: str, on: str = "auto") -> None:
+    """Raises `PolicyMismatchError` where times of `model` on `backend` are not of `wanted`, or not `on` its backend."""
+    if plain_name(model) != plain_name(wanted):
+        raise PolicyMismatchError(
+            f"these timings are of {plain_name(model)}, not of {plain_name(wanted)}; run solm bench"
+        )
+    if on not in ("auto", backend, backend.partition(" ")[0]):
+        raise PolicyMismatchError(
+            f"these timings are of {backend}, not of {on}; choose their backend, or run solm bench"
+        )
 
 
 def machine(backend: str, threads: int, processor: str = "") -> str:
@@ -392,7 +401,23 @@ class MeasuredCost:
     equal time. Between measured contexts dense steps and rates are interpolated; beyond them the nearest holds.
     """
 
-    def __init__(self, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes):
+    def __init__(
+        self,
+        contexts: np.ndarray,
+        dense: np.ndarray,
+        rates: tuple[np.ndarray, ...],
+        scale: float = 1.0,
+        cheap: float = 1.0,
+        extra: float = 0.0,
+    ):
+        """dense: milliseconds of the dense step [contexts], times scale; rates: per axis [contexts] milliseconds of all
+        of it. A step that leaves something out takes `extra` milliseconds more before its savings, all times cheap."""
+        self._contexts, self._dense, self._scale = contexts, dense, scale
+        self._rates, self._cheap, self._extra = rates, cheap, extra
+
+    @classmethod
+    def of(cls, timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> "MeasuredCost":
+        """From the levels that were timed."""
         contexts, dense = np.array(timings.contexts), np.array(timings.dense_ms)
         timed = LEVELS.model_copy(update={"attention": timings.attention, "mlp": timings.mlp})
         rules, of_channels = _timed_rules(timings, sparsity, shapes)
@@ -403,21 +428,26 @@ class MeasuredCost:
         )
         halved = np.array(timings.halved_ms) if timings.halved_ms else dense
         of_bits = np.maximum((dense - halved) / (1 - HIGH_BITS / FULL_BITS), 0)
-        self._contexts, self._dense = contexts, dense
-        self._rates = of_key * contexts, np.full(dense.shape, of_mlp), of_bits
+        return cls(contexts, dense, (of_key * contexts, np.full(dense.shape, of_mlp), of_bits))
 
     def dense(self, context: float) -> float:
         """Milliseconds of the dense step that sees `context` keys."""
-        return float(np.interp(context, self._contexts, self._dense))
+        return self._scale * float(np.interp(context, self._contexts, self._dense))
 
     def rates(self, context: np.ndarray | float) -> np.ndarray:
         """Per axis the milliseconds of all of it, after context [...] keys: [..., axes] float64."""
-        return np.stack([np.interp(context, self._contexts, axis) for axis in self._rates], -1)
+        return self._cheap * np.stack([np.interp(context, self._contexts, axis) for axis in self._rates], -1)
+
+    def extra(self, context: float) -> float:
+        """Milliseconds that a step takes more than the dense one for leaving out anything at all."""
+        dense = float(np.interp(context, self._contexts, self._dense))
+        return self._cheap * (dense + self._extra) - self._scale * dense
 
     def milliseconds(self, realised: np.ndarray, kv_length: np.ndarray | float) -> np.ndarray:
         """Of steps of realised shares [..., axes] that see kv_length [...] keys: [...] float64."""
         dense = np.interp(kv_length, self._contexts, self._dense)
-        return np.asarray(dense - ((1 - realised) * self.rates(kv_length)).sum(-1))
+        cheap = self._cheap * (dense + self._extra) - ((1 - realised) * self.rates(kv_length)).sum(-1)
+        return np.where((realised >= 1).all(-1), self._scale * dense, cheap)
 
     def share(self, realised: tuple[float, ...], context: float) -> float:
         """Of the dense step's milliseconds, for realised shares [axes]."""

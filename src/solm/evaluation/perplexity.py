@@ -13,7 +13,7 @@ from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, BudgetRequest, Ledger
-from solm.core.cost import MeasuredCost, relative_bytes
+from solm.core.cost import relative_bytes
 from solm.core.errors import BudgetError, DataError
 from solm.core.files import Parts
 from solm.core.provenance import command_line, environment
@@ -254,7 +254,7 @@ def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: Evaluation
     if lm.timings is None:
         cost.append(torch.full_like(nats, torch.nan))
     else:
-        measured = MeasuredCost(lm.timings, lm.sparsity, lm.shapes)
+        measured = lm.timings.cost(lm.sparsity, lm.shapes)
         shares = torch.where(scored.controllable, scored.realised, 1.0).double().cpu().numpy()
         taken = measured.milliseconds(shares, settings.context + 1 + np.arange(settings.length))
         cost.append(torch.from_numpy(taken.mean(1)))

@@ -12,7 +12,10 @@ from solm.backends.session import Session
 from solm.core.cost import equal_mlp, site_parts
 from solm.core.files import Parts, resumable, write_json
 from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
-from solm.fit.curves import (
+from solm.fit.folder import ALLOCATION
+from solm.fit.job import Job
+from solm.fit.texts import draw_halves
+from solm.policies.curves import (
     CHECKED,
     HEAD_PROBES,
     PROBED,
@@ -23,9 +26,6 @@ from solm.fit.curves import (
     site_axes,
     site_losses,
 )
-from solm.fit.folder import ALLOCATION
-from solm.fit.job import Job
-from solm.fit.texts import draw_halves
 from solm.runtime.language_model import LanguageModel
 
 

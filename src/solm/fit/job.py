@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.core.cost import MeasuredCost, StepTimings
+from solm.core.cost import StepTimings
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.evaluation.texts import TokenStream
-from solm.fit.curves import measured_parts, site_axes, trusted
 from solm.fit.folder import ALLOCATION, FITTED, OWN_TEXTS, THRESHOLDS, TIMINGS, FitFolder
 from solm.fit.plan import PHASES, Sizes, Speed, measure_speed, plan
 from solm.fit.texts import Texts, WholeTexts
 from solm.policies.artifact import TrainedPolicy
+from solm.policies.curves import measured_parts, site_axes, trusted
 from solm.runtime.language_model import LanguageModel
 
 Report = Callable[[str, int, int, float], None]
@@ -63,7 +63,7 @@ class Job:
         strict: raise `SolmError` where not even the least of every phase fits."""
         worth = 0.0
         if timings is not None:
-            known = MeasuredCost(timings, self.lm.sparsity, self.lm.shapes)
+            known = timings.cost(self.lm.sparsity, self.lm.shapes)
             longest = timings.contexts[-1]
             worth = known.rates(longest)[0] / known.dense(longest)
         longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))

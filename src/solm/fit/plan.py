@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict
 from solm.core.actions import ActionSpace
 from solm.core.cost import LEVELS, ModelShapes
 from solm.evaluation.step_timing import ALONE, STEPS
-from solm.fit.curves import BIT_PROBES, CHECKED, PROBED, PROBES
 from solm.fit.texts import SCORED
+from solm.policies.curves import BIT_PROBES, CHECKED, PROBED, PROBES
 from solm.runtime.language_model import LanguageModel
 
 PHASES = {

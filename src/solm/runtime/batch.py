@@ -11,6 +11,7 @@ import numpy as np
 
 from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
+from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import first_line
 from solm.policies.schedules import Dense, Random
@@ -187,7 +188,7 @@ class Batch(Generic[_Row]):
         if guessing:
             size = len(rows) + sum(len(guess.tokens) for guess in guesses)
             self._guesser.passed(size, time.perf_counter() - begun)
-        return self._taken(rows, guesses, wishes, done)
+        return self._taken(rows, guesses, wishes, done, begun)
 
     def _wish(self, row: _Row) -> Wish:
         drafts = self._drafter is not None and row.drafting and row.sources
@@ -209,9 +210,13 @@ class Batch(Generic[_Row]):
                 row.drafting = False
             return self._guesser.choose([replace(wish, row=None) for wish in wishes])
 
-    def _taken(self, rows: list[_Row], guesses: list[Guess], wishes: list[Wish], done: Result) -> Iterator[_Row]:
+    def _taken(
+        self, rows: list[_Row], guesses: list[Guess], wishes: list[Wish], done: Result, begun: float
+    ) -> Iterator[_Row]:
         """Let rows take what a pass over their last token and their guesses gives: the token after it, and those after
-        guesses, as long as these are what was taken. What the cache holds of other guesses is forgotten."""
+        guesses, as long as these are what was taken. What the cache holds of other guesses is forgotten.
+
+        begun: when the pass did, by `time.perf_counter`."""
         session = self.session
         assert done.actions is not None
         assert session is not None
@@ -227,6 +232,8 @@ class Batch(Generic[_Row]):
                         row.take(logits[place, at], guess)
                     except Exception as error:
                         row.error, row.reason = error, "error"
+                    if len(rows) == 1 and not made.tokens:
+                        self._clocked(row, realised[place][at], begun)
                     right = row.error is None and row.ids[-1] == guess
                     accepted += right
                     if right:
@@ -242,6 +249,19 @@ class Batch(Generic[_Row]):
             for place in reversed(range(len(rows))):
                 if rows[place].reason is not None:
                     self._leave(place)
+
+    def _clocked(self, row: _Row, shares: list[float], begun: float) -> None:
+        """Tell the model's clock of a step of a single row, which began at `begun` and realised shares [axes]."""
+        clock, session = self._lm.clock, self.session
+        if clock is None or session is None or row.error is not None:
+            return
+        keys, token = len(row.prompt) + len(row.ids) - 1, np.array(row.ids[-1:])
+        if clock.stepped(shares, keys, 1000 * (time.perf_counter() - begun)) and row.reason is None:
+            probe = session.fork(1, 2)
+            for _ in range(2):  # the first one also takes memory
+                begun = time.perf_counter()
+                probe.step(token, np.array([DENSE]), exact_largest=row.largest)
+            clock.stepped([1.0] * len(shares), keys, 1000 * (time.perf_counter() - begun))
 
     def aim(self, targets: Sequence[Shares]) -> None:
         """Let rows spend other shares [N][axes] on average from here on."""

@@ -13,11 +13,13 @@ from solm.backends.weight_sample import spread
 from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike, Budgets
+from solm.core.clock import RunningClock, StepClock
 from solm.core.cost import ModelShapes, StepTimings
 from solm.core.errors import SolmError
 from solm.core.provenance import plain_name, processor
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
+from solm.policies.calibration import Calibration
 from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.schedules import Dense, Policy, Random, Static, static
 from solm.runtime.grammars import Compiler
@@ -54,10 +56,10 @@ def untrained_space(sparsity: SparsityConfig, on_engine: bool) -> ActionSpace:
 class ControlledModel:
     """A frozen model on a backend, with its tokenizer and, where given, its policy. Also a context manager.
 
-    timings: what steps take on this machine, for budgets in time; by default those that the policy brings, wherever
-    they were measured (see `timings_note`). Raises `PolicyMismatchError` for a policy or an allocation that does not
-    fit the model, or timings of another model or backend, and `UnsupportedModelError` for a policy that chooses on an
-    axis that cannot be controlled on the model.
+    timings: what steps take, for budgets in time, where that is to stay as it is. clock: what they take on this
+    machine, once that was measured. calibration: of a model without a policy, whose rules it has. Raises
+    `PolicyMismatchError` for a policy or an allocation that does not fit the model, or timings of another model or
+    backend, and `UnsupportedModelError` for a policy that chooses on an axis that cannot be controlled on the model.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class ControlledModel:
         policy: TrainedPolicy | None = None,
         sparsity: SparsityConfig | str | None = None,
         name: str = "",
-        timings: StepTimings | None = None,
+        timings: StepTimings | StepClock | None = None,
         model: "PreTrainedModel | None" = None,
         generation: Mapping[str, Any] | None = None,
     ):
@@ -88,14 +90,16 @@ class ControlledModel:
         if timings is not None:
             timings.check(self.name, backend.name, self.sparsity)
         self._given = timings
-        carried = None if policy is None or policy.curve is None else policy.curve.timings
-        self.timings = self._given or carried
         self.guesser = Guesser()
         """What replies learn about guesses, for later ones."""
         self.draft: ControlledModel | None = None
         """A smaller model of the same vocabulary that guesses what this one will choose."""
+        self.clock: RunningClock | None = None
+        self.calibration: Calibration | None = None
         self._policies: dict[tuple[str, ActionSpace | None], AnyPolicy] = {}
         self._budgets: dict[tuple[ActionSpace, int, bool], Budgets] = {}
+        self._budgets_by: StepTimings | StepClock | None = None
+        """Their step times."""
 
     def __enter__(self) -> Self:
         return self
@@ -153,9 +157,24 @@ class ControlledModel:
         return self.backend.threads if isinstance(self.backend, CpuBackend) else default_threads()
 
     @property
+    def timings(self) -> StepTimings | StepClock | None:
+        """Step times for budgets in time: those that were given, else this machine's where they were measured, else
+        those that the policy brings, wherever they were measured (see `timings_note`)."""
+        if self._given is not None or self.clock is not None:
+            return self._given or self.clock.now  # type: ignore[union-attr]
+        return None if self.trained is None or self.trained.curve is None else self.trained.curve.timings
+
+    @timings.setter
+    def timings(self, timings: StepTimings | None) -> None:
+        self._given = timings
+
+    @property
     def timings_note(self) -> str | None:
         """What to say where the timings in use are not of this backend, its threads and this processor; else None."""
-        return None if self.timings is None else self.timings.elsewhere(self.backend.name, self.threads, processor())
+        known = self.timings
+        if not isinstance(known, StepTimings) or (self._given is None and self.beside_engine):
+            return None  # the first budget in time measures this machine
+        return known.elsewhere(self.backend.name, self.threads, processor())
 
     @property
     def shapes(self) -> ModelShapes:
@@ -250,10 +269,12 @@ class ControlledModel:
         decides = policy or (None if self.trained is None else self.policy())
         space = self.space if self.trained is not None or policy is None else policy.space
         overhead = 0 if decides is None else self.overhead(decides)
-        key = space, overhead, decides is not None and decides.reads_model
+        key, timings = (space, overhead, decides is not None and decides.reads_model), self.timings
+        if timings is not self._budgets_by:
+            self._budgets, self._budgets_by = {}, timings
         if key not in self._budgets:  # each fits the milliseconds of steps
+            split = self.trained or self.calibration
             self._budgets[key] = Budgets(
-                space, self.sparsity, self.shapes, self.trained, overhead, self.timings, key[2],
-                self.backend.exact_passes,
-            )  # fmt: skip
+                space, self.sparsity, self.shapes, split, overhead, timings, key[2], self.backend.exact_passes
+            )
         return self._budgets[key]

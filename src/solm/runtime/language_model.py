@@ -10,10 +10,14 @@ import numpy as np
 
 from solm.backends.session import AnyPolicy, Session
 from solm.core.arrays import Array, as_tensor
-from solm.core.budget import Budget, BudgetLike, Terms
+from solm.core.budget import Budget, BudgetLike, BudgetRequest, Budgets, Terms
+from solm.core.clock import UNSURE, RunningClock, StepClock
 from solm.core.errors import BudgetError, ContextLengthError, DataError, SolmError
+from solm.policies.calibration import Calibration
 from solm.policies.schedules import Dense
 from solm.runtime.batch import Row, decode
+from solm.runtime.calibrate import Progress, calibrate, can_calibrate
+from solm.runtime.clock import kept, measure_clock
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Grammar
 from solm.runtime.guess import Allowance, guess_count
@@ -101,6 +105,37 @@ class GenerateOptions:
 class LanguageModel(ControlledModel):
     """A frozen model under control that generates: from text, conversations, token ids, or several of them."""
 
+    _timed: Self | None = None
+
+    def timed(self, progress: Progress = lambda what, done, total: None) -> Self:
+        """The model with step times of this machine, for budgets in time: itself with a policy, another one over the
+        same weights without one, as a calibration then says what its steps leave out first.
+
+        Both are measured at the first call, in seconds, and kept in the cache folder. Step times that were given stay;
+        on the torch backend nothing is measured. progress: called with what is done now, parts done and all parts.
+        """
+        frozen = self._given is not None
+        if self.clock is not None or not self.beside_engine or (frozen and not isinstance(self._given, StepClock)):
+            return self
+        if self._timed is None:
+            lm = self
+            if can_calibrate(self):
+                found = kept(self, Calibration, lambda: calibrate(self, progress))
+                lm = self.with_policy(None, found.applied(self.sparsity))
+                lm.calibration = found
+            if not frozen:
+                clock = kept(lm, StepClock, lambda: measure_clock(lm, progress), lambda clock: clock.error > UNSURE)
+                lm.clock = RunningClock(clock)
+            self._timed = lm
+        return self._timed
+
+    def timed_for(self, budget: BudgetLike, progress: Progress = lambda what, done, total: None) -> Self:
+        """`timed` where `budget` is one in time, as a loss by a policy's curve is, too; else the model itself. Raises
+        `BudgetError` for one that cannot be read."""
+        request = BudgetRequest.parse(budget)
+        in_time = request.in_time and (request.kind != "loss" or self.budgets().curve is not None)
+        return self.timed(progress) if in_time else self
+
     @overload
     def generate(self, prompt: str | list[Message], **options: Any) -> Reply: ...
     @overload
@@ -138,10 +173,11 @@ class LanguageModel(ControlledModel):
             made = self._rows(prompts, options)
             if streamer is not None:
                 streamer.put(as_tensor(prompts[0]).cpu())
-            for row in decode(self, [row for row, _ in made], batch_size):
-                if streamer is not None:
-                    streamer.put(as_tensor([row.ids[-1]]))
-            replies = [self._reply(row, requested) for row, requested in made]
+            for lm in dict.fromkeys(started.lm for started in made):
+                for row in decode(lm, [started.row for started in made if started.lm is lm], batch_size):
+                    if streamer is not None:
+                        streamer.put(as_tensor([row.ids[-1]]))
+            replies = [started.reply for started in made]
             return replies if several else replies[0]
 
     def stream(self, prompt: Prompt | None = None, *, session: Session | None = None, **options: Any) -> "Stream":
@@ -153,9 +189,11 @@ class LanguageModel(ControlledModel):
         prompts, several = self._prompts(prompt, options)
         if several:
             raise DataError(f"stream takes one prompt, got {len(prompts)}; generate takes several")
-        row, requested = self._row(prompts[0], GenerateOptions.of(options), read_text=True)
-        row.session = session
-        return Stream(self, row, requested)
+        started = self._started(prompts[0], GenerateOptions.of(options), read_text=True)
+        if session is not None and session.rows and started.lm is not self:
+            session = session.fork(1, started.row.left + 1, started.lm.sparsity)
+        started.row.session = session
+        return Stream(started)
 
     def custom_generate(
         self, budget: BudgetLike = None, policy: str | AnyPolicy | None = None, streamer: Any = None
@@ -189,8 +227,8 @@ class LanguageModel(ControlledModel):
                 raise DataError(f"token {wrong} is not among the model's {self.shapes.vocabulary}")
         return rows, several
 
-    def _rows(self, prompts: list[np.ndarray], options: Mapping[str, Any]) -> list[tuple[Row, Terms]]:
-        """The row of every prompt, with its budget in all units."""
+    def _rows(self, prompts: list[np.ndarray], options: Mapping[str, Any]) -> "list[Started]":
+        """The reply to every prompt, not yet begun."""
         budget, seed = options.get("budget"), options.get("seed", 0)
         budgets: list[Any] = list(budget) if isinstance(budget, list | tuple) else [budget] * len(prompts)
         if len(budgets) != len(prompts):
@@ -199,15 +237,20 @@ class LanguageModel(ControlledModel):
         rows = []
         for number, (ids, own) in enumerate(zip(prompts, budgets, strict=True)):
             try:
-                rows.append(self._row(ids, GenerateOptions.of({**options, "budget": own, "seed": int(seed) + number})))
+                rows.append(
+                    self._started(ids, GenerateOptions.of({**options, "budget": own, "seed": int(seed) + number}))
+                )
             except SolmError as error:
                 if len(prompts) == 1:
                     raise
                 raise type(error)(f"prompt {number}: {error}") from error
         return rows
 
-    def _row(self, ids: np.ndarray, options: GenerateOptions, read_text: bool = False) -> tuple[Row, Terms]:
-        """The row of a prompt [1, C], with its budget in all units. read_text: the text of every token is wanted."""
+    def _started(self, ids: np.ndarray, options: GenerateOptions, read_text: bool = False) -> "Started":
+        """The reply to a prompt [1, C], not yet begun. read_text: the text of every token is wanted."""
+        lm = self if options.policy == "dense" else self.timed_for(options.budget)
+        if lm is not self and (options.policy is None or isinstance(options.policy, str)):
+            return lm._started(ids, options, read_text)
         prompt = ids.shape[1]
         longest = options.longest(prompt)
         for name in ("stop_strings", "prediction"):
@@ -215,7 +258,8 @@ class LanguageModel(ControlledModel):
                 raise SolmError(f"{name} needs a tokenizer; pass one to attach")
         check_length(prompt, longest, self.context)
         policy = self.decider(options.policy, options.budget)
-        budget = self.budgets(policy).resolve(options.budget, prompt + longest // 2)
+        budgets = self.budgets(policy)
+        budget = budgets.resolve(options.budget, prompt + longest // 2)
         if isinstance(policy, Dense) and budget.budget != Budget():
             raise BudgetError(f"budget {options.budget} needs another policy than dense, which spends everything")
         if budget.budget == Budget():
@@ -228,27 +272,38 @@ class LanguageModel(ControlledModel):
         row.guess = guess_count(options.guess, self.backend.exact_passes)
         if options.prediction:
             row.predicted = self.tokenizer.encode(options.prediction, add_special_tokens=False)
-        return row, budget.terms
+        return Started(self, row, budget.terms, budgets)
 
-    def _reply(self, row: Row, requested: Terms) -> Reply:
-        """What a row has generated so far."""
-        text = "" if self.tokenizer is None else str(self.tokenizer.decode(row.ids, skip_special_tokens=True))
-        budgets = self.budgets(row.policy)
-        return Reply(text, row.trace.compute(budgets, requested), row.trace, self.tokenizer, budgets)
+
+@dataclass(frozen=True)
+class Started:
+    """A reply of `lm` that `row` decodes. requested: its budget in all units. budgets: with the step times of its
+    start, which a reply keeps."""
+
+    lm: LanguageModel
+    row: Row
+    requested: Terms
+    budgets: Budgets
+
+    @property
+    def reply(self) -> Reply:
+        """What has been generated so far."""
+        tokenizer, trace = self.lm.tokenizer, self.row.trace
+        text = "" if tokenizer is None else str(tokenizer.decode(self.row.ids, skip_special_tokens=True))
+        return Reply(text, trace.compute(self.budgets, self.requested), trace, tokenizer, self.budgets)
 
 
 class Stream(Iterator[Token]):
     """The tokens of a reply as they are generated. reply: what has been generated so far; requested: the budget in all
-    units."""
+    units; lm: the model that generates it."""
 
-    def __init__(self, lm: LanguageModel, row: Row, requested: Terms):
-        self.requested = requested
-        self._lm, self._row = lm, row
-        self._budgets, self._steps = lm.budgets(row.policy), decode(lm, [row], 1)
+    def __init__(self, started: Started):
+        self.lm, self.requested = started.lm, started.requested
+        self._started, self._steps = started, decode(started.lm, [started.row], 1)
 
     def __next__(self) -> Token:
         row = next(self._steps)
-        return row.trace.token(len(row.ids) - 1, row.new, self._budgets)
+        return row.trace.token(len(row.ids) - 1, row.new, self._started.budgets)
 
     def close(self) -> None:
         """End the reply."""
@@ -256,7 +311,7 @@ class Stream(Iterator[Token]):
 
     @property
     def reply(self) -> Reply:
-        return self._lm._reply(self._row, self.requested)
+        return self._started.reply
 
 
 @contextmanager

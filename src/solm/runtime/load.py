@@ -16,6 +16,7 @@ from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loa
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.actions import ActionSpace
 from solm.core.budget import BudgetLike, Budgets
+from solm.core.clock import StepClock
 from solm.core.cost import ModelShapes, StepTimings
 from solm.core.errors import ContextLengthError, DamagedFileError, SolmError, UnsupportedModelError, argument, counted
 from solm.core.files import read_model, read_object
@@ -80,7 +81,8 @@ def load(
         kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
             ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
         threads: threads of the cpu backend's steps; by default one per usable core.
-        timings: a file of ``solm bench``, for budgets in milliseconds.
+        timings: a file of ``solm bench``, or the ``clock`` of a reply in JSON, so that budgets in time stay as they
+            are; by default this machine is timed at the first one.
         shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
         draft: a smaller model of the same vocabulary, by any name of `model`, that guesses tokens of dense replies
             where that pays. The replies stay the same.
@@ -185,6 +187,13 @@ def shipped_policy(facts: ModelFacts) -> str:
     return max(found, key=lambda name: found[name].curve is not None)
 
 
+def read_times(path: Path) -> StepTimings | StepClock:
+    """Step times in a file of `solm bench`, or the clock of a reply. Raises as `read_model` does."""
+    if path.is_file() and "base_ms" in read_object(path):
+        return read_model(path, StepClock)
+    return read_model(path, StepTimings)
+
+
 @dataclass
 class Prepared:
     """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
@@ -213,7 +222,7 @@ class Prepared:
     draft: str | Path | None = None
     loaded: "PreTrainedModel | None" = None
     trained: TrainedPolicy | None = field(init=False, default=None)
-    times: StepTimings | None = field(init=False, default=None)
+    times: StepTimings | StepClock | None = field(init=False, default=None)
     source: WeightSource | None = field(init=False, default=None)
     reason: str | None = field(init=False, default=None)
     drafting: "Prepared | None" = field(init=False, default=None)
@@ -223,8 +232,8 @@ class Prepared:
         self._check_options()
         if self.timings is not None:
             with argument("timings"):
-                self.times = read_model(Path(self.timings), StepTimings)
-                self.times.check(self.model, self.backend)
+                self.times = times = read_times(Path(self.timings))
+                times.check(self.model, self.backend)
         with argument("model"):
             self.facts = self._read_files()
         if self.policy is not None:

@@ -41,8 +41,8 @@ GENERATE: list[tuple[list[str], int, str]] = [
     ([*MODEL, "--policy", "{policy}", "--budget", "0.01", "x"], 2, "--budget: budget 0.01 is unreachable"),
     ([*MODEL, "--policy", "static", "--budget", "half", "x"], 2, "--budget: budget 'half' is not a number"),
     ([*MODEL, "--policy", "dense", "--budget", "0.7", "x"], 2, "--budget: 0.7 needs another --policy"),
-    ([*MODEL, "--budget", "ms=4", "x"], 2, "needs step timings of this machine"),
-    ([*FITTED, "--budget", "speed=9", "x"], 2, "--budget: budget speed=9 is unreachable: at 70 tokens speeds are 1 to"),
+    ([*MODEL, "--backend", "torch", "--budget", "ms=4", "x"], 2, "needs step timings of this machine"),
+    ([*FITTED, "--budget", "speed=9", "x"], 2, "--budget: budget speed=9 is unreachable: steps of this model read 0."),
     ([*MODEL, "--timings", "{root}/none.json", "x"], 2, "--timings: no file {root}/none.json"),
     ([*MODEL, "--timings", "{root}/others.json", "x"], 2, "--timings: these timings are of other, not of model"),
     ([*MODEL, "--timings", "{root}/bad.json", "x"], 3, "--timings: {root}/bad.json is damaged"),
@@ -73,13 +73,14 @@ GENERATE: list[tuple[list[str], int, str]] = [
     ([*MODEL, "--out", "{root}", "x"], 2, "--out: {root} is a folder; give a file"),
 ]
 CHAT = [
-    ([*FITTED, "--budget", "speed=9"], 2, "--budget: budget speed=9 is unreachable: at 128 tokens speeds are 1 to"),
+    ([*FITTED, "--budget", "speed=9"], 2, "--budget: budget speed=9 is unreachable: steps of this model read 0."),
     ([*MODEL, "--budget", "0.7", "--policy", "dense"], 2, "--budget: 0.7 needs another --policy"),
     ([*MODEL, "--timings", "{root}/elsewhere.json", "--backend", "cpu"], 2, "of torch float32, not of cpu; choose"),
     ([*MODEL, "--seed", "x"], 2, "--seed: it must be a whole number"),
 ]
 SERVE = [
-    ([*MODEL, "--slo-floor", "speed=1.5"], 2, "--slo-floor: a budget in time needs step timings"),
+    ([*MODEL, "--backend", "torch", "--slo-floor", "speed=1.5"], 2, "--slo-floor: a budget in time needs step timings"),
+    ([*MODEL, "--slo-floor", "loss=0.1"], 2, "--slo-floor: a budget as a loss needs a policy"),
     ([*MODEL, "--set", "priority_floors.low=0"], 2, "--set priority_floors.low: budget 0.0 is out of range"),
     (
         [*MODEL, "--set", "max_wait=5"],
@@ -116,7 +117,7 @@ EVAL = [
     ([*SPACED, "--timings", "{root}/others.json"], 2, "--timings: these timings are of other, not of model"),
     ([*SPACED, "--budgets", "a"], 2, "--budgets: budget 'a' is not a number"),
     ([*SPACED, "--budgets", "0.6,keep=0.7"], 2, "--budgets: '0.6,keep=0.7' is no list of budgets in one unit"),
-    ([*SPACED, "--budgets", "loss=0.1"], 2, "--budgets: a budget in time needs step timings"),
+    ([*SPACED, "--budgets", "loss=0.1"], 2, "--budgets: a budget as a loss needs a policy"),
     ([*SPACED, "--budgets", "0.6,0.6"], 2, "--budgets: budget 0.6 comes down to 0.6, as another does"),
     ([*LONG, "--budgets", "0.01"], 2, "--budgets: budget 0.01 is unreachable: at 428 tokens steps take 0."),
     ([*LONG, "--budgets", "loss=5,loss=6"], 2, "--budgets: budget loss=6 comes down to 0."),

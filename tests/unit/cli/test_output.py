@@ -56,9 +56,10 @@ def test_repacking_is_told(capsys):
     def load(progress):
         progress(1, 5)
         progress(5, 5)
+        return SimpleNamespace(timed_for=lambda budget, progress: progress("measuring", 2, 3))
 
     read_weights(SimpleNamespace(load=load))
-    assert capsys.readouterr().err == "repacking the weights, once 1/5\n"
+    assert capsys.readouterr().err == "repacking the weights, once 1/5\nmeasuring 2/3\n"
 
 
 @pytest.mark.parametrize("note", [None, "step times were measured elsewhere"])

@@ -7,7 +7,7 @@ from helpers.timings import CPU, made_timings
 from helpers.timings import SHAPES as TIMED
 from solm.core.cost import MeasuredCost, ModelShapes, relative_bytes
 from solm.core.sparsity import SparsityConfig
-from solm.fit.curves import measured_parts
+from solm.policies.curves import measured_parts
 
 SHAPES = ModelShapes(
     layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152, gated=True
@@ -41,7 +41,7 @@ def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
 
 
 def test_rates_are_those_of_the_levels_that_were_measured():
-    known = MeasuredCost(made_timings(CPU, TIMED), CPU, TIMED)
+    known = MeasuredCost.of(made_timings(CPU, TIMED), CPU, TIMED)
     assert known.dense(250) == pytest.approx(10)
     assert known.rates(100) == pytest.approx((1, 5, 0))
     assert known.rates(250) == pytest.approx((2.5, 5, 0))
@@ -50,7 +50,7 @@ def test_rates_are_those_of_the_levels_that_were_measured():
 
 
 def test_the_cost_of_an_average_is_the_average_cost():
-    known = MeasuredCost(made_timings(CPU, TIMED), CPU, TIMED)
+    known = MeasuredCost.of(made_timings(CPU, TIMED), CPU, TIMED)
     shares = np.random.default_rng(0).random((3, 7, 3))
     every = known.milliseconds(shares, np.full(7, 230))
     assert every.shape == (3, 7)
@@ -60,14 +60,14 @@ def test_the_cost_of_an_average_is_the_average_cost():
 def test_attention_is_worth_what_its_keys_are():
     """Noise after few tokens, where keys take next to no time, hardly counts: a rate of its own would be 3 there."""
     noisy = made_timings(CPU, TIMED, attention=(0.3, 0.4))
-    found = [MeasuredCost(noisy, CPU, TIMED).rates(context)[0] for context in (100, 400)]
+    found = [MeasuredCost.of(noisy, CPU, TIMED).rates(context)[0] for context in (100, 400)]
     assert found[1] == pytest.approx(4 * found[0])
     assert 4 < found[1] < 4.6
 
 
 def test_high_halves_of_weights_have_a_rate_of_their_own():
     nested = SparsityConfig.preset("nested")
-    known = MeasuredCost(made_timings(nested, TIMED, halved_ms=(7.0, 7.0)), nested, TIMED)
+    known = MeasuredCost.of(made_timings(nested, TIMED, halved_ms=(7.0, 7.0)), nested, TIMED)
     assert known.rates(100)[2] == pytest.approx(4)
     assert known.share((1, 1, 4 / 16), 100) == pytest.approx(0.7)
 

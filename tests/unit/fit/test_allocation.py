@@ -12,8 +12,8 @@ from solm.core.files import Parts
 from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.evaluation.texts import TokenStream
 from solm.fit.allocation import find_allocation
-from solm.fit.curves import greedy_curves, site_axes, trusted
 from solm.fit.texts import draw_halves
+from solm.policies.curves import greedy_curves, site_axes, trusted
 
 SPARSITY = SparsityConfig(window=16, projection_part=0.3)
 

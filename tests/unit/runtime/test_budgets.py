@@ -107,7 +107,7 @@ def test_a_share_of_the_time_is_met_in_all_its_words(tiny_lm, kind, context):
         kind, lambda: tiny_lm.with_policy(None, SparsityConfig.preset("cpu"))
     )()
     budgets = timed(lm)
-    known = MeasuredCost(budgets.timings, lm.sparsity, lm.shapes)
+    known = MeasuredCost.of(budgets.timings, lm.sparsity, lm.shapes)
     floor = budgets.time_floor(context)
     for share in ((floor + 1) / 2, floor + 0.05):
         for words in (share, f"speed={1 / share}", f"ms={10 * share}"):
@@ -181,7 +181,7 @@ def test_a_reply_says_what_its_steps_come_to(fitted_lm):
     reply = fitted_lm.generate(ids, budget="speed=1.25", max_new_tokens=60, min_new_tokens=60)
     asked, met = reply.compute.requested, reply.compute.realised
     assert met.keys() == asked.keys()
-    known = MeasuredCost(fitted_lm.timings, fitted_lm.sparsity, fitted_lm.shapes)
+    known = MeasuredCost.of(fitted_lm.timings, fitted_lm.sparsity, fitted_lm.shapes)
     times = [
         float(known.milliseconds(np.array([token.realised[axis] for axis in AXES]), 200 + place))
         for place, token in enumerate(reply.tokens)

@@ -42,7 +42,7 @@ def profiled():
 
 
 def test_a_token_of_generate(cpu_lm):
-    for budget in (None, 0.8):
+    for budget in (None, "keep=0.8"):
         stream = cpu_lm.stream(CHAT[1]["content"], budget=budget, max_new_tokens=8, eos_token_id=-1)
         next(stream), next(stream)
         with profiled() as seen:
@@ -55,7 +55,7 @@ def test_a_token_of_serve(cpu_lm, byte_tokenizer):
     cpu_lm.tokenizer = with_template(byte_tokenizer)
     body = {
         "model": "tiny", "messages": CHAT, "max_tokens": 200, "stream": True, "logit_bias": {"2": -100},
-        "efficiency": {"budget": 0.8},
+        "efficiency": {"budget": "keep=0.8"},
     }  # fmt: skip
     with profiled() as seen, running(Service(cpu_lm, ServeSettings(), "tiny")) as address:
         with httpx.stream("POST", address + "/v1/chat/completions", json=body, timeout=60) as answer:

@@ -45,9 +45,9 @@ def test_what_was_given_up_is_what_a_dense_model_says(cpu_lm, sampling):
             given, guess="off", budget="loss=1e-9", max_new_tokens=60, seed=seed, **ENDLESS, **sampling
         )
         assert plain.compute.realised["loss"] == 0
-        row, _ = cpu_lm._rows([given], {
+        row = cpu_lm._rows([given], {
             "budget": "loss=0.1", "max_new_tokens": 60, "seed": seed, "guess": 4, **ENDLESS, **sampling,
-        })[0]  # fmt: skip
+        })[0].row  # fmt: skip
         assert len(list(decode(cpu_lm, [row], 1))) == len(row.ids) == 60
         told = row.sampler.allowance
         assert 0 <= told.average <= 0.1
@@ -99,7 +99,7 @@ def test_a_grammar_and_an_end_are_never_given_up(cpu_lm):
         logits[:], logits[best], logits[guess] = 0, 5.0, 4.9
         assert sampler.choose(logits, guess) == (guess if kept else best)
     grammar = Grammar.regex("[ab]{30}")
-    row, _ = cpu_lm._rows([prompt(1)], {"budget": "loss=5", "max_new_tokens": 30, "guess": 5, "grammar": grammar})[0]
+    row = cpu_lm._rows([prompt(1)], {"budget": "loss=5", "max_new_tokens": 30, "guess": 5, "grammar": grammar})[0].row
     row.predicted = cpu_lm.tokenizer.encode("abcabbbaabab?aabbabab")
     list(decode(cpu_lm, [row], 1))
     assert set(cpu_lm.tokenizer.decode(row.ids)) <= {"a", "b"}

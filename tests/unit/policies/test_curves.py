@@ -5,7 +5,7 @@ import pytest
 
 from helpers.policies import EVEN
 from solm.core.sparsity import PERCENTAGES, Allocation
-from solm.fit.curves import BIT_PROBES, PROBES, bit_losses, left_out, priced_curves, site_losses
+from solm.policies.curves import BIT_PROBES, PROBES, bit_losses, left_out, priced_curves, site_losses
 
 SPREAD = np.linspace(1, 0, PERCENTAGES)
 """Quantiles of |x| that is evenly spread from 0 to 1: a share s leaves out the mean square (1 - s)³ / 3."""

@@ -1,0 +1,125 @@
+"""`StepClock`: what steps of a model take on this machine, measured in seconds; a file in the cache folder."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from solm.core.cost import MeasuredCost, ModelShapes, check_measured, machine
+from solm.core.sparsity import SparsityConfig
+
+UNSURE = 0.03
+"""Error of a measurement from which on it is made anew at a later occasion."""
+_WINDOW, _EVERY = 96, 32
+"""Steps whose median is taken, and after which it is taken anew."""
+_TOGETHER = 20.0
+"""Seconds within which steps are compared: the machine may have changed since earlier ones."""
+_PAIRS, _FEWEST = 15, 3
+"""Comparisons of the two kinds of steps whose median is taken, and that it needs at least."""
+_MOVED = 0.01
+"""Change of a scale below which it stays: texts should not change for nothing."""
+_PROBED = 512
+"""Cheap steps without a dense one after which two dense ones are made, of which the second is timed: below 0.5 % of
+the time."""
+
+
+class StepClock(BaseModel):
+    """Milliseconds of the single steps of a row, dense ones without guesses.
+
+    A dense step that sees n keys takes base_ms + key_ms * n. A step that leaves something out takes extra_ms more, less
+    page_ms for every key that it does not read and mlp_ms times the share of channels that it leaves out; all times
+    `cheap`. contexts: where steps were timed. error: of a step's share of the dense step's time, one standard error,
+    and what the line leaves unexplained. dense, cheap: the scales of the two kinds of steps, 1 as measured; they move
+    while replies are decoded.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    model: str
+    backend: str
+    threads: int = Field(ge=1)
+    processor: str
+    contexts: tuple[int, ...] = Field(min_length=1)
+    base_ms: float = Field(gt=0)
+    key_ms: float = Field(ge=0)
+    page_ms: float = Field(ge=0)
+    mlp_ms: float = Field(ge=0)
+    extra_ms: float = Field(ge=0)
+    error: float = Field(ge=0)
+    dense: float = Field(1.0, gt=0)
+    cheap: float = Field(1.0, gt=0)
+
+    @property
+    def measured_on(self) -> str:
+        """Backend, threads and processor, in words."""
+        return f"{machine(self.backend, self.threads, self.processor)}, to within {self.error:.3f} of a dense step"
+
+    def check(self, model: str, backend: str = "auto", _: SparsityConfig | None = None) -> None:
+        """As `StepTimings.check`."""
+        check_measured(self.model, self.backend, model, backend)
+
+    def cost(self, _: SparsityConfig, __: ModelShapes) -> MeasuredCost:
+        """The cost of steps under the rules that were timed."""
+        return self._cost
+
+    @cached_property
+    def _cost(self) -> MeasuredCost:
+        ends = np.array([0.0, 1 << 24])  # the line has no end
+        rates = self.page_ms * ends, np.full(2, self.mlp_ms), np.zeros(2)
+        kinds = self.dense, self.cheap, self.extra_ms
+        return MeasuredCost(ends, self.base_ms + self.key_ms * ends, rates, *kinds)
+
+
+class RunningClock:
+    """A clock whose scales follow the steps of replies. now: the clock as it is; a reply uses the one of its start.
+
+    Medians of recent steps move both scales alike: what else a machine does is no property of one kind of steps. Where
+    steps of both kinds follow one another, they are compared, and medians of comparisons move one scale against the
+    other. A suspended process or a page that is read in makes one step long, and a clock that goes backwards one short,
+    which medians do not see.
+    """
+
+    def __init__(self, clock: StepClock, seconds: Callable[[], float] = time.monotonic):
+        self.now, self._seconds = clock, seconds
+        self._cost = clock.model_copy(update={"dense": 1.0, "cheap": 1.0})._cost
+        self._recent: deque[tuple[float, bool, Sequence[float], int, float]] = deque(maxlen=_WINDOW)
+        self._pairs: deque[float] = deque(maxlen=_PAIRS)
+        self._steps = self._since_dense = 0
+
+    def stepped(self, shares: Sequence[float], keys: int, milliseconds: float) -> bool:
+        """A step of a single row, without guesses, realised shares [axes], saw `keys` keys and took so long. Returns
+        whether it is time for a dense step to compare with."""
+        dense = min(shares) >= 1
+        self._recent.append((self._seconds(), dense, shares, keys, milliseconds))
+        self._steps, self._since_dense = self._steps + 1, 0 if dense else self._since_dense + 1
+        if self._steps % _EVERY == 0:
+            self._move()
+        if self._since_dense < _PROBED:
+            return False
+        self._since_dense = 0
+        return True
+
+    def _move(self) -> None:
+        now = self._seconds()
+        steps = [step for step in self._recent if 0 <= now - step[0] <= _TOGETHER]
+        if len(steps) < _EVERY // 2:
+            return
+        _, kinds, shares, keys, taken = zip(*steps, strict=True)
+        ratios, dense = np.array(taken) / self._cost.milliseconds(np.array(shares), np.array(keys)), np.array(kinds)
+        if dense.any() and (~dense).sum() >= _FEWEST:
+            self._pairs.append(float(np.median(ratios[~dense]) / np.median(ratios[dense])))
+            self._recent = deque((step for step in steps if not step[1]), _WINDOW)  # none is compared twice
+        relative = self.now.cheap / self.now.dense
+        if len(self._pairs) >= _FEWEST:
+            relative = float(np.median(self._pairs))
+        level = float(np.median(ratios / np.where(dense, 1.0, relative)))
+        if min(level, relative) <= 0:
+            return
+        scales = {"dense": round(level, 3), "cheap": round(level * relative, 3)}
+        if max(abs(scale / getattr(self.now, kind) - 1) for kind, scale in scales.items()) > _MOVED:
+            self.now = self.now.model_copy(update=scales)

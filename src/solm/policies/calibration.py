@@ -1,0 +1,52 @@
+"""`Calibration`: what a model without a policy leaves out first, found in seconds; a file in the cache folder."""
+
+from typing import ClassVar, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from solm.core.actions import ActionSpace
+from solm.core.budget import Budget
+from solm.core.sparsity import Allocation, ChannelThresholds, SparsityConfig
+from solm.policies.priced import NET_RATES, PriceCurve, equal_prices
+
+
+class Calibration(BaseModel):
+    """How large an activation must be to be kept, which layers and sites leave out how much, and how budgets are split
+    over the axes.
+
+    input_part, projection_part: as in `SparsityConfig`. space: the actions to choose among. costs: per axis, nats per
+    token that its levels are estimated to cost, falling to 0. groups: how many groups of layers were told
+    apart.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    format: Literal[1] = 1
+    input_part: float
+    projection_part: float
+    thresholds: ChannelThresholds
+    allocation: Allocation
+    space: ActionSpace
+    costs: tuple[tuple[float, ...], ...]
+    groups: int
+    curve: ClassVar[None] = None
+
+    def applied(self, sparsity: SparsityConfig) -> SparsityConfig:
+        """The rules `sparsity` under this calibration."""
+        return sparsity.changed(
+            input_part=self.input_part, projection_part=self.projection_part, thresholds=self.thresholds,
+            allocation=self.allocation,
+        )  # fmt: skip
+
+    def budget(self, net: float) -> Budget:
+        """As `solm.core.budget.Split`."""
+        return equal_prices(self._curves(self.space.shares), net, NET_RATES)
+
+    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
+        """As `solm.core.budget.Split`."""
+        return equal_prices(self._curves(levels), cost, tuple(rates.tolist()), 1 - float(rates.sum()))
+
+    def _curves(self, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
+        """Per axis, for levels that realise these shares."""
+        return [PriceCurve(np.array([c]), np.asarray(share)) for c, share in zip(self.costs, levels, strict=True)]
