@@ -30,7 +30,14 @@ def test_requests_made_from_the_document_get_what_it_promises(address, mode, exa
             seen.add(case.operation.path)
 
         check()
-    assert seen == {"/v1/chat/completions", "/v1/completions", "/v1/responses", "/tokenize"} | (
+    assert seen == {
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/responses",
+        "/tokenize",
+        "/detokenize",
+        "/infill",
+    } | (
         {"/v1/models", "/v1/models/{name}", "/health", "/health/live", "/health/ready", "/metrics"}
         if mode is POSITIVE
         else set()

@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, lru_cache, partial
+from types import MappingProxyType
 from typing import Any
 
 from jinja2 import TemplateError, nodes
@@ -13,6 +14,9 @@ from jinja2.meta import find_undeclared_variables
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
+
+_GIVEN = frozenset(("messages", "tools", "documents", "add_generation_prompt"))
+"""Variables that are not a caller's to set."""
 
 
 class _Generation(Extension):
@@ -58,9 +62,18 @@ def _compiled(template: str) -> Any:
 
 
 @lru_cache(maxsize=8)
-def names_tools(template: str) -> bool:
-    """Whether a template does anything with tools."""
-    return "tools" in find_undeclared_variables(_environment().parse(template))
+def names_of(template: str) -> frozenset[str]:
+    """The variables that a template reads; none where it is no template."""
+    try:
+        names = find_undeclared_variables(_environment().parse(template))
+    except TemplateError:
+        return frozenset()
+    return frozenset(names) - _environment().globals.keys()
+
+
+def options_of(template: str) -> frozenset[str]:
+    """Those of them that a caller may set, such as ``enable_thinking``."""
+    return frozenset(name for name in names_of(template) - _GIVEN if not name.endswith("_token"))
 
 
 def render(
@@ -69,16 +82,14 @@ def render(
     special_tokens: Mapping[str, str],
     add_generation_prompt: bool,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    told: Mapping[str, Any] = MappingProxyType({}),
 ) -> str:
     """The text of a conversation.
 
     messages: with texts alone as values, but for ``tool_calls``, lists. special_tokens: by transformers' names, such
-    as ``bos_token``. tools: functions that the model may call, in OpenAI's form. Raises Jinja's errors where the
-    template is no template or refuses the messages.
+    as ``bos_token``. tools: functions that the model may call, in OpenAI's form. told: other variables. Raises Jinja's
+    errors where the template is no template or refuses the messages.
     """
     content = [dict(message) for message in messages]
-    return str(
-        _compiled(template).render(
-            messages=content, tools=tools, documents=None, add_generation_prompt=add_generation_prompt, **special_tokens
-        )
-    )
+    variables = {**told, **special_tokens, "messages": content, "tools": tools, "documents": None}
+    return str(_compiled(template).render(variables, add_generation_prompt=add_generation_prompt))

@@ -113,22 +113,23 @@ class Tokenizer:
     def apply_chat_template(
         self, conversation: Sequence[Mapping[str, Any]], add_generation_prompt: bool = False, **options: Any
     ) -> Any:
-        """The text of a conversation with ``tokenize=False``, and ``tools`` where there are any, as the only options;
-        anything else is transformers'."""
-        tools = options.pop("tools", None)
+        """The text of a conversation with ``tokenize=False``, ``tools`` where there are any, and variables that the
+        template reads as the only options; anything else is transformers'."""
+        from solm.backends.chat_template import options_of, render
+
+        tools, known = options.pop("tools", None), options_of(self.chat_template or "")
+        told = {name: options.pop(name) for name in list(options) if name in known}
         plain = all(
             type(value) is str or name == "tool_calls" for message in conversation for name, value in message.items()
         )
         if self.chat_template is None or not plain or options != {"tokenize": False}:
-            options |= {} if tools is None else {"tools": tools}
+            options |= told | ({} if tools is None else {"tools": tools})
             return self.full.apply_chat_template(
                 conversation,  # type: ignore[arg-type]
                 add_generation_prompt=add_generation_prompt,
                 **options,
             )
-        from solm.backends.chat_template import render
-
-        return render(self.chat_template, conversation, self._facts.special_tokens, add_generation_prompt, tools)
+        return render(self.chat_template, conversation, self._facts.special_tokens, add_generation_prompt, tools, told)
 
     def __call__(self, *given: Any, **options: Any) -> Any:
         """As transformers' tokenizers are called."""

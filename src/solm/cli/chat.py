@@ -38,7 +38,9 @@ class Talk:
     """
 
     def __init__(self, lm: "LanguageModel", policy: str | None, generation: dict[str, Any]):
-        self.lm, self.policy, self.generation = lm, policy, generation
+        self._told = generation.get("chat_template_kwargs")
+        self.generation = {name: value for name, value in generation.items() if name != "chat_template_kwargs"}
+        self.lm, self.policy = lm, policy
         self.tokenizer: Any = lm.tokenizer
         self.budget: str | None = None
         self._stream: Stream | None = None
@@ -113,7 +115,8 @@ class Talk:
         self._stream = None
         try:
             plain = "\n".join(message["content"] for message in self.messages) + "\n"
-            ids = encode(self.tokenizer, self.messages if self.tokenizer.chat_template else plain)
+            conversation = self.messages if self.tokenizer.chat_template else plain
+            ids = encode(self.tokenizer, conversation, told=self._told)
             self.read = ids.shape[1]
             check_length(self.read, self.generation["max_new_tokens"], self.lm.context)
             budget = None if self.policy == "dense" else self.budget
@@ -166,9 +169,12 @@ def chat(model: ModelOptions, options: ReplyOptions) -> None:
       solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
       echo "Why is the sky blue?" | solm chat --policy static
     """
+    from solm.runtime.prompts import check_told
+
     generation = options.generation()
     prepared = options.prepare(model)
     options.check_budget(prepared, 0)
+    check_told(prepared.tokenizer, generation.get("chat_template_kwargs"))
     if options.policy is None:
         mention_policy(prepared)
     lm = read_weights(prepared)

@@ -52,7 +52,7 @@ def generate(
     checks.out_file(out)
     prepared = options.prepare(model)
     with argument("prompt"):
-        ids = encode(prepared.tokenizer, text, options.system)
+        ids = encode(prepared.tokenizer, text, options.system, generation.pop("chat_template_kwargs", None))
         check_length(ids.shape[1], options.max_new_tokens, prepared.facts.context)
     options.check_budget(prepared, ids.shape[1])
     if options.policy is None and budget is not None:

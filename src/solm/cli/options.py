@@ -113,8 +113,9 @@ class ReplyOptions:
         temperature: Sample at this temperature; greedy at 0, and where no option of sampling is given.
         top_p: Sample from the likeliest tokens of this total probability.
         top_k: Sample from so many of the likeliest tokens; by default 50; 0: all.
-        set: Another generation option as NAME=VALUE, such as min_p=0.05, repetition_penalty=1.1 or
-            presence_penalty=0.5; may be repeated.
+        set: Another generation option as NAME=VALUE, such as min_p=0.05 or repetition_penalty=1.1; for models that
+            think before they answer reasoning_budget=0.6 or chat_template_kwargs.enable_thinking=false; may be
+            repeated.
     """
 
     policy: str | None = None
@@ -142,11 +143,16 @@ class ReplyOptions:
 
         named = {name: getattr(self, name) for name in ("temperature", "top_p", "top_k")}
         options = {name: value for name, value in named.items() if value is not None} | assignments(self.set)
+        known = (*SUPPORTED, "reasoning_budget", "chat_template_kwargs")
         for name, value in options.items():
-            if name not in SUPPORTED:
-                raise SolmError(f"--set: unknown generation option {name!r}; choose among {', '.join(SUPPORTED)}")
+            if name not in known:
+                raise SolmError(f"--set: unknown generation option {name!r}; choose among {', '.join(known)}")
             if value != value or value in (float("inf"), float("-inf")):
                 raise SolmError(f"--{name.replace('_', '-')}: {value} is not a number that can be used")
+        if not isinstance(options.get("chat_template_kwargs", {}), dict):
+            raise SolmError(
+                "--set: chat_template_kwargs needs the name of a variable, as in chat_template_kwargs.NAME=VALUE"
+            )
         guess = int(self.guess) if self.guess.isdecimal() else self.guess
         with argument("guess"):
             guess_count(guess, exact=True)
@@ -167,16 +173,20 @@ class ReplyOptions:
         """Raises `BudgetError` for a budget that a reply to `prompt` tokens cannot meet, as far as that is known before
         this machine is timed."""
         from solm.core.budget import Budget, BudgetRequest
+        from solm.runtime.thinking import marks_of
 
-        with argument("budget"):
-            request, context = BudgetRequest.parse(self.budget), prompt + self.max_new_tokens // 2
-            untimed = prepared.source is not None and prepared.times is None and request.kind != "loss"
-            if untimed and request.in_time and self.policy != "dense":
-                prepared.budgets().check_untimed(request, context)
-                return
-            resolved = prepared.budgets().resolve(self.budget, context)
-            if self.policy == "dense" and resolved.budget != Budget():
-                raise BudgetError(f"{self.budget} needs another --policy than dense, which spends everything")
+        budgets, context = prepared.budgets(), prompt + self.max_new_tokens // 2
+        thinking = assignments(self.set).get("reasoning_budget")
+        for name, budget in (("set", thinking), ("budget", self.budget)):
+            with argument(name):
+                if name == "set" and budget is not None and marks_of(prepared.tokenizer.chat_template) is None:
+                    raise BudgetError("reasoning_budget: this model's chat template knows no thinking")
+                request = BudgetRequest.parse(budget)
+                untimed = prepared.source is not None and prepared.times is None and request.kind != "loss"
+                if untimed and request.in_time and self.policy != "dense":
+                    budgets.check_untimed(request, context)
+                elif budgets.resolve(budget, context).budget != Budget() and self.policy == "dense":
+                    raise BudgetError(f"{budget} needs another --policy than dense, which spends everything")
 
 
 def assignments(given: Sequence[str] | None) -> dict[str, Any]:

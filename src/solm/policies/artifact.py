@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 BUILTIN, _SHIPPED = "builtin:", Path(__file__).parent / "builtin"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
+CUSTOM = "custom_generate/generate.py"
+"""Where transformers looks for decoding loops of a hub repository."""
 _KEPT_BUDGETS = 1024
 
 
@@ -165,7 +168,11 @@ class TrainedPolicy:
             self.config.sparsity.thresholds.check(shapes.layers)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
-        """Upload to the hub repository `repository`, made if need be; its address. Raises `SolmError` if that fails."""
+        """Upload to the hub repository `repository`, made if need be; its address. Raises `SolmError` if that fails.
+
+        With it goes the code by which transformers' ``model.generate(..., custom_generate=repository,
+        trust_remote_code=True, budget=0.7)`` decodes under the policy.
+        """
         import tempfile
 
         from httpx import HTTPError
@@ -175,12 +182,27 @@ class TrainedPolicy:
         api = HfApi()
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder)
+            write_bytes(Path(folder) / CUSTOM, _CUSTOM_GENERATE.format(repository=repository).encode())
             try:
                 api.create_repo(repository, private=private, exist_ok=True)
                 return str(api.upload_folder(repo_id=repository, folder_path=folder))
             except (HFValidationError, HTTPError, OSError) as error:
                 reason = first_line(error)
                 raise SolmError(f"cannot upload to the hub repository {repository!r}: {reason}") from error
+
+
+_HUB_ID = re.compile(r"\w[\w.-]{0,95}/\w[\w.-]{0,95}")
+"""A name that the hub takes for a model's in a card; the identity of a base model has no paths of folders."""
+_CUSTOM_GENERATE = '''"""Decoding under the solm policy of this repository; needs the package solm."""
+
+import solm
+
+
+def generate(model, budget=None, streamer=None, **given):
+    """What `model.generate` returns, under a compute budget in any form that solm takes; None: dense."""
+    loop = solm.custom_generate("{repository}", budget, streamer=streamer)
+    return model.generate(**given, custom_generate=loop)
+'''
 
 
 def shipped() -> list[str]:
@@ -220,8 +242,9 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     known = {"allocation": "an allocation", "thresholds": "thresholds on channels"}
     tables = {name: words for name, words in known.items() if getattr(config.sparsity, name) is not None}
     lines = [
-        "---", "library_name: solm", "license: apache-2.0", f"base_model: {config.base.name}", "tags: [solm]", "---",
-        "",
+        "---", "library_name: solm", "license: apache-2.0",
+        *([f"base_model: {config.base.name}"] if _HUB_ID.fullmatch(config.base.name) else []),
+        "tags: [solm]", "---", "",
         f"# solm policy for {config.base.name}", "",
         f"Chooses among {len(space)} actions for every decoded token: attention keep {list(space.attention)}, "
         f"MLP keep {list(space.mlp)}, {kind} bits {list(space.bits)}. The base model stays frozen.", "",

@@ -13,14 +13,16 @@ from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_numpy
+from solm.core.budget import Terms, mean_terms
 from solm.core.errors import first_line
 from solm.policies.schedules import Dense, Random
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.draft import Drafter
 from solm.runtime.guess import MOST_GUESSES, Guess, Wish
-from solm.runtime.reply import TextStream, Trace
+from solm.runtime.reply import TextStream, Trace, overlap
 from solm.runtime.sampling import Sampler
 from solm.runtime.sources import Forced, Lookup, Prediction, Recalled, Source
+from solm.runtime.thinking import ThinkingReader
 
 _LOG = logging.getLogger("solm")
 Shares = tuple[float, ...]
@@ -36,7 +38,8 @@ class Row:
     session: one row that has read the first tokens of the prompt, at most all but the last; None: nothing is read yet.
     guess: tokens that are guessed before every pass of a dense reply; None: as many as pay. predicted: tokens that the
     reply is expected to be like. Both are to be set before the row joins a batch. sources: where guesses come from;
-    drafting: whether the draft model guesses, too.
+    drafting: whether the draft model guesses, too. reasoning: thinking that the last token made final, where the reply
+    may `think`. thought: tokens of the thinking, with its marks.
     """
 
     def __init__(
@@ -78,6 +81,10 @@ class Row:
         self.predicted: Sequence[int] = ()
         self.sources: list[Source] = []
         self.drafting = True
+        self.reasoning, self.thought = "", 0
+        self._thinking: ThinkingReader | None = None
+        self._shares = (self.target, self.target)
+        """Of the answer, and of the thinking."""
         self._text, self._stops, self._criteria = text, stops, criteria
 
     @property
@@ -85,12 +92,34 @@ class Row:
         """Tokens that the reply may still have."""
         return self.longest - len(self.ids)
 
+    def think(self, reader: ThinkingReader, target: Sequence[float] | None = None) -> None:
+        """Before the first token: the reply may think before it answers. Stop strings and a grammar then wait for the
+        answer. reader: of its text, new. target: shares [axes] that the thinking may spend on average; None: those of
+        the answer."""
+        self._thinking, self._shares = reader, (self.target, self.target if target is None else tuple(target))
+        self.sampler.free, self.sampler.opening = reader.thinking, reader.opening
+
+    @property
+    def thinks(self) -> bool:
+        """Whether the next token is one of the thinking."""
+        return self._thinking is not None and self._thinking.thinking
+
+    @property
+    def wanted(self) -> Shares:
+        """The shares [axes] that the next step may spend on average."""
+        return self._shares[self.thinks]
+
+    def mean(self, answer: Terms, thinking: Terms) -> Terms:
+        """The mean over the steps so far of what answer and thinking were allowed."""
+        return mean_terms([thinking, answer], [self.thought, len(self.ids) - self.thought]) if self.thought else answer
+
     def take(self, logits: np.ndarray, guess: int | None = None) -> None:
         """Choose the next token by logits [V]; `guess` may be kept, see `Sampler.choose`."""
         if not self.longest:
             self.reason = "length"
             return
         self.possible = self.sampler.possible(logits)
+        self.reasoning, thought = "", self.thinks
         token = self.sampler.choose(self.possible, guess)
         self.ids.append(token)
         for source in self.sources:
@@ -101,7 +130,13 @@ class Row:
             self.reason = "length"
         if self._text is not None:
             self.new = self._text.push(token)
-            self._show(self._held + self.new + (self._text.flush() if self.reason else ""))
+            text = self.new + (self._text.flush() if self.reason else "")
+            if self._thinking is not None:
+                self.reasoning, text = self._thinking.push(text, self.reason is not None)
+                self.sampler.free = self.thinks
+                if thought or self.thinks:
+                    self.thought = len(self.ids)
+            self._show(self._held + text)
 
     def _show(self, text: str) -> None:
         """Show `text`, as far as it cannot become part of a stop string."""
@@ -111,11 +146,6 @@ class Row:
             return
         held = 0 if self.reason else max((overlap(text, stop) for stop in self._stops), default=0)
         self.shown, self._held = text[: len(text) - held], text[len(text) - held :]
-
-
-def overlap(text: str, stop: str) -> int:
-    """Length of the longest suffix of `text` that is a prefix of `stop`."""
-    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
 
 
 _Row = TypeVar("_Row", bound=Row)
@@ -154,6 +184,7 @@ class Batch(Generic[_Row]):
         row.take(as_numpy(logits))
         if row.reason is not None:
             return
+        row.target = row.wanted
         session.control(row.policy, np.array([row.target]), row.longest)
         if self.session is None:
             self.session = session
@@ -304,6 +335,7 @@ def decode(lm: ControlledModel, rows: Sequence[Row], batch_size: int) -> Generat
             row = waiting.popleft()
             batch.read(row)
             yield row
+        batch.aim([row.wanted for row in batch.rows])
         for row in batch.step() if batch.rows else ():
             if row.error is not None:
                 raise row.error

@@ -24,6 +24,7 @@ from solm.runtime.guess import Allowance, guess_count
 from solm.runtime.prompts import Message, Prompt, Prompts, are_ids, encode, token_rows
 from solm.runtime.reply import Reply, TextStream, Token
 from solm.runtime.sampling import Sampler
+from solm.runtime.thinking import ThinkingReader
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ class GenerateOptions:
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
         max_new_tokens: most tokens of the reply; by default 128.
         max_length: most tokens of prompt and reply together, in place of `max_new_tokens`.
+        reasoning_budget: the same for the thinking of a model that thinks before it answers; None: as `budget`.
         seed: of all random numbers.
         stop_strings: texts that end the reply, which still contains them.
         grammar: what the reply must fit.
@@ -58,6 +60,7 @@ class GenerateOptions:
 
     budget: BudgetLike = None
     policy: str | AnyPolicy | None = None
+    reasoning_budget: BudgetLike = None
     max_new_tokens: int | None = None
     max_length: int | None = None
     seed: int = 0
@@ -154,8 +157,9 @@ class LanguageModel(ControlledModel):
             streamer: of transformers, such as `TextStreamer` or `TextIteratorStreamer`, for one prompt: gets the prompt
                 and every token, and is ended.
             batch_size: most prompts that decode together; the others wait.
-            options: of `GenerateOptions`. A list of budgets has one for every prompt. seed: of the first prompt; prompt
-                i draws as it would alone with seed + i.
+            options: of `GenerateOptions`; and chat_template_kwargs, what the model's chat template is told, such as
+                ``{"enable_thinking": False}``. A list of budgets has one for every prompt. seed: of the first prompt;
+                prompt i draws as it would alone with seed + i.
 
         Raises:
             BudgetError: a budget that cannot be read or met.
@@ -217,8 +221,9 @@ class LanguageModel(ControlledModel):
         """The token ids [1, C] of every prompt, of `input_ids` and `attention_mask` taken out of `options` where they
         are there, and whether there are several."""
         rows, several = token_rows(
-            self.tokenizer, prompt, options.pop("input_ids", None), options.pop("attention_mask", None)
-        )
+            self.tokenizer, prompt, options.pop("input_ids", None), options.pop("attention_mask", None),
+            options.pop("chat_template_kwargs", None),
+        )  # fmt: skip
         options.pop("token_type_ids", None)  # some tokenizers return them; causal models read none
         for row in rows:
             low, high = int(row.min()), int(row.max())
@@ -248,7 +253,9 @@ class LanguageModel(ControlledModel):
 
     def _started(self, ids: np.ndarray, options: GenerateOptions, read_text: bool = False) -> "Started":
         """The reply to a prompt [1, C], not yet begun. read_text: the text of every token is wanted."""
-        lm = self if options.policy == "dense" else self.timed_for(options.budget)
+        lm = self
+        for each in (options.budget, options.reasoning_budget) if options.policy != "dense" else ():
+            lm = lm.timed_for(each)
         if lm is not self and (options.policy is None or isinstance(options.policy, str)):
             return lm._started(ids, options, read_text)
         prompt = ids.shape[1]
@@ -257,40 +264,55 @@ class LanguageModel(ControlledModel):
             if getattr(options, name) and self.tokenizer is None:
                 raise SolmError(f"{name} needs a tokenizer; pass one to attach")
         check_length(prompt, longest, self.context)
-        policy = self.decider(options.policy, options.budget)
+        reader = ThinkingReader.of(self.tokenizer, ids[0])
+        if options.reasoning_budget is not None and reader is None:
+            raise BudgetError("reasoning_budget needs a model whose chat template knows thinking; this one's does not")
+        asked = (options.budget, options.budget if options.reasoning_budget is None else options.reasoning_budget)
+        policy = self.decider(options.policy, next((each for each in asked if each is not None), None))
         budgets = self.budgets(policy)
-        budget = budgets.resolve(options.budget, prompt + longest // 2)
-        if isinstance(policy, Dense) and budget.budget != Budget():
-            raise BudgetError(f"budget {options.budget} needs another policy than dense, which spends everything")
-        if budget.budget == Budget():
+        budget, thinking = (budgets.resolve(each, prompt + longest // 2) for each in asked)
+        if options.reasoning_budget is not None and (budget.loss, thinking.loss) != (None, None):
+            raise BudgetError("a loss that is verified holds for the whole reply; give it as the budget alone")
+        dense = budget.budget == thinking.budget == Budget()
+        if isinstance(policy, Dense) and not dense:
+            told = options.budget if options.reasoning_budget is None else options.reasoning_budget
+            raise BudgetError(f"budget {told} needs another policy than dense, which spends everything")
+        if dense:
             policy = self.policy("dense", policy.space)  # which reads no weights of its own, and may guess
         constraint = None if options.grammar is None else self.compiler.compile(options.grammar)
         sampler = Sampler.of(self, ids, int(options.seed), options.sampling, constraint)
         sampler.allowance = None if budget.loss is None else Allowance(budget.loss)
-        text = TextStream(self.tokenizer) if read_text or options.stop_strings else None
+        text = TextStream(self.tokenizer) if read_text or options.stop_strings or reader is not None else None
         row = Row(ids[0], policy, budget.budget.shares, longest, sampler, text=text, stops=options.stop_strings)
         row.guess = guess_count(options.guess, self.backend.exact_passes)
         if options.prediction:
             row.predicted = self.tokenizer.encode(options.prediction, add_special_tokens=False)
-        return Started(self, row, budget.terms, budgets)
+        if reader is not None:
+            row.think(reader, thinking.budget.shares)
+        return Started(self, row, budget.terms, thinking.terms, budgets)
 
 
 @dataclass(frozen=True)
 class Started:
-    """A reply of `lm` that `row` decodes. requested: its budget in all units. budgets: with the step times of its
-    start, which a reply keeps."""
+    """A reply of `lm` that `row` decodes. requested, thinking: the budgets of its answer and of its thinking,
+    in all units. budgets: with the step times of its start, which a reply keeps."""
 
     lm: LanguageModel
     row: Row
     requested: Terms
+    thinking: Terms
     budgets: Budgets
 
     @property
     def reply(self) -> Reply:
         """What has been generated so far."""
-        tokenizer, trace = self.lm.tokenizer, self.row.trace
-        text = "" if tokenizer is None else str(tokenizer.decode(self.row.ids, skip_special_tokens=True))
-        return Reply(text, trace.compute(self.budgets, self.requested), trace, tokenizer, self.budgets)
+        tokenizer, row, text, reasoning = self.lm.tokenizer, self.row, "", ""
+        if reader := ThinkingReader.of(tokenizer, row.prompt):
+            reasoning, text = reader.read(tokenizer, row.ids)
+        elif tokenizer is not None:
+            text = str(tokenizer.decode(row.ids, skip_special_tokens=True))
+        spent = row.trace.compute(self.budgets, row.mean(self.requested, self.thinking))
+        return Reply(text, spent, row.trace, tokenizer, self.budgets, reasoning)
 
 
 class Stream(Iterator[Token]):

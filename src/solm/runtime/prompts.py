@@ -1,10 +1,11 @@
 """What a model can be asked with: text, a conversation, token ids, and several of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
 
+from solm.backends.chat_template import options_of
 from solm.core.arrays import Array, as_numpy, is_tensor
 from solm.core.errors import DataError, SolmError, argument, check_unicode
 
@@ -22,13 +23,14 @@ def token_rows(
     prompt: Prompts | None,
     input_ids: Array | None = None,
     attention_mask: Array | None = None,
+    told: Mapping[str, Any] | None = None,
 ) -> tuple[list[np.ndarray], bool]:
     """The token ids [1, C] of every prompt, and whether there are several: a list of prompts or ids [N, C] of N > 1.
 
     Token ids of one prompt are a list, an array or a tensor [C] of whole numbers.
     input_ids [N, C] int64 are taken in place of a prompt. attention_mask [N, C]: the tokens that count, 1 or true;
-    all without. Raises `DataError` for a prompt that is empty, malformed or not valid Unicode, `SolmError` for
-    text without a tokenizer.
+    all without. told: as `chat_tokens` has it. Raises `DataError` for a prompt that is empty, malformed or not valid
+    Unicode, `SolmError` for text without a tokenizer.
     """
     if (prompt is None) == (input_ids is None):
         if prompt is None:
@@ -42,7 +44,7 @@ def token_rows(
     if attention_mask is not None:
         raise DataError("an attention_mask goes with token ids, not with text")
     if isinstance(asked, str) or (isinstance(asked, Sequence) and asked and isinstance(asked[0], Mapping)):
-        return [encode(tokenizer, asked)], False  # type: ignore[arg-type]
+        return [encode(tokenizer, asked, told=told)], False  # type: ignore[arg-type]
     if not isinstance(asked, list | tuple):
         raise DataError(f"a prompt must be text, a list of messages or token ids, got {type(asked).__name__}")
     if not asked:
@@ -50,27 +52,30 @@ def token_rows(
     rows = []
     for number, one in enumerate(asked):
         try:
-            rows.append(token_rows(None, one)[0][0] if are_ids(one) else encode(tokenizer, one))  # type: ignore[arg-type]
+            rows.append(token_rows(None, one)[0][0] if are_ids(one) else encode(tokenizer, one, told=told))  # type: ignore[arg-type]
         except SolmError as error:
             raise type(error)(f"prompt {number}: {error}") from error
     return rows, True
 
 
-def encode(tokenizer: Any, prompt: str | list[Message], system: str | None = None) -> np.ndarray:
+def encode(
+    tokenizer: Any, prompt: str | list[Message], system: str | None = None, told: Mapping[str, Any] | None = None
+) -> np.ndarray:
     """Token ids [1, C] int64 of a text or a conversation, through the chat template where the tokenizer has one.
 
-    system: a message that comes first. Raises as `token_rows` does, and `SolmError` for a conversation or a system
-    message where there is no chat template.
+    system: a message that comes first. told: as `chat_tokens` has it. Raises as `token_rows` does, and `SolmError` for
+    a conversation or a system message where there is no chat template.
     """
     messages = _conversation(prompt, system)
     if tokenizer is None:
         raise SolmError("text needs a tokenizer; pass one to attach or load, or pass token ids")
     check_system(tokenizer, system)
     if not tokenizer.chat_template:
+        check_told(tokenizer, told)
         if not isinstance(prompt, str):
             raise SolmError("this model has no chat template, so a list of messages has no form; give one text")
         return np.array([tokenizer.encode(prompt)], dtype=np.int64)
-    return np.array([chat_tokens(tokenizer, messages)], dtype=np.int64)
+    return np.array([chat_tokens(tokenizer, messages, told=told)], dtype=np.int64)
 
 
 def check_system(tokenizer: Any, system: str | None) -> None:
@@ -84,11 +89,35 @@ def check_system(tokenizer: Any, system: str | None) -> None:
                 )
 
 
-def chat_tokens(tokenizer: Any, messages: list[Message], tools: Sequence[Mapping[str, Any]] = ()) -> list[int]:
+class TemplateVariableError(DataError):
+    """A variable that the chat template does not read. field: that of a request which sets it."""
+
+    def __init__(self, name: str, known: Collection[str]):
+        self.field = f"chat_template_kwargs.{name[:40]}"
+        listed = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
+        super().__init__(f"{self.field}: this model's chat template does not read it; of such variables {listed}")
+
+
+def check_told(tokenizer: Any, told: Mapping[str, Any] | None) -> None:
+    """Raises `TemplateVariableError` for a variable that the chat template does not read."""
+    known = options_of(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else frozenset()
+    for name in told or ():
+        if name not in known:
+            raise TemplateVariableError(name, known)
+
+
+def chat_tokens(
+    tokenizer: Any,
+    messages: list[Message],
+    tools: Sequence[Mapping[str, Any]] = (),
+    told: Mapping[str, Any] | None = None,
+) -> list[int]:
     """The tokens of a conversation, checked already, with the beginning of a reply. tools: functions that the model may
-    call, in OpenAI's form. Raises `DataError` where the chat template refuses the messages, and for text that is not
-    valid Unicode."""
-    told = {"tools": tools} if tools else {}
+    call, in OpenAI's form. told: variables of the chat template, such as ``enable_thinking``. Raises
+    `TemplateVariableError` for one that it does not read, `DataError` where it refuses the messages, and for text that
+    is not valid Unicode."""
+    check_told(tokenizer, told)
+    told = {**(told or {}), **({"tools": tools} if tools else {})}
     try:
         text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False, **told)
     except Exception as error:  # templates are programs, and refuse in many ways

@@ -42,24 +42,37 @@ class TextStream:
         return self._read(finished=True)
 
     def _read(self, finished: bool) -> str:
-        now = self._decode(self.ids[self._context :])
+        now = self.whole(self.ids[self._context :])
         finished = finished or len(self.ids) - self._shown >= _LONGEST
         if not finished and (len(now) <= len(self._before) or now.endswith(_UNFINISHED)):
             return ""
         new, last = now[len(self._before) :], self._shown
         self._shown, self._before = len(self.ids), now
         if self._shown - self._context >= _LONGEST:
-            self._context, self._before = last, self._decode(self.ids[last:])
+            self._context, self._before = last, self.whole(self.ids[last:])
         return new
 
-    def _decode(self, ids: list[int]) -> str:
+    def whole(self, ids: list[int]) -> str:
+        """The text of tokens, apart from those that were pushed."""
         if self.tokenizer is None or not ids:
             return ""
         place = next((place for place, token in enumerate(ids) if token in self._always), None)
         if place is not None:
             shown = str(self.tokenizer.decode(ids[place : place + 1]))
-            return self._decode(ids[:place]) + shown + self._decode(ids[place + 1 :])
+            return self.whole(ids[:place]) + shown + self.whole(ids[place + 1 :])
         return str(self.tokenizer.decode(ids, skip_special_tokens=self.skip))
+
+
+def hidden_token(tokenizer: Any, mark: str) -> int | None:
+    """The token that `mark` is, where text does not show it; None: it is text like any other."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    token: int | None = None if backend is None else backend.token_to_id(mark)
+    return None if token is None or backend.decode([token], skip_special_tokens=True) else token
+
+
+def overlap(text: str, stop: str) -> int:
+    """Length of the longest suffix of `text` that is a prefix of `stop`."""
+    return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if stop.startswith(text[-size:])), 0)
 
 
 @dataclass(frozen=True)
@@ -192,13 +205,14 @@ class Trace:
         text = TextStream(tokenizer)
         return [self.token(place, text.push(token), budgets) for place, token in enumerate(self.ids)]
 
-    def compute(self, budgets: Budgets, requested: Terms) -> Compute:
-        """What the steps spent. A loss is told where one is among what was requested."""
-        spent = Spent(budgets)
-        if self.actions:
-            seen = self.prompt + 1 + np.arange(len(self.actions))
-            spent.add(np.array(self.realised), np.array(self.controllable), seen)
-        realised = spent.terms(self.prompt + 1, not requested.keys().isdisjoint(("loss", "loss_above")))
+    def compute(self, budgets: Budgets, requested: Terms, first: int = 0, last: int | None = None) -> Compute:
+        """What the steps from `first` to before `last` spent, by default all. A loss is told where one is among what
+        was requested."""
+        spent, steps = Spent(budgets), slice(first, last)
+        if self.actions[steps]:
+            seen = self.prompt + 1 + np.arange(len(self.actions))[steps]
+            spent.add(np.array(self.realised[steps]), np.array(self.controllable[steps]), seen)
+        realised = spent.terms(self.prompt + 1 + first, not requested.keys().isdisjoint(("loss", "loss_above")))
         if self.allowance is not None:
             realised |= loss_terms(self.allowance.average)
         waited = spent.steps - int(spent.ledger.steps[AXES.index("attention")])
@@ -207,13 +221,15 @@ class Trace:
 
 @dataclass(frozen=True)
 class Reply:
-    """A generated reply: its text without special tokens, what was requested and spent, and the steps behind it."""
+    """A generated reply: its text without special tokens and thinking, what was requested and spent, and the steps
+    behind it. reasoning: what a model that thinks before it answers has thought."""
 
     text: str
     compute: Compute
     trace: Trace = field(repr=False)
     tokenizer: Any = field(repr=False)
     budgets: Budgets = field(repr=False)
+    reasoning: str = ""
 
     @cached_property
     def tokens(self) -> list[Token]:
@@ -224,6 +240,7 @@ class Reply:
         """The JSON form: text, tokens with their actions, requested and realised compute."""
         return {
             "text": self.text,
+            "reasoning": self.reasoning,
             "tokens": [token.as_dict() for token in self.tokens],
             "requested": self.compute.requested,
             "realised": self.compute.realised,

@@ -224,8 +224,9 @@ class Sampler:
 
     changes: of the logits, in their order. plain: how tokens are drawn; None: the largest score is chosen. stops:
     tokens after which a reply ends. constraint: a grammar, by which logits are masked before anything else.
-    allowance: what the reply may lose
-    by tokens that are kept though others are chosen; None: nothing, and tokens are drawn in another way.
+    allowance: what the reply may lose by tokens that are kept though others are chosen; None: nothing, and tokens are
+    drawn in another way. free: whether the grammar waits, because it holds for what comes later. opening: a token that
+    may come first, whatever the grammar says, which then waits.
     """
 
     def __init__(
@@ -237,6 +238,8 @@ class Sampler:
         constraint: Constraint | None = None,
     ):
         self.seed, self._changes, self.plain, self.stops, self.constraint = seed, changes, plain, stops, constraint
+        self.free = False
+        self.opening: int | None = None
         self.allowance: Allowance | None = None
         self._chosen = 0
         self._places: deque[float] = deque()
@@ -301,7 +304,12 @@ class Sampler:
 
     def possible(self, logits: np.ndarray) -> np.ndarray:
         """Logits [V], in which tokens that the grammar forbids have minus infinity."""
-        return logits if self.constraint is None else self.constraint.masked(logits)
+        if self.constraint is None or self.free:
+            return logits
+        possible = self.constraint.masked(logits)
+        if self.opening is not None:
+            possible[self.opening] = logits[self.opening]
+        return possible
 
     def choose(self, logits: np.ndarray, guess: int | None = None) -> int:
         """The next token, from logits [V] of `possible`; it counts as part of the reply from here on. guess: it is kept
@@ -317,8 +325,9 @@ class Sampler:
             self._places.popleft()
         for change in self._changes:
             change.add(chosen)
-        if self.constraint is not None and chosen not in self.stops:
+        if self.constraint is not None and not self.free and chosen not in self.stops and chosen != self.opening:
             self.constraint.add(chosen)
+        self.opening = None
         return chosen
 
     def foresee(self, logits: np.ndarray, ahead: int) -> int:

@@ -22,7 +22,7 @@ _STATUS = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}
 
 @dataclass
 class Choice:
-    """One reply as far as its events have arrived: text, tokens and, once it is complete, its end.
+    """One reply as far as its events have arrived: text, thinking, tokens and, once it is complete, its end.
 
     before: the text of a prompt that is repeated. reader: of replies that may call tools.
     """
@@ -32,6 +32,7 @@ class Choice:
     before: str = ""
     reader: CallReader | None = None
     text: str = ""
+    reasoning: str = ""
     tokens: list[Chosen] = field(default_factory=list)
     ended: Ended | None = None
     begun: bool = False
@@ -50,14 +51,18 @@ class Choice:
         """Content and calls of a reply that is complete."""
         content, calls = self._read(self.text, last=True)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        if self.job.thinking is not None:
+            message["reasoning_content"] = self.reasoning or None
         if calls:
             for call in calls:
                 del call["index"]
             message |= {"content": content or None, "tool_calls": calls}
         return message
 
-    def delta(self, text: str, last: bool = False) -> dict[str, Any]:
-        """What a piece of text adds to the message. last: that is all of the reply."""
+    def delta(self, text: str, last: bool = False, reasoning: str = "") -> dict[str, Any]:
+        """What a piece of text, and of thinking before it, adds to the message. last: that is all of the reply."""
+        if reasoning:
+            return {"reasoning_content": reasoning} | (self.delta(text) if text else {})
         content, calls = self._read(text, last)
         if self.reader is None and not last:
             return {"content": content}
@@ -108,6 +113,7 @@ class Exchange:
                 choice.ended = event
             else:
                 choice.text += event.text
+                choice.reasoning += event.reasoning
                 choice.tokens += event.tokens
             yield choice, event
 
@@ -156,6 +162,7 @@ class Exchange:
             "guessed_tokens": sum(made for made, _ in guesses.values()),
             "accepted_tokens": sum(kept for _, kept in guesses.values()),
             "completion_tokens_details": {
+                "reasoning_tokens": sum(ended.reasoning_tokens for ended in ends),
                 "accepted_prediction_tokens": predicted[1],
                 "rejected_prediction_tokens": predicted[0] - predicted[1],
             },
@@ -167,6 +174,10 @@ class Exchange:
                 "realised": realised,
                 "bytes": realised["bytes"],
                 "loss_verified": any(ended.compute.verified for ended in ends),
+                **{
+                    name: {"requested": _phase(ends, name, "requested"), "realised": _phase(ends, name, "realised")}
+                    for name in ("reasoning", "answer") if any(ended.phases for ended in ends)
+                },
             },
         }  # fmt: skip
 
@@ -199,7 +210,8 @@ class Exchange:
         """An event of a stream: more of a choice."""
         first, choice.begun = not choice.begun, True
         if self._chat:
-            body: dict[str, Any] = {"delta": choice.delta(piece.text) | ({"role": "assistant"} if first else {})}
+            delta = choice.delta(piece.text, reasoning=piece.reasoning)
+            body: dict[str, Any] = {"delta": delta | ({"role": "assistant"} if first else {})}
         else:
             body = {"text": (choice.before if first else "") + piece.text}
         return _event(self._envelope("chat.completion.chunk", [self._body(choice, body, piece.tokens, None)]))
@@ -216,7 +228,10 @@ class Exchange:
 
     def _envelope(self, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
         kind = kind if self._chat else "text_completion"
-        return {"id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices}
+        return {
+            "id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices,
+            "seed": self.choices[0].job.seed,
+        }  # fmt: skip
 
     def _log_probabilities(self, choice: Choice, tokens: Sequence[Chosen]) -> dict[str, Any]:
         if self._chat:
@@ -245,9 +260,20 @@ class Exchange:
 
 
 def traced(tokens: Sequence[Chosen]) -> dict[str, Any]:
-    """What tokens cost."""
-    spent = [token.spent.as_dict() for token in tokens if token.spent is not None]
-    return {"tokens": [{name: value for name, value in each.items() if name != "id"} for each in spent]}
+    """What tokens cost, and which of them belong to the thinking."""
+    listed = []
+    for token in tokens:
+        if token.spent is not None:
+            listed.append(token.spent.as_dict() | ({"reasoning": True} if token.thought else {}))
+            del listed[-1]["id"]
+    return {"tokens": listed}
+
+
+def _phase(ends: Sequence[Ended], name: str, part: str) -> dict[str, float]:
+    """What the phase `name` of all replies that thought requested or realised, weighted by the tokens of it."""
+    thought = [ended for ended in ends if ended.phases]
+    weights = [ended.reasoning_tokens if name == "reasoning" else ended.tokens for ended in thought]
+    return mean_terms([getattr(ended.phases[name], part) for ended in thought], weights)
 
 
 def _event(content: dict[str, Any]) -> bytes:

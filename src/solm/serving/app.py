@@ -17,16 +17,17 @@ from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
+from solm.serving import settings as limits
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
 from solm.serving.http import HEADERS, RequestMiddleware, describe, hung_up, read_body, takes
+from solm.serving.infill import InfillRequest, InfillWriter
 from solm.serving.logs import SpanSender, tracing_wanted
 from solm.serving.responses import ResponsesRequest, ResponseWriter, renamed
-from solm.serving.schema import ChatRequest, CompletionRequest, TokenizeRequest
+from solm.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
 from solm.serving.service import Service
-from solm.serving.settings import FIXED_LIMITS
 
-_PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_"}
+_PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_", InfillRequest: "fill-"}
 """Of what replies are called."""
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
 _PAGE = Path(__file__).parent / "page"
@@ -83,14 +84,26 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         """A reply to a conversation in the form of the Responses API. Nothing is stored."""
         return await _complete(service, request, await read_body(request, ResponsesRequest, ignore))
 
+    @app.post("/infill", **takes(InfillRequest))
+    async def infill(request: Request) -> Response:
+        """What belongs between two pieces of code, in llama.cpp's form, streamed or whole."""
+        return await _complete(service, request, await read_body(request, InfillRequest, ignore))
+
     @app.post("/tokenize", **takes(TokenizeRequest, streams=False))
     async def tokenize(request: Request) -> dict[str, Any]:
         """Token ids of a text, or of messages through the chat template."""
         body = await read_body(request, TokenizeRequest, ignore)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", "prompt")
-        ids = await run_in_threadpool(service.tokens, body.messages or body.prompt or "")
+        ids = await run_in_threadpool(service.tokens, body.messages or body.prompt or "", (), body.told)
         return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
+
+    @app.post("/detokenize", **takes(DetokenizeRequest, streams=False))
+    async def detokenize(request: Request) -> dict[str, Any]:
+        """The text of token ids: ``prompt`` as vLLM calls it, ``content`` as llama.cpp does."""
+        body = await read_body(request, DetokenizeRequest, ignore)
+        text = await run_in_threadpool(service.text, body.tokens)
+        return {"prompt": text, "content": text}
 
     @app.get("/v1/models")
     async def models() -> dict[str, Any]:
@@ -108,7 +121,7 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest))
+    describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest, InfillRequest))
     return app
 
 
@@ -118,8 +131,8 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses={503: {"description": "Not ready."}})
     async def health() -> JSONResponse:
         """Status 200 once the server is warm, and its limits."""
-        limits = service.settings.model_dump() | {"context": service.context} | FIXED_LIMITS
-        state = {"status": service.state, "limits": limits, "version": version("solm")}
+        held = service.settings.model_dump() | {"context": service.context} | limits.FIXED_LIMITS
+        state = {"status": service.state, "limits": held, "version": version("solm")}
         return JSONResponse(state, 200 if service.state == "ready" else 503)
 
     @app.get("/health/live", responses={503: {"description": "The server has failed: restart it."}})
@@ -150,15 +163,18 @@ def _add_page(app: FastAPI) -> None:
 
 
 async def _complete(
-    service: Service, request: Request, body: ChatRequest | CompletionRequest | ResponsesRequest
+    service: Service, request: Request, body: ChatRequest | CompletionRequest | ResponsesRequest | InfillRequest
 ) -> Response:
     if service.state == "failed":
         raise ApiError(503, "this server has failed and has to be started again", code="failed")
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
     identity = f"{_PREFIXES[type(body)]}{request.state.identity}"
-    answer: Exchange | ResponseWriter
-    if isinstance(body, ResponsesRequest):
+    answer: Exchange | ResponseWriter | InfillWriter
+    if isinstance(body, InfillRequest):
+        exchange = await run_in_threadpool(service.open, body.as_completion(service.name), identity, request.state.key)
+        answer = InfillWriter(exchange)
+    elif isinstance(body, ResponsesRequest):
         try:
             exchange = await run_in_threadpool(service.open, body.as_chat(), identity, request.state.key)
         except ApiError as error:
@@ -195,12 +211,12 @@ async def _gather(exchange: Exchange) -> None:
 
 
 async def _streamed(
-    service: Service, request: Request, exchange: Exchange, answer: Exchange | ResponseWriter
+    service: Service, request: Request, exchange: Exchange, answer: Exchange | ResponseWriter | InfillWriter
 ) -> AsyncIterator[bytes]:
     """Server-sent events of a streamed response. A client that disconnects early cancels what has not ended."""
     failed: str | None = "cancelled"
     try:
-        async for event in answer.stream():
+        async for event in _kept_alive(answer.stream()):
             yield event
     except ApiError as error:
         failed = error.code
@@ -210,10 +226,25 @@ async def _streamed(
         service.close(exchange)
 
 
+async def _kept_alive(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The same events, and a comment whenever none came for `KEEP_ALIVE_SECONDS`, such as while a prompt is read."""
+    while True:
+        coming = asyncio.ensure_future(anext(events, None))
+        try:
+            while not (await asyncio.wait({coming}, timeout=limits.KEEP_ALIVE_SECONDS))[0]:
+                yield b": still at work\n\n"
+            event = coming.result()
+        finally:
+            coming.cancel()
+        if event is None:
+            return
+        yield event
+
+
 def _model(service: Service) -> dict[str, Any]:
     return {
         "id": service.name, "object": "model", "created": 0, "owned_by": "solm", "max_model_len": service.context,
-        "efficiency": service.budgets.describe(service.context),
+        "efficiency": service.budgets.describe(service.context), "facts": service.facts(),
     }  # fmt: skip
 
 

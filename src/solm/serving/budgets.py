@@ -1,6 +1,7 @@
 """From a request's `efficiency` to a policy and a budget with a floor."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,13 +22,20 @@ from solm.serving.settings import PRIORITIES, Priority, ServeSettings
 class RequestBudget:
     """The policy of a request, its budget with the floor below which the governor may not lower it, and its priority.
 
-    name: of the policy, as requests name it.
+    name: of the policy, as requests name it. thinking: another budget for the thinking before the answer; None: the
+    same.
     """
 
     name: str
     policy: AnyPolicy
     resolved: ResolvedBudget
     priority: Priority = "normal"
+    thinking: ResolvedBudget | None = None
+
+    @property
+    def reasoning(self) -> ResolvedBudget:
+        """The budget of the thinking."""
+        return self.thinking or self.resolved
 
     @cached_property
     def rank(self) -> int:
@@ -76,17 +84,22 @@ class RequestBudgets:
         curve = None if lm.trained is None else lm.trained.curve
         return described | ({} if curve is None else curve.as_dict())
 
-    def resolve(self, wanted: Efficiency, context: int, key: ApiKey) -> RequestBudget:
-        """The budget of a request under an API key whose steps see `context` tokens on average.
+    def resolve(self, wanted: Efficiency, context: int, key: ApiKey, thinks: bool = False) -> RequestBudget:
+        """The budget of a request under an API key whose steps see `context` tokens on average. thinks: whether its
+        replies may think before they answer.
 
-        Raises `ApiError` for an unknown policy, a priority above the key's, limits of the policy dense and a floor that
-        cannot be met, `BudgetError` for such a budget.
+        Raises `ApiError` for an unknown policy, a priority above the key's, limits of the policy dense, a floor that
+        cannot be met and a budget of thinking that cannot be met or that is none, `BudgetError` for another budget.
         """
+        if wanted.reasoning_budget is not None and not thinks:
+            message = "efficiency.reasoning_budget needs a chat with a model whose chat template knows thinking"
+            raise _refused(message, "reasoning_budget")
         priority = wanted.priority or key.priority or "normal"
         if key.priority is not None and PRIORITIES.index(priority) > PRIORITIES.index(key.priority):
             message = f"efficiency.priority: {priority} is above {key.priority}, the highest for this API key"
             raise _refused(message, "priority")
-        limited = any(part is not None for part in (wanted.budget, wanted.deadline_ms, wanted.floor))
+        limits = (wanted.budget, wanted.reasoning_budget, wanted.deadline_ms, wanted.floor)
+        limited = any(part is not None for part in limits)
         name = wanted.policy or (self.default if limited or self._governed else "dense")
         if name not in self.policies:
             raise _refused(f"unknown policy {name!r}; choose one of {', '.join(self.policies)}", "policy")
@@ -97,19 +110,23 @@ class RequestBudgets:
         if name == "dense":
             if verified is None and request.value not in (1.0, Budget()):
                 raise BudgetError(f"policy dense spends everything; budget {wanted.budget} needs another policy")
-            for limit in ("floor", "deadline_ms"):
+            for limit in ("reasoning_budget", "floor", "deadline_ms"):
                 if getattr(wanted, limit) is not None:
                     raise _refused(f"policy dense spends everything; {limit} needs another policy", limit)
             return RequestBudget(name, policy, verified or budgets.resolve(None, context), priority)
-        resolved = budgets.resolve(request, context)
+        resolved, thinking = budgets.resolve(request, context), None
+        if wanted.reasoning_budget is not None:
+            with _naming("reasoning_budget"):
+                thinking = budgets.resolve(_plain(wanted.reasoning_budget), context)
+                if thinking.loss is not None:
+                    raise BudgetError("a loss that is verified holds for the whole reply; give it as the budget")
         if wanted.floor is None:
             floor = self.floor(policy, context, self._floors[priority] if key.floor is None else key.floor)
         else:
-            try:
+            with _naming("floor"):
                 floor = self.floor(policy, context, _plain(wanted.floor))
-            except BudgetError as error:
-                raise _refused(f"efficiency.floor: {error}", "floor") from error
-        return RequestBudget(name, policy, resolved.above(floor), priority)
+        thinking = None if thinking is None else thinking.above(floor)
+        return RequestBudget(name, policy, resolved.above(floor), priority, thinking)
 
     def floor(self, policy: AnyPolicy, context: int, floor: BudgetLike = None) -> Budget:
         """A floor; the least there is where that is not as low, or where none is given."""
@@ -123,6 +140,15 @@ class RequestBudgets:
 
 def _refused(message: str, field: str) -> ApiError:
     return ApiError(400, message, f"efficiency.{field}", "invalid_value")
+
+
+@contextmanager
+def _naming(field: str) -> Iterator[None]:
+    """Say of a `BudgetError` of the block which field of `efficiency` is wrong."""
+    try:
+        yield
+    except BudgetError as error:
+        raise _refused(f"efficiency.{field}: {error}", field) from error
 
 
 def _plain(given: BudgetField | None) -> BudgetLike:

@@ -114,7 +114,7 @@ Make = Callable[[Check], Grammar]
 
 @dataclass(frozen=True)
 class CallGrammars:
-    """Builds grammars for one model. mark: the token before a call, where it is no text (see `hidden_mark`)."""
+    """Builds grammars for one model. mark: the token before a call, where it is no text (see `hidden_token`)."""
 
     form: CallForm
     mark: int | None

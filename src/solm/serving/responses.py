@@ -19,6 +19,7 @@ from solm.serving.schema import (
     ObjectText,
     Sampled,
     Strict,
+    Templated,
     only,
 )
 from solm.serving.settings import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOOLS
@@ -68,6 +69,22 @@ class CallOutputItem(_Item):
     output: str | Annotated[list[InputPart], Field(fail_fast=True)]
 
 
+class ReasoningPart(Strict):
+    """A piece of what an earlier response thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class ReasoningItem(_Item):
+    """What an earlier response thought, for templates that show it."""
+
+    type: Literal["reasoning"]
+    summary: Empty | None = None
+    content: Annotated[list[ReasoningPart], Field(fail_fast=True)] | None = None
+    encrypted_content: None = None
+
+
 def _kind(item: Any) -> Any:
     """What an item says it is; by default a message."""
     return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
@@ -76,27 +93,34 @@ def _kind(item: Any) -> Any:
 Item = Annotated[
     Annotated[InputItem, Tag("message")]
     | Annotated[CallItem, Tag("function_call")]
-    | Annotated[CallOutputItem, Tag("function_call_output")],
+    | Annotated[CallOutputItem, Tag("function_call_output")]
+    | Annotated[ReasoningItem, Tag("reasoning")],
     Discriminator(
         _kind,
         custom_error_type="item",
-        custom_error_message="the type of an item must be message, function_call or function_call_output",
+        custom_error_message="the type of an item must be message, reasoning, function_call or function_call_output",
     ),
 ]
 
 
-def _messages(items: list[InputItem | CallItem | CallOutputItem]) -> list[JsonObject]:
-    """The same as a chat has it: calls belong to the assistant's message before them."""
+def _messages(items: list[InputItem | CallItem | CallOutputItem | ReasoningItem]) -> list[JsonObject]:
+    """The same as a chat has it: calls belong to the assistant's message before them, and thinking to that after it."""
     messages: list[JsonObject] = []
+    thought: JsonObject = {}
     for item in items:
-        if isinstance(item, InputItem):
+        if isinstance(item, ReasoningItem):
+            thought = {"reasoning_content": "".join(part.text for part in item.content or [])}
+        elif isinstance(item, InputItem):
             messages.append({"role": item.role, "content": _text(item.content)})
+            if item.role == "assistant":
+                messages[-1] |= thought
+                thought = {}
         elif isinstance(item, CallOutputItem):
             messages.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
         else:
             last = messages[-1] if messages else {}
             if last.get("role") != "assistant" or len(last.get("tool_calls", ())) == MAX_TOOL_CALLS:
-                last = {"role": "assistant"}
+                last, thought = {"role": "assistant"} | thought, {}
                 messages.append(last)
             function = {"name": item.name, "arguments": item.arguments}
             last.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
@@ -141,7 +165,7 @@ class ResponseStreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class ResponsesRequest(Sampled):
+class ResponsesRequest(Sampled, Templated):
     """`POST /v1/responses`, without state."""
 
     input: str | Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
@@ -164,7 +188,7 @@ class ResponsesRequest(Sampled):
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else _messages(given)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
-        chat: JsonObject = {name: getattr(self, name) for name in Sampled.model_fields}
+        chat: JsonObject = {name: getattr(self, name) for name in (*Sampled.model_fields, *Templated.model_fields)}
         chat |= {"messages": messages, "max_completion_tokens": self.max_output_tokens}
         if self.text is not None and (form := self.text.format) is not None:
             schema = None
@@ -213,19 +237,19 @@ class ResponseWriter:
 
     def whole(self) -> dict[str, Any]:
         """The response of a request that has been carried out."""
-        self._add(self._choice.text, last=True)
+        self._add(self._choice.text, self._choice.reasoning, last=True)
         return self._done()
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The server-sent events of a response. Raises `ApiError`."""
         self._event("response.created", response=self._response("in_progress", []))
         self._event("response.in_progress", response=self._response("in_progress", []))
-        if self._choice.reader is None:
-            self._begin_message()
+        if self._choice.reader is None and self._choice.job.thinking is None:
+            self._begin("message")
         yield self._taken()
         async for _, arrived in self.exchange.each():
             if isinstance(arrived, Piece):
-                self._add(arrived.text)
+                self._add(arrived.text, arrived.reasoning)
                 yield self._taken()
         self._add("", last=True)
         done = self._done()
@@ -246,40 +270,50 @@ class ResponseWriter:
         events, self._events = self._events, b""
         return events
 
-    def _add(self, text: str, last: bool = False) -> None:
-        """What more text of the reply makes of items, and the events of that. last: the reply ends with it, and has at
-        least one item then."""
+    def _add(self, text: str, reasoning: str = "", last: bool = False) -> None:
+        """What more text of the reply, and thinking before it, makes of items, and the events of that. last: the reply
+        ends with it, and has at least one item then."""
+        if reasoning:
+            self._text(reasoning, "reasoning")
         for part in self._choice.parts(text, last):
             if isinstance(part, CallPart):
                 self._call(part)
             elif part:
                 self._text(part)
         if last and not self._items:
-            self._begin_message()
+            self._begin("message")
 
-    def _text(self, text: str) -> None:
-        if not self._items or self._items[-1]["type"] != "message":
+    def _text(self, text: str, kind: str = "message") -> None:
+        """More text of a message, or of an item of thinking."""
+        if not self._items or self._items[-1]["type"] != kind:
             self._close("completed")
-            self._begin_message()
+            self._begin(kind)
         (part,) = self._items[-1]["content"]
         part["text"] += text
-        self._event("response.output_text.delta", **self._place(), content_index=0, delta=text, logprobs=[])
+        more: JsonObject = {"logprobs": []} if kind == "message" else {}
+        self._event(f"response.{part['type']}.delta", **self._place(), content_index=0, delta=text, **more)
 
-    def _begin_message(self) -> None:
-        part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
-        self._begin({"type": "message", "role": "assistant", "content": []}, "msg")
+    def _begin(self, kind: str) -> None:
+        """An item that has a text."""
+        if kind == "message":
+            part = {"type": "output_text", "text": "", "annotations": [], "logprobs": []}
+            self._add_item({"type": kind, "role": "assistant", "content": []}, "msg")
+        else:
+            part = {"type": "reasoning_text", "text": ""}
+            self._add_item({"type": kind, "summary": [], "content": []}, "rs")
         self._items[-1]["content"].append(part)
         self._event("response.content_part.added", **self._place(), content_index=0, part=part)
 
     def _call(self, part: CallPart) -> None:
         if part.identity is not None:
             self._close("completed")
-            self._begin({"type": "function_call", "call_id": part.identity, "name": part.name, "arguments": ""}, "fc")
+            call = {"type": "function_call", "call_id": part.identity, "name": part.name, "arguments": ""}
+            self._add_item(call, "fc")
         if part.arguments:
             self._items[-1]["arguments"] += part.arguments
             self._event("response.function_call_arguments.delta", **self._place(), delta=part.arguments)
 
-    def _begin(self, item: dict[str, Any], kind: str) -> None:
+    def _add_item(self, item: dict[str, Any], kind: str) -> None:
         number = len(self._items)
         identity = self.identity.replace("resp", kind, 1) + (f"_{number}" if number else "")
         self._items.append(item | {"id": identity, "status": "in_progress"})
@@ -291,9 +325,10 @@ class ResponseWriter:
             return
         item, place = self._items[-1], self._place()
         item["status"] = status
-        if item["type"] == "message":
+        if item["type"] != "function_call":
             (part,) = item["content"]
-            self._event("response.output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
+            more: JsonObject = {"logprobs": []} if item["type"] == "message" else {}
+            self._event(f"response.{part['type']}.done", **place, content_index=0, text=part["text"], **more)
             self._event("response.content_part.done", **place, content_index=0, part=part)
         else:
             done = {"arguments": item["arguments"], "name": item["name"]}
@@ -315,7 +350,7 @@ class ResponseWriter:
         used = self.exchange.usage()
         response["usage"] = {
             "input_tokens": used["prompt_tokens"], "input_tokens_details": used["prompt_tokens_details"],
-            "output_tokens": used["completion_tokens"], "output_tokens_details": {"reasoning_tokens": 0},
+            "output_tokens": used["completion_tokens"], "output_tokens_details": used["completion_tokens_details"],
             "total_tokens": used["total_tokens"], "compute": used["compute"],
         }  # fmt: skip
         if choice.job.trace:
@@ -334,6 +369,7 @@ class ResponseWriter:
             "model": self.exchange.model, "output": output, "error": None, "incomplete_details": None,
             "usage": None, "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
             "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
+            "seed": self._choice.job.seed,
             "user": request.user, "store": False, "background": False, "previous_response_id": None,
             "truncation": "disabled", "text": {"format": shown},
             "parallel_tool_calls": request.parallel_tool_calls is not False, "tool_choice": choice,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from solm.core.actions import AXES
 from solm.core.arrays import Array, as_numpy
-from solm.core.budget import Budget
+from solm.core.budget import Budget, ResolvedBudget
 from solm.core.errors import DataError, SolmError
 from solm.runtime.batch import Batch
 from solm.runtime.batch import Row as BatchRow
@@ -26,6 +27,7 @@ from solm.runtime.language_model import LanguageModel
 from solm.runtime.prefixes import PrefixCache
 from solm.runtime.reply import Compute, TextStream, Token
 from solm.runtime.sampling import Sampler
+from solm.runtime.thinking import ThinkingReader
 from solm.serving.budgets import RequestBudget
 from solm.serving.errors import ApiError
 from solm.serving.governor import FORGETS, Governor, Progress
@@ -39,25 +41,30 @@ Queue = asyncio.Queue[Any]
 
 @dataclass(frozen=True)
 class Chosen:
-    """A token as reported to the client. likely: (id, log-probability) of the most likely tokens at its position."""
+    """A token as reported to the client. likely: (id, log-probability) of the most likely tokens at its position.
+    thought: whether it belongs to the thinking."""
 
     id: int
     log_probability: float | None = None
     likely: tuple[tuple[int, float], ...] = ()
     spent: Token | None = None
+    thought: bool = False
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Text that can no longer change, and the tokens since the last piece."""
+    """Text that can no longer change, of the answer and of the thinking before it, and the tokens since the last
+    piece."""
 
     text: str
     tokens: tuple[Chosen, ...]
+    reasoning: str = ""
 
 
 @dataclass(frozen=True)
 class Ended:
-    """The end of a reply. reason: stop or length. allowed: what the governor and the deadline left of the budget."""
+    """The end of a reply. reason: stop or length. allowed: what the governor and the deadline left of the budget.
+    phases: what the steps of the thinking and of the answer spent, where there was thinking."""
 
     reason: str
     prompt_tokens: int
@@ -67,6 +74,8 @@ class Ended:
     allowed: dict[str, float] = field(default_factory=dict)
     guesses: dict[str, list[int]] = field(default_factory=dict)
     """By source, tokens that were guessed and that were kept."""
+    reasoning_tokens: int = 0
+    phases: dict[str, Compute] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,8 @@ class Job:
     tokens to report, None: no log-probabilities. echo: also report those of the prompt. deadline: seconds on the
     scheduler's clock by which the reply should be complete. constraint: a grammar at its beginning, which the reply has
     to match. shown: special tokens that are part of the text. trace: report what every token cost. guess, predicted: as
-    `Row` of `solm.runtime.batch` has them.
+    `Row` of `solm.runtime.batch` has them. thinking: reads a reply that may think before it answers; None: it is all
+    answer.
     """
 
     ids: np.ndarray
@@ -107,6 +117,7 @@ class Job:
     trace: bool = False
     guess: int | None = 0
     predicted: Sequence[int] = ()
+    thinking: ThinkingReader | None = None
     # What the scheduler notes:
     arrived: float = 0.0
     expires: float = float("inf")
@@ -131,6 +142,8 @@ class Row(BatchRow):
             job.ids, job.budget.policy, self.granted, job.max_tokens, sampler,
             text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops,
         )  # fmt: skip
+        if job.thinking is not None:
+            self.think(job.thinking)
         self.guess, self.predicted = job.guess, job.predicted
         self.job, self._budgets = job, lm.budgets(job.budget.policy)
         if job.logprobs is not None:
@@ -144,11 +157,21 @@ class Row(BatchRow):
     def allow(self, dial: float, whole_bits: bool) -> None:
         """Let the steps from here on spend what a dial says, see `ResolvedBudget.target`. whole_bits: bits save time
         only in steps in which all rows do with less of them, so that they are at the budget or at the floor."""
-        target = self.job.budget.resolved.target
+        resolved, budget = self._resolved, self.job.budget
+        target = resolved.target
         self.granted = target(dial)
         if whole_bits:
             self.granted = (*self.granted[:_BITS], target(round(dial))[_BITS], *self.granted[_BITS + 1 :])
-        self._lowered = self._lowered or (dial < 1 and self.job.budget.resolved.lowerable)
+        self._lowered = self._lowered or (dial < 1 and resolved.lowerable) or resolved is not budget.resolved
+
+    @property
+    def wanted(self) -> tuple[float, ...]:
+        return self.granted
+
+    @property
+    def _resolved(self) -> ResolvedBudget:
+        """The budget of the next step."""
+        return self.job.budget.reasoning if self.thinks else self.job.budget.resolved
 
     def progress(self, now: float) -> Progress:
         """How fast it was so far."""
@@ -170,11 +193,12 @@ class Row(BatchRow):
         if len(self.ids) > 1:
             self._grants.append(self.granted)
         spent = self.trace.token(len(self.ids) - 1, self.new, self._budgets) if self.job.trace else None
-        self.job.emit(Piece(self.shown, (self._chosen(self.ids[-1], self.possible, spent),)))
+        self.job.emit(Piece(self.shown, (self._chosen(self.ids[-1], self.possible, spent),), self.reasoning))
 
     def _chosen(self, token: int, logits: Array, spent: Token | None = None) -> Chosen:
+        thought = self.thought == len(self.ids) > 0
         if self.job.logprobs is None:
-            return Chosen(token, spent=spent)
+            return Chosen(token, spent=spent, thought=thought)
         values = as_numpy(logits).astype(np.float64)
         values -= values.max()
         values -= np.log(np.exp(values).sum())
@@ -183,15 +207,18 @@ class Row(BatchRow):
         best = best[np.argsort(-values[best], kind="stable")]
         best = best[values[best] > -np.inf]  # without what a grammar forbids
         likely = tuple(zip(best.tolist(), values[best].tolist(), strict=True))
-        return Chosen(token, float(values[token]), likely, spent)
+        return Chosen(token, float(values[token]), likely, spent, thought)
 
     def end(self) -> Ended:
         """Report the end of the reply."""
-        job = self.job
+        job, compute = self.job, partial(self.trace.compute, self._budgets)
         assert self.reason is not None
-        spent = self.trace.compute(self._budgets, job.budget.resolved.terms)
+        answer, thinking, phases = job.budget.resolved.terms, job.budget.reasoning.terms, {}
+        if self.thought:
+            phases = {"reasoning": compute(thinking, 0, self.thought - 1), "answer": compute(answer, self.thought - 1)}
         ended = Ended(
-            self.reason, len(job.ids), self.cached, len(self.ids), spent, self._average(), self.trace.guesses
+            self.reason, len(job.ids), self.cached, len(self.ids), compute(self.mean(answer, thinking)),
+            self._average(), self.trace.guesses, self.thought, phases,
         )  # fmt: skip
         job.emit(ended)
         return ended
@@ -470,7 +497,7 @@ class Scheduler:
         then.
         """
         governor, rows, now = self.governor, self._batch.rows, self.clock()
-        if governor.objective is not None or any(row.job.deadline is not None for row in rows):
+        if governor.objective is not None or any(row.job.deadline is not None or row.thought for row in rows):
             for row in rows:
                 dial = governor.dial_for(row.job.budget.rank, row.job.deadline, now, row.left)
                 row.allow(dial, self._whole_bits)
@@ -507,7 +534,8 @@ class Scheduler:
             if ended.compute.verified:
                 metrics.regret.observe(ended.compute.realised["loss"])
             net = ended.compute.realised["net"]
-            metrics.spent(budget.rank, budget.resolved.budget.net, budget.resolved.floor.net, net)
+            requested = row.mean(*({"net": each.budget.net} for each in (budget.resolved, budget.reasoning)))["net"]
+            metrics.spent(budget.rank, requested, budget.resolved.floor.net, net)
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
         """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises

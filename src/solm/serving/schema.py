@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 from pydantic_core import PydanticCustomError, from_json
 
 from solm.core.errors import SolmError
@@ -185,6 +185,9 @@ class Efficiency(Strict):
     policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
         None, description="dense, static, random, or policy where the server has one."
     )
+    reasoning_budget: BudgetField | None = Field(
+        None, description="The same for the thinking of a model that thinks before it answers; by default as budget."
+    )
     floor: BudgetField | None = Field(None, description="Least the governor may cut the budget to, in the same forms.")
     deadline_ms: float | None = Field(
         None,
@@ -262,6 +265,7 @@ class Message(Strict):
     name: Identity | None = None
     tool_calls: ToolCalls | None = None
     tool_call_id: Identity | None = None
+    reasoning_content: str | None = Field(None, description="What an earlier reply thought; templates may show it.")
     refusal: None = Field(None, description="Accepted for compatibility: replies have it, and come back.")
 
 
@@ -279,7 +283,20 @@ class Prediction(Strict):
         return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
-class ChatRequest(_Request):
+class Templated(Strict):
+    """What the chat template is told beside the messages."""
+
+    chat_template_kwargs: JsonObject | None = Field(None, description="Variables of the model's chat template.")
+    enable_thinking: bool | None = Field(None, description="The variable of this name.")
+
+    @property
+    def told(self) -> JsonObject:
+        """All variables; `chat_template_kwargs` counts where both say how to think."""
+        shown = {} if self.enable_thinking is None else {"enable_thinking": self.enable_thinking}
+        return shown | (self.chat_template_kwargs or {})
+
+
+class ChatRequest(_Request, Templated):
     """`POST /v1/chat/completions`."""
 
     messages: Messages
@@ -304,16 +321,33 @@ Prompt = (
 )
 
 
+class ExtraFile(Strict):
+    """Another file beside the one with a gap."""
+
+    filename: str = "file"
+    text: str
+
+
 class CompletionRequest(_Request):
     """`POST /v1/completions`."""
 
+    _files: list[ExtraFile] = PrivateAttr(default_factory=list)
     prompt: Prompt
+    suffix: str | None = Field(None, description="What follows the completion, for models that fill gaps.")
     echo: Annotated[bool, default(False, bool)] = False
     logprobs: int | None = Field(None, ge=0, le=settings.MAX_LOGPROBS)
 
 
-class TokenizeRequest(Strict):
+class TokenizeRequest(Templated):
     """`POST /tokenize`: a text, or messages through the chat template."""
 
+    model: Annotated[str, StringConstraints(max_length=512)] | None = Field(None, description="Has no effect.")
     prompt: str | None = None
     messages: Messages | None = None
+
+
+class DetokenizeRequest(Strict):
+    """`POST /detokenize`."""
+
+    model: Annotated[str, StringConstraints(max_length=512)] | None = Field(None, description="Has no effect.")
+    tokens: TokenIds

@@ -7,29 +7,33 @@ import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 from pydantic_core import from_json
 
-from solm.backends.chat_template import names_tools
+from solm.backends.chat_template import names_of, options_of
 from solm.core.errors import ContextLengthError, SolmError
 from solm.runtime.guess import guess_count
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
+from solm.runtime.reply import hidden_token
+from solm.runtime.thinking import ThinkingReader, hidden_marks, marks_of
 from solm.serving.answers import Choice, Exchange
 from solm.serving.budgets import RequestBudget, RequestBudgets
 from solm.serving.constraints import CallGrammars, Constraints, offered
 from solm.serving.errors import ApiError
+from solm.serving.infill import Filling
 from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
-from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Prompt, Tool, ToolCall
+from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Tool, ToolCall
 from solm.serving.settings import ServeSettings
-from solm.serving.tools import FORMS, CallReader, form_of, hidden_mark
+from solm.serving.tools import FORMS, CallReader, form_of
 
 _LOG = logging.getLogger("solm.serving")
 _COMPLETION_TOKENS = 16
@@ -68,8 +72,10 @@ class Service:
         self.constraints, self.ready, self._failed = Constraints(lm), False, False
         self._tokenizer, self._lock = copy.deepcopy(lm.tokenizer), threading.Lock()
         template = self._tokenizer.chat_template
-        self._has_tools, form = isinstance(template, str) and names_tools(template), form_of(template)
-        self._calls = None if form is None else CallGrammars(form, hidden_mark(form, self._tokenizer))
+        self._has_tools, form = isinstance(template, str) and "tools" in names_of(template), form_of(template)
+        self._calls = None if form is None else CallGrammars(form, hidden_token(self._tokenizer, form.begins))
+        self.filling, marks = Filling.of(self._tokenizer), marks_of(template)
+        self._hidden = [] if marks is None else hidden_marks(self._tokenizer, marks)
 
     def _most_pages(self, page_bytes: float) -> float:
         """Pages of keys and values that rows of the whole context and the prefix cache would fill."""
@@ -115,13 +121,28 @@ class Service:
             return "stopping"
         return "ready" if self.ready else "starting"
 
+    def facts(self) -> dict[str, Any]:
+        """What `/v1/models` says of the model and how it is served, beside its budgets."""
+        template = self._tokenizer.chat_template
+        known, marks = template if isinstance(template, str) else "", marks_of(template)
+        return {
+            "version": version("solm"), "backend": self.lm.backend.name, "vocabulary": self.lm.shapes.vocabulary,
+            "max_rows": self.settings.max_rows, "chat_template": template,
+            "template_variables": sorted(options_of(known)),
+            "thinks": None if marks is None else marks._asdict(), "fills_gaps": self.filling is not None,
+            "tools": self._calls.form.name if self._has_tools and self._calls is not None else None,
+        }  # fmt: skip
+
     def check_name(self, name: str) -> None:
         """Raise `ApiError` unless the model is called `name`."""
         if name not in self._names:
             raise ApiError(404, f"model {name!r} is not served here; use {self.name!r}", "model", "not_found")
 
-    def tokens(self, prompt: str | list[Message], tools: Sequence[Tool] = ()) -> list[int]:
-        """Token ids of a text, or of messages through the chat template, which tells the model of `tools`."""
+    def tokens(
+        self, prompt: str | list[Message], tools: Sequence[Tool] = (), told: Mapping[str, Any] | None = None
+    ) -> list[int]:
+        """Token ids of a text, or of messages through the chat template, which tells the model of `tools`, and is told
+        other variables."""
         with self._lock:
             if isinstance(prompt, str):
                 return list(self._tokenizer.encode(prompt))
@@ -131,7 +152,13 @@ class Service:
                 raise ApiError(400, f"messages have tool_calls, and {_NO_TOOLS}", "messages")
             messages = template_messages(prompt, None if self._calls is None else self._calls.form.identity)
             offers = [tool.model_dump(exclude_none=True, exclude={"function": {"strict"}}) for tool in tools]
-            return chat_tokens(self._tokenizer, messages, offers)
+            return chat_tokens(self._tokenizer, messages, offers, told)
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The text of token ids, with special ones. Raises `ApiError` for one that the model lacks."""
+        self._check_token(max(ids), "tokens")
+        with self._lock:
+            return str(self._tokenizer.decode(list(ids)))
 
     def open(self, request: ChatRequest | CompletionRequest, identity: str, key: ApiKey) -> Exchange:
         """Queue the jobs of a request under an API key.
@@ -152,9 +179,9 @@ class Service:
                     unknown = f"this model calls tools in a form that is not known here; known are those of {forms}"
                     message = unknown if self._has_tools else _NO_TOOLS
                     raise ApiError(400, message, "tools", "unsupported_parameter")
-            prompts = [self.tokens(request.messages, tools)]
+            prompts = [self.tokens(request.messages, tools, request.told)]
         else:
-            prompts, echo, logprobs = self._prompts(request.prompt), request.echo, request.logprobs
+            prompts, echo, logprobs = self._prompts(request), request.echo, request.logprobs
             wanted = _COMPLETION_TOKENS if request.max_tokens is None else request.max_tokens
             if wanted == 0 and not echo:
                 raise ApiError(400, "max_tokens 0 needs echo", "max_tokens")
@@ -166,20 +193,24 @@ class Service:
         efficiency, deadline = request.efficiency or Efficiency(), None
         if efficiency.deadline_ms is not None:
             deadline = self.scheduler.clock() + efficiency.deadline_ms / 1000
-        seed = secrets.randbits(62) if request.seed is None else request.seed
+        seed = secrets.randbits(53) if request.seed is None else request.seed
         events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         choices, predicted = list[Choice](), list[int]()
         if isinstance(request, ChatRequest) and request.prediction is not None:
             with self._lock:
                 predicted = self._tokenizer.encode(request.prediction.text, add_special_tokens=False)
-        shown = () if calls is None or calls.mark is None else (calls.mark,)
+        shown = self._hidden if isinstance(request, ChatRequest) else []
+        shown = shown if calls is None or calls.mark is None else [*shown, calls.mark]
 
         def emit(index: int, event: Event) -> None:
             self.scheduler.post(events, (index, event))
 
         for ids in prompts:
             longest = self._longest(len(ids), wanted)
-            budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, key)
+            thinking = None
+            if isinstance(request, ChatRequest):
+                thinking = ThinkingReader.of(self._tokenizer, ids)
+            budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, key, thinking is not None)
             before = str(self._tokenizer.decode(ids)) if echo else ""
             for _ in range(request.n):
                 index, reader = len(choices), None
@@ -187,8 +218,10 @@ class Service:
                     reader = CallReader(calls.form, {tool.function.name for tool in tools})
                 job = Job(
                     np.array(ids, dtype=np.int64), longest, budget, partial(emit, index), (seed + index) % (1 << 63),
-                    sampling, request.stops, logprobs, echo and logprobs is not None, deadline, constraint, shown,
-                    efficiency.trace, guess_count(efficiency.guess, self.lm.backend.exact_passes), predicted,
+                    sampling, request.stops, logprobs, echo and logprobs is not None, deadline, constraint,
+                    shown, efficiency.trace,
+                    guess_count(efficiency.guess, self.lm.backend.exact_passes), predicted,
+                    copy.copy(thinking),
                 )  # fmt: skip
                 choices.append(Choice(index, job, before, reader))
         self.scheduler.submit([choice.job for choice in choices])
@@ -200,7 +233,17 @@ class Service:
             if choice.ended is None:
                 self.scheduler.cancel(choice.job)
 
-    def _prompts(self, prompt: Prompt) -> list[list[int]]:
+    def _prompts(self, request: CompletionRequest) -> list[list[int]]:
+        prompt = request.prompt
+        if request.suffix is not None:
+            if self.filling is None:
+                raise ApiError(400, "this model has no tokens by which it could be asked to fill a gap", "suffix")
+            if not isinstance(prompt, str) or request.echo:
+                raise ApiError(400, "suffix goes with one text as the prompt, and without echo", "suffix")
+            with self._lock:
+                plain = partial(self._tokenizer.encode, add_special_tokens=False)
+                before = list(self._tokenizer.encode(""))  # such as a token that begins a text
+                return [before + self.filling.prompt(plain, prompt, request.suffix, request._files)]
         texts: Any = [prompt] if isinstance(prompt, str) or isinstance(prompt[0], int) else prompt
         prompts = [self.tokens(text) if isinstance(text, str) else list(text) for text in texts]
         for ids in prompts:
@@ -234,6 +277,10 @@ class Service:
         sampling |= {"presence_penalty": request.presence_penalty, "frequency_penalty": request.frequency_penalty}
         if request.repetition_penalty is not None:
             sampling["repetition_penalty"] = request.repetition_penalty
+        if isinstance(request, CompletionRequest) and request.suffix is not None and self.filling is not None:
+            own = self.lm.generation_options.get("eos_token_id")
+            ends = own if isinstance(own, list | tuple) else [] if own is None else [own]
+            sampling["eos_token_id"] = [*ends, *self.filling.ends]
         if request.ignore_eos:
             sampling["eos_token_id"] = [-1]  # no token
         if request.logit_bias:
@@ -269,7 +316,7 @@ def _short(identity: str, length: int) -> str:
 
 
 def _template_message(message: Message, place: str, named: Callable[[str], str]) -> dict[str, Any]:
-    for field, role in (("tool_calls", "assistant"), ("tool_call_id", "tool")):
+    for field, role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
         if getattr(message, field) is not None and message.role != role:
             raise ApiError(400, f"{place}.{field}: only messages with the role {role} have it", f"{place}.{field}")
     if message.role == "tool" and message.tool_call_id is None:
@@ -282,6 +329,8 @@ def _template_message(message: Message, place: str, named: Callable[[str], str])
     shown: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
     if message.tool_calls is not None:
         shown["tool_calls"] = [_call(call, named) for call in message.tool_calls]
+    if message.reasoning_content is not None:
+        shown["reasoning_content"] = message.reasoning_content
     if message.role == "tool":
         shown["tool_call_id"] = named(str(message.tool_call_id))
         shown |= {} if message.name is None else {"name": message.name}

@@ -86,6 +86,8 @@ MAX_DEADLINE_MS = 3_600_000
 MAX_TOOLS = 128
 MAX_TOOL_CALLS = 16
 """Of a reply that has to call tools, and of a message."""
+KEEP_ALIVE_SECONDS = 5.0
+"""After which a stream that has nothing to say has a comment, because proxies and clients end silent connections."""
 COMPILE_SECONDS = 5.0
 """Until a grammar is compiled; it waits twice as long at most for those before it."""
 FIXED_LIMITS = {

@@ -5,9 +5,8 @@ import re
 import secrets
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
-from solm.runtime.batch import overlap
+from solm.runtime.reply import overlap
 
 _SPACE = " \n\r\t"
 _STRUCTURE = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|["{}]', re.DOTALL)
@@ -67,13 +66,6 @@ def form_of(template: object) -> CallForm | None:
         if all(word in template for word in form.words) and not any(word in template for word in form.others):
             return form
     return None
-
-
-def hidden_mark(form: CallForm, tokenizer: Any) -> int | None:
-    """The token that the mark before a call is, where text does not show it; None: the mark is text like any other."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    token: int | None = None if backend is None else backend.token_to_id(form.begins)
-    return None if token is None or backend.decode([token], skip_special_tokens=True) else token
 
 
 class ObjectEnd:

@@ -11,7 +11,7 @@ import pytest
 from gguf import GGUFWriter, TokenType
 
 from helpers.serving import TOOL_TEMPLATE
-from solm.backends.chat_template import names_tools, render
+from solm.backends.chat_template import names_of, render
 from solm.backends.gguf_header import read_header
 from solm.backends.gguf_tokenizer import byte_level_tokenizer
 from solm.backends.names import gguf_of
@@ -166,7 +166,7 @@ def test_tools_are_told_as_transformers_tells_them(byte_tokenizer):
         assert tokenizer.apply_chat_template(talk, True, tokenize=False, **told) == theirs
         assert ("<tools>" in theirs) is bool(told)
     assert tokenizer._full is None
-    assert [names_tools(template) for template in (TOOL_TEMPLATE, "{{ messages }}", "{{ x.tools }}")] == [
+    assert ["tools" in names_of(template) for template in (TOOL_TEMPLATE, "{{ messages }}", "{{ x.tools }}")] == [
         True,
         False,
         False,

@@ -16,7 +16,7 @@ from helpers.policies import EVEN, network
 from solm.core.actions import ActionSpace
 from solm.core.errors import DamagedFileError, PolicyMismatchError, SolmError
 from solm.core.sparsity import Allocation, SparsityConfig
-from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of
+from solm.policies.artifact import CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, digest_of, model_card
 
 GRID = ActionSpace.preset("joint-8")
 
@@ -181,3 +181,27 @@ def test_what_needs_the_model_is_refused_when_it_is_attached(saved, tmp_path):
     trained = TrainedPolicy.from_pretrained(altered(saved, tmp_path / "heads", heads))
     with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):
         solm.attach(tiny_model("llama", torch.float32), trained)
+
+
+def test_a_pushed_policy_decodes_inside_transformers_generate(saved, tmp_path, monkeypatch):
+    from huggingface_hub import HfApi
+
+    pushed = tmp_path / "pushed"
+    monkeypatch.setattr(HfApi, "create_repo", lambda *given, **options: None)
+    monkeypatch.setattr(HfApi, "upload_folder", lambda *given, folder_path, **o: shutil.copytree(folder_path, pushed))
+    TrainedPolicy.from_pretrained(saved).push_to_hub(str(pushed))  # which is then its own repository
+    ids, told = torch.arange(5, 60)[None], {"max_new_tokens": 6, "do_sample": False}
+    model = tiny_model("llama", torch.float32)
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    made = model.generate(ids, custom_generate=str(pushed), trust_remote_code=True, budget="keep=0.7", **told)
+    assert torch.equal(made, model.generate(ids, custom_generate=solm.custom_generate(saved, "keep=0.7"), **told))
+    dense = model.generate(ids, custom_generate=str(pushed), trust_remote_code=True, **told)
+    assert torch.equal(dense, model.generate(ids, **told))
+
+
+@pytest.mark.parametrize(("name", "given"), [("owner/model", True), ("model.gguf", False), ("builtin:smollm2", False)])
+def test_a_card_names_a_base_model_of_the_hub_alone(saved, name, given):
+    config = TrainedPolicy.from_pretrained(saved).config
+    card = model_card(config.model_copy(update={"base": config.base.model_copy(update={"name": name})}))
+    assert (f"base_model: {name}\n" in card) == given
+    assert "base_model" not in card or given

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from solm.runtime.grammars import Compiler, GrammarError
+from solm.runtime.reply import hidden_token
 from solm.serving.constraints import CallGrammars, wanted
 from solm.serving.schema import ChatRequest
-from solm.serving.tools import FORMS, CallPart, CallReader, form_of, hidden_mark
+from solm.serving.tools import FORMS, CallPart, CallReader, form_of
 
 HERMES = {
     "hello  \n": ("hello  \n", []),
@@ -118,7 +119,7 @@ def fits(compiler, tokenizer, text, strict=True, form="hermes", parameters=CITY,
             **asked,
         }
     )  # fmt: skip
-    calls = CallGrammars(BY_NAME[form], hidden_mark(BY_NAME[form], tokenizer))
+    calls = CallGrammars(BY_NAME[form], hidden_token(tokenizer, BY_NAME[form].begins))
     _, make = wanted(request, request.tools, calls)
     constraint = compiler.compile(make(compiler.compile)).copy()
     try:
@@ -178,7 +179,7 @@ def test_calls_fit_their_tools_in_every_form(compiler, byte_tokenizer, marked, f
     def fit(text, **asked):
         return fits(using, tokenizer, text, form=form, **asked)
 
-    assert (hidden_mark(BY_NAME[form], tokenizer) is not None) == hidden
+    assert (hidden_token(tokenizer, BY_NAME[form].begins) is not None) == hidden
     for choice in ("required", "auto"):
         assert fit(one, tool_choice=choice)
         assert not fit(one.replace("Rome", "Oslo"), tool_choice=choice)

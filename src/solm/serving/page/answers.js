@@ -44,8 +44,9 @@ class Text {
     clearTimeout(this.waiting);
     this.waiting = undefined;
     const from = this.ends.length;
-    for (const token of this.answer.tokens.slice(from)) {
-      this.source += token.text;
+    this.tokens = this.answer.tokens.filter((token) => !token.reasoning);
+    for (const token of this.tokens.slice(from)) {
+      this.source += this.source || !this.answer.reasoning ? token.text : token.text.trimStart();
       this.ends.push(this.source.length);
     }
     if (this.markdown) {
@@ -63,7 +64,7 @@ class Text {
     }
     for (; start < end; low += 1) {
       if (this.ends[low] === start) continue; // a token without text
-      const until = Math.min(end, this.ends[low]), token = this.answer.tokens[low];
+      const until = Math.min(end, this.ends[low]), token = this.tokens[low];
       const made = element("span", parent, "", this.source.slice(start, until));
       made.dataset.token = low;
       if (this.colours) made.style.backgroundColor = colour(token, this.answer.lowest);
@@ -175,13 +176,18 @@ function showFacts(line, parts) {
 export function drawAnswer(parent, answer, offers) {
   const box = element("div", parent, "answer"), head = element("div", box, "head");
   element("h2", head, "", answer.title);
-  copyButton(head, () => answer.text || answer.tokens.map((token) => token.text).join(""), "this answer");
+  copyButton(head, () => answer.text || text.source, "this answer");
+  const thinking = element("details", box, "thinking");
+  element("summary", thinking, "", "Thinking");
+  const thought = element("div", thinking, "said raw");
   const text = new Text(box, answer);
   const gauge = element("div", box, "meter");
   element("i", gauge);
   element("b", gauge);
   const line = element("p", box, "facts"), reason = element("p", box, "why"), bars = element("div", box, "bars");
   const update = (now = false) => {
+    thinking.hidden = !answer.reasoning;
+    if (thought.textContent !== (answer.reasoning ?? "")) thought.textContent = answer.reasoning;
     text.update(now);
     meter(answer, gauge);
     line.classList.toggle("failed", Boolean(answer.failed));

@@ -9,7 +9,7 @@ import { events } from "./stream.js";
 
 let known = null; // the model of /v1/models
 let offers = null; // what its dial offers
-let turns = []; // {role, text, answers?: [{title, asked, unit, lowest, tokens, text, facts, step, realised}]}, step: milliseconds per token
+let turns = []; // {role, text, answers?: [{title, asked, unit, lowest, tokens, text, reasoning, facts, step, realised}]}, step: milliseconds per token
 let chat = newId(); // of these turns in the browser's storage
 let running = null; // AbortController of the replies that stream
 let context = 0; // tokens of the conversation with the message being written
@@ -110,6 +110,7 @@ async function reply(efficiency, answer, shown, messages) {
       for (const choice of event.choices) {
         answer.tokens.push(...(choice.efficiency?.tokens ?? []));
         // The trace holds every token; the text stops short of a stop token.
+        answer.reasoning += choice.delta.reasoning_content ?? "";
         answer.text += choice.delta.content ?? "";
       }
       if (!begun && answer.tokens.length) [begun, already] = [performance.now(), answer.tokens.length];
@@ -146,7 +147,7 @@ async function ask(text) {
   const orders = [dial()];
   if (value("compare") && title(dial(), offers) !== title(second(offers), offers)) orders.push(second(offers));
   const answers = orders.map((order) => ({
-    title: title(order, offers), asked: asked(order), unit: unit(offers), lowest: lowestBytes(offers, context), tokens: [], text: "", facts: [], step: 0, realised: null,
+    title: title(order, offers), asked: asked(order), unit: unit(offers), lowest: lowestBytes(offers, context), tokens: [], text: "", reasoning: "", facts: [], step: 0, realised: null,
   }));
   const answered = { role: "assistant", text: "", answers: [] };
   const box = draw(answered).querySelector(".answers");

@@ -11,7 +11,7 @@ export async function* events(response) {
     kept = parts.pop();
     for (const part of parts) {
       const data = part.replace(/^data: /, "");
-      if (data !== "[DONE]") yield JSON.parse(data);
+      if (data !== "[DONE]" && !data.startsWith(":")) yield JSON.parse(data);
     }
   }
 }
