@@ -260,7 +260,10 @@ def heads_of_every_form_are_exact(built) -> None:
 def packed_weights_of_every_type_give_what_they_mean(built) -> None:
     """No further off than int8, of which the weights are rounded: tensors of different types side by side, groups of 16
     and 32; also of embeddings and heads."""
-    types = TensorType.Q4_0, TensorType.Q5_0, TensorType.Q6_K, TensorType.Q8_0, TensorType.Q4_K, TensorType.Q5_1
+    types = (
+        TensorType.Q4_0, TensorType.Q5_0, TensorType.Q6_K, TensorType.Q8_0, TensorType.Q4_K, TensorType.Q5_1,
+        TensorType.Q2_K, TensorType.Q3_K, TensorType.IQ4_NL, TensorType.IQ4_XS, TensorType.MXFP4,
+    )  # fmt: skip
     actions = [(1.0, 1.0, 16), (1.0, 0.5, 16)]
     for shift, kind in enumerate(types):
         model = tiny_model("llama", torch.float32, **K_SIZES)

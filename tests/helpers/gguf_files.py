@@ -30,6 +30,8 @@ WIDE = {
 _SCALES = {
     TensorType.Q4_0: (0,), TensorType.Q4_1: (0, 2), TensorType.Q5_0: (0,), TensorType.Q5_1: (0, 2),
     TensorType.Q8_0: (0,), TensorType.Q4_K: (0, 2), TensorType.Q5_K: (0, 2), TensorType.Q6_K: (208,),
+    TensorType.Q2_K: (80, 82), TensorType.Q3_K: (108,), TensorType.IQ4_NL: (0,), TensorType.IQ4_XS: (0,),
+    TensorType.MXFP4: (),
 }  # fmt: skip
 """Where in a block its float16 scales are."""
 
@@ -42,6 +44,8 @@ def random_blocks(kind: TensorType, outputs: int, inputs: int, seed: int = 0) ->
     for place in _SCALES[kind]:
         scales = draw.uniform(0.001, 0.004, len(blocks)) * draw.choice([-1, 1], len(blocks))
         blocks[:, place : place + 2] = scales.astype(np.float16).view(np.uint8).reshape(-1, 2)
+    if kind == TensorType.MXFP4:
+        blocks[:, 0] = draw.integers(114, 126, len(blocks))
     return blocks.reshape(outputs, -1)
 
 

@@ -17,6 +17,11 @@ MIXED = (
     TensorType.Q4_1, TensorType.Q4_1, TensorType.Q8_0, TensorType.Q5_0, TensorType.Q4_0, TensorType.Q4_0,
     TensorType.Q5_1,
 )  # fmt: skip
+# Where in a block a float16 is, and what weights deviate by where it is 1.
+_SCALED = {
+    TensorType.Q2_K: {80: 10, 82: 7}, TensorType.Q3_K: {108: 42}, TensorType.IQ4_NL: {0: 70},
+    TensorType.IQ4_XS: {0: 1260}, TensorType.MXFP4: {},
+}  # fmt: skip
 # Whole blocks of K-quants, too.
 K_SIZES = {
     "hidden_size": 256, "head_dim": 32, "num_attention_heads": 8, "num_key_value_heads": 2, "intermediate_size": 512,
@@ -28,6 +33,13 @@ def random_blocks(kind: TensorType, outputs: int, inputs: int, seed: int = 0, de
     values, size = GGML_QUANT_SIZES[kind]
     draw, numbers = np.random.default_rng(seed), QUANTISED[kind]
     blocks = draw.integers(0, 256, (outputs * inputs // values, size), dtype=np.uint8)
+    if kind == TensorType.MXFP4:
+        blocks[:, 0] = 128 + round(np.log2(deviation / 5))
+    if kind in _SCALED:
+        for place, usual in _SCALED[kind].items():
+            scale = deviation / usual * draw.uniform(0.5, 1.5, len(blocks))
+            blocks[:, place : place + 2] = scale.astype(np.float16)[:, None].view(np.uint8)
+        return blocks.reshape(outputs, -1)
     scale = deviation / (1 << numbers.bits) * 4 * draw.uniform(0.5, 1.5, len(blocks))
     if kind in (TensorType.Q4_K, TensorType.Q5_K):
         scale /= 32  # steps are multiples of it

@@ -14,10 +14,11 @@ inline bool is_finite_half(uint16_t x) { return (x & 0x7c00) != 0x7c00; }
 
 // GGUF's own numbers.
 enum GgufType : int32_t {
-  F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q4_K = 12, Q5_K = 13, Q6_K = 14, BF16 = 30,
+  F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q5_0 = 6, Q5_1 = 7, Q8_0 = 8, Q2_K = 10, Q3_K = 11, Q4_K = 12, Q5_K = 13, Q6_K = 14,
+  IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
 };
 
-// values: of a block, which takes `bytes`. bits: of a number, 0 for floats. group: values that share a step. centre: the number
+// values: of a block, which takes `bytes`. bits: of a number as the engine keeps it, 0 for floats. group: values that share a step. centre: the number
 // that means zero, or -1 where groups have lowest values of their own.
 struct TypeInfo {
   int32_t values, bytes, bits, group, centre;
@@ -33,9 +34,14 @@ inline TypeInfo type_info(int32_t type) {
     case Q5_0: return {32, 22, 5, 32, 16};
     case Q5_1: return {32, 24, 5, 32, -1};
     case Q8_0: return {32, 34, 8, 32, 128};
+    case Q2_K: return {256, 84, 4, 16, -1};
+    case Q3_K: return {256, 110, 4, 16, 4};
     case Q4_K: return {256, 144, 4, 32, -1};
     case Q5_K: return {256, 176, 5, 32, -1};
     case Q6_K: return {256, 210, 6, 16, 32};
+    case IQ4_NL: return {32, 18, 8, 32, 128};
+    case IQ4_XS: return {256, 136, 8, 32, 128};
+    case MXFP4: return {32, 17, 5, 32, 12};
     default: return {0, 0, 0, 0, 0};
   }
 }
@@ -52,6 +58,21 @@ inline float half_at(const uint8_t* place) {
 // Numbers 0 to 15 are in the low halves of 16 bytes, the others in the high halves.
 inline void split(const uint8_t* bytes, uint8_t* numbers) {
   for (int i = 0; i < 16; ++i) numbers[i] = bytes[i] & 15, numbers[16 + i] = bytes[i] >> 4;
+}
+
+// The values that 4 bits stand for in the types with a codebook, above the least number that `centre` leaves room for.
+constexpr int8_t IQ4_VALUES[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+constexpr int8_t MXFP4_VALUES[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+inline void look_up(const int8_t* values, int centre, uint8_t* numbers) {
+  for (int i = 0; i < GROUP; ++i) numbers[i] = uint8_t(values[numbers[i]] + centre);
+}
+
+// Half of 2 to the power of a byte less 127: the values above are doubled.
+inline float half_power(uint8_t exponent) {
+  const uint32_t bits = exponent < 2 ? 0x00200000u << exponent : uint32_t(exponent - 1) << 23;
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
 }
 
 // Adds the fifth bits.
@@ -88,6 +109,37 @@ inline void decode_block(int32_t type, const uint8_t* row, int group, uint8_t nu
     case Q8_0:
       for (int i = 0; i < GROUP; ++i) numbers[i] = uint8_t(block[2 + i] + 128);
       break;
+    case IQ4_NL: split(block + 2, numbers), look_up(IQ4_VALUES, info.centre, numbers); break;
+    case IQ4_XS: {
+      uint16_t high;
+      std::memcpy(&high, block + 2, 2);
+      const int scale = ((block[4 + part / 2] >> part % 2 * 4 & 15) | (high >> 2 * part & 3) << 4) - 32;
+      split(block + 8 + 16 * part, numbers), look_up(IQ4_VALUES, info.centre, numbers);
+      step[0] = step[1] = half_at(block) * float(scale);
+      lowest[0] = lowest[1] = -float(info.centre) * step[0];
+      return;
+    }
+    case MXFP4:
+      split(block + 1, numbers), look_up(MXFP4_VALUES, info.centre, numbers);
+      step[0] = step[1] = half_power(block[0]);
+      lowest[0] = lowest[1] = -float(info.centre) * step[0];
+      return;
+    case Q2_K: case Q3_K: {
+      const uint8_t* low = block + (type == Q2_K ? 16 : 32) + part / 4 * 32;
+      for (int i = 0; i < GROUP; ++i) numbers[i] = low[i] >> part % 4 * 2 & 3;
+      if (type == Q3_K)
+        for (int i = 0; i < GROUP; ++i) numbers[i] |= uint8_t((block[i] >> part & 1) << 2);
+      for (int i = 0; i < 2; ++i) {
+        const int half = 2 * part + i;
+        if (type == Q2_K) {
+          step[i] = half_at(block + 80) * float(block[half] & 15), lowest[i] = -half_at(block + 82) * float(block[half] >> 4);
+        } else {
+          const int scale = (block[96 + half % 8] >> half / 8 * 4 & 15) | (block[104 + half % 4] >> half / 4 * 2 & 3) << 4;
+          step[i] = half_at(block + 108) * float(scale - 32), lowest[i] = -float(info.centre) * step[i];
+        }
+      }
+      return;
+    }
     case Q4_K: case Q5_K: {
       const uint8_t* high = block + 16;
       const uint8_t* low = block + (type == Q4_K ? 16 : 48) + part / 2 * 32;

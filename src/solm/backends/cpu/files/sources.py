@@ -40,8 +40,8 @@ _SAMPLES, _SAMPLE = 64, 4096
 
 @dataclass(frozen=True)
 class Numbers:
-    """What a quantised type consists of. bits: of a number. group: inputs that share a step. centre: the number that
-    means zero; -1 where groups have lowest values of their own."""
+    """What a quantised type becomes in memory. bits: of a number. group: inputs that share a step. centre: the number
+    that means zero; -1 where groups have lowest values of their own."""
 
     bits: int
     group: int
@@ -52,7 +52,9 @@ FLOATS = (TensorType.F32, TensorType.F16, TensorType.BF16)
 QUANTISED = {
     TensorType.Q8_0: Numbers(8, 32, 128), TensorType.Q4_0: Numbers(4, 32, 8), TensorType.Q4_1: Numbers(4, 32, -1),
     TensorType.Q5_0: Numbers(5, 32, 16), TensorType.Q5_1: Numbers(5, 32, -1), TensorType.Q4_K: Numbers(4, 32, -1),
-    TensorType.Q5_K: Numbers(5, 32, -1), TensorType.Q6_K: Numbers(6, 16, 32),
+    TensorType.Q5_K: Numbers(5, 32, -1), TensorType.Q6_K: Numbers(6, 16, 32), TensorType.Q2_K: Numbers(4, 16, -1),
+    TensorType.Q3_K: Numbers(4, 16, 4), TensorType.IQ4_NL: Numbers(8, 32, 128), TensorType.IQ4_XS: Numbers(8, 32, 128),
+    TensorType.MXFP4: Numbers(5, 32, 12),
 }  # fmt: skip
 _NAMED = {kind.name: kind for kind in FLOATS}
 """By their names in files of safetensors."""
