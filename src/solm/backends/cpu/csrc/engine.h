@@ -29,8 +29,8 @@ struct Step {
 inline int steps_of(const Call& c, int row) { return c.counts ? c.counts[row] : c.count; }
 
 // What calls of many steps (see least_chunk) are processed in, a chunk of up to CHUNK_TOKENS steps at a time. See prompt.h. From
-// so many on products of matrices take less time than those of single steps, and from LEAST_LOGITS on that with a head. They
-// are computed in full: skipped channels save no time there.
+// so many on products of matrices take less time than those of single steps, and from LEAST_LOGITS on that with a head whose
+// logits are all exact. They are computed in full: skipped channels save no time there.
 struct PromptRoom {
   static constexpr int CHUNK_TOKENS = 256, LEAST_LOGITS = 8;
   int tokens = 0;  // that there is room for

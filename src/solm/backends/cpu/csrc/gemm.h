@@ -180,10 +180,9 @@ struct TileRanges {
 // y [to - from, 64] = the inputs of tokens [from, to) times all groups of a block of outputs, a tile of them at a time, those
 // of `parts` threads apart, in room of the same size. unpack(tile, first, count) begins to unpack groups [first, first +
 // count). fetch(on, first, count): where these are in this block (on 0) or in the one that is probably next (on 1).
-// done(tile, first, count) is called when they have been multiplied.
-template <int BITS, int QUADS_OF_GROUP, bool GRID, typename Unpack, typename Fetch, typename Done>
+template <int BITS, int QUADS_OF_GROUP, bool GRID, typename Unpack, typename Fetch>
 void multiply_block(TilePair& tiles, const ChunkInput& x, int from, int to, int parts, float* y, float* room, Unpack unpack,
-                    Fetch fetch, Done done) {
+                    Fetch fetch) {
   constexpr int SIZE = 4 * QUADS_OF_GROUP, MOST = Tile::ROOM / (SIZE * TileDot<BITS>::BYTES), FEW = 16;
   static_assert(MOST <= Tile::MOST_GROUPS);
   // With few tokens unpacking takes a good part of the time. The next tile is then unpacked meanwhile, and what is fetched is
@@ -203,7 +202,6 @@ void multiply_block(TilePair& tiles, const ChunkInput& x, int from, int to, int 
     float* sums = part == 0 ? y : room;
     multiply_groups<BITS, QUADS_OF_GROUP, GRID>(now, x, first, count, from, to, first > part, sums,
                                                 fetch(on, later, ranges.count(later)), ahead);
-    done(now, first, count);
     if (second == ranges.end_of_part(first)) {
       for (int k = 0; sums == room && k < (to - from) * BLOCK; k += 16)
         Lanes::load(y + k).plus(Lanes::load(room + k)).write(y + k);
@@ -242,8 +240,7 @@ struct TileProducts {
               const int there = std::min(block + on * threads, (m.outputs - 1) / BLOCK);
               for (int g = first; GRID && g < first + count; ++g) Grid(m, g).fetch(there * BLOCK, BLOCK);
               return rows_of<GRID ? BITS - 4 : 0, GRID>(m, there, first * SIZE, std::min((first + count) * SIZE, x.channels));
-            },
-            [](const Tile&, int, int) {});
+            });
       });
     } else {
       floats(static_cast<const W*>(m.data), x, m.outputs, block, from, to);
@@ -261,8 +258,7 @@ struct TileProducts {
           },
           [&](int on, int first, int count) {
             return upper_bits_of<QUADS_OF_GROUP>(head, x.channels, vocabulary, block + on, first, count);
-          },
-          [](const Tile&, int, int) {});
+          });
     });
     return sums.data();
   }

@@ -5,13 +5,11 @@
 // 2 i + 1 of every byte for the i-th four of them.
 //
 // With exact_largest, all upper bits are read first. What the lower bits would add is treated as random with a known
-// variance, and only strips where a logit may be one of the largest are read whole. With many steps, numbers that have grids
-// are multiplied as matrices.
+// variance, and only strips where a logit may be one of the largest are read whole.
 #pragma once
 
 #include "dot_integer.h"
 #include "engine.h"
-#include "head_tiles.h"
 #include "select.h"
 
 namespace solm {
@@ -35,12 +33,10 @@ struct HeadSlice {
   const int in_channels;              // of the head
   const size_t high_bytes, low_bytes; // of a strip
   int rows = 0;                       // steps of the batch
-  bool tiled = false;                 // as matrices
   std::vector<ScaledGroup> groups;
   // Per step of the batch and strip of this thread: what its largest logit is at least and at most.
   std::vector<float> at_least, at_most;
   std::vector<float> bounds;
-  std::unique_ptr<HeadTiles> tiles;
 
   HeadSlice(const Engine& e, int thread)
       : head(e.head), vocabulary(e.s.vocabulary), first(start(e.s, thread)), last(start(e.s, thread + 1)),
@@ -53,8 +49,6 @@ struct HeadSlice {
       const int rest = e.s.hidden - int(g) * channels;
       groups[g].count = (std::min(channels, rest) + 3) / 4 * 4;
     }
-    if (!low_bits || !head.group) return;
-    tiles = std::make_unique<HeadTiles>(head, e.s);
   }
 
   static int start(const Sizes& s, int thread) {
@@ -62,9 +56,9 @@ struct HeadSlice {
     return std::min(int(int64_t(blocks) * thread / s.threads) * 2, strips);
   }
 
-  // Takes the inputs of `count` steps. many: of a call whose logits are multiplied as matrices.
-  void prepare(const RoundedInput* rounded, int count, bool many) {
-    rows = count, tiled = many && tiles;
+  // Takes the inputs of `count` steps.
+  void prepare(const RoundedInput* rounded, int count) {
+    rows = count;
     const float per_upper = float(1 << low_bits), centre = head.centre < 0 ? 0 : float(head.centre);
     for (int r = 0; r < rows; ++r)
       for (size_t g = 0; g < groups.size(); ++g) {
@@ -83,7 +77,6 @@ struct HeadSlice {
         group.mean[r] = 0.5f * (per_upper - 1) * group.total[r];
         group.variance[r] = (per_upper * per_upper - 1) / 12 * scale * scale * float(squares);
       }
-    if (tiled) tiles->take(rounded, rows);
   }
 
   // All logits, exactly. to(r) is where the logits of step r go.
@@ -98,12 +91,9 @@ struct HeadSlice {
   // Taking off half of the variance keeps the sum of the exponentials unbiased.
   template <typename To>
   void approximate(int largest, To to, float* found) {
-    if (tiled && channels == GROUP) upper_blocks<QUADS>(to);
-    else if (tiled) upper_blocks<QUADS / 2>(to);
-    else
-      with_form([&]<int FORM>() {
-        for (int s = first; s < last; ++s) upper_strip<FORM>(s, to);
-      });
+    with_form([&]<int FORM>() {
+      for (int s = first; s < last; ++s) upper_strip<FORM>(s, to);
+    });
     const int strips = last - first, known = std::min(strips, largest);
     for (int r = 0; r < rows; ++r) {
       std::copy_n(&at_least[size_t(r) * strips], strips, bounds.data());
@@ -114,10 +104,9 @@ struct HeadSlice {
   }
 
   // Replaces approximate logits by exact ones where they may be among the `largest` largest. found(t): what thread t found.
-  // multiply(x, block): the sums [steps, 64] of a block of the head, for inputs x. Returns the number of strips that were read
-  // whole, each once for every step.
-  template <typename To, typename Found, typename Multiply>
-  int64_t refine(int largest, int threads, To to, Found found, Multiply multiply) {
+  // Returns the number of strips that were read whole, each once for every step.
+  template <typename To, typename Found>
+  int64_t refine(int largest, int threads, To to, Found found) {
     float needed[MOST_ROWS];
     for (int r = 0; r < rows; ++r) {
       for (int t = 0; t < threads; ++t) std::copy_n(found(t) + size_t(r) * largest, largest, &bounds[size_t(t) * largest]);
@@ -125,30 +114,17 @@ struct HeadSlice {
       needed[r] = bounds[largest - 1];
     }
     const auto needs = [&](int r, int strip) {
-      return strip < last && !(at_most[size_t(r) * (last - first) + strip - first] < needed[r]);
+      return !(at_most[size_t(r) * (last - first) + strip - first] < needed[r]);
     };
     int64_t read = 0;
-    if (!tiled) {
-      with_form([&]<int FORM>() {
-        for (int s = first; s < last; ++s)
-          for (int r = 0, end; r < rows; r = end) {  // rows side by side together
-            for (end = r; end < rows && needs(end, s); ++end) {}
-            if (end > r) whole_strip<FORM>(s, r, end, to), read += end - r;
-            else ++end;
-          }
-      });
-      return read;
-    }
-    for (int s = first; s < last; s += 2) {
-      const float* sums = nullptr;
-      for (int r = 0; r < rows; ++r)
-        for (int strip : {s, s + 1}) {
-          if (!needs(r, strip)) continue;
-          if (!sums) sums = multiply(tiles->inputs(), s / 2), read += int64_t(std::min(2, last - s)) * rows;
-          const int at = strip * STRIP;
-          std::copy_n(sums + size_t(r) * BLOCK + (strip - s) * STRIP, std::min(STRIP, vocabulary - at), to(r) + at);
+    with_form([&]<int FORM>() {
+      for (int s = first; s < last; ++s)
+        for (int r = 0, end; r < rows; r = end) {  // steps side by side together
+          for (end = r; end < rows && needs(end, s);) ++end;
+          if (end > r) whole_strip<FORM>(s, r, end, to), read += end - r;
+          else ++end;
         }
-    }
+    });
     return read;
   }
 
@@ -298,19 +274,6 @@ struct HeadSlice {
     const size_t place = size_t(r) * (last - first) + strip - first;
     at_least[place] = least > -INFINITY ? least : -INFINITY;  // not NaN, which could not be sorted
     at_most[place] = peak + off;
-  }
-
-  // The same as upper_strip of all strips, two at a time, for many steps.
-  template <int QUADS_OF_GROUP, typename To>
-  void upper_blocks(To to) {
-    for (int s = first; s < last; s += 2) {
-      tiles->template multiply_upper<QUADS_OF_GROUP>(s / 2, rows, [&](int g, int r) { return groups[g].variance[r]; });
-      for (int strip = s; strip < std::min(s + 2, last); ++strip)
-        for (int r = 0; r < rows; ++r) {
-          const int at = r * BLOCK + (strip - s) * STRIP;
-          take_upper(strip, r, &tiles->sums[at], &tiles->variances[at], to(r));
-        }
-    }
   }
 };
 

@@ -126,7 +126,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r)
       if (float* to = logits_of(start + r); to && !exact_logits_of(start + r)) want(r, to);
     if (!wanted) return;
-    if constexpr (INTEGERS) integer_head(inputs, logits, exact, wanted, many);
+    if constexpr (INTEGERS) integer_head(inputs, logits, exact, wanted);
     else float_head(inputs, logits, wanted);
   }
 
@@ -331,25 +331,21 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       }
   }
 
-  // All logits of the first `exact` rows are exact, of the others the largest. many: see HeadSlice.
-  void integer_head(const float* const* inputs, float* const* logits, int exact, int rows, bool many) {
+  // All logits of the first `exact` rows are exact, of the others the largest.
+  void integer_head(const float* const* inputs, float* const* logits, int exact, int rows) {
     const int groups = (H + GROUP - 1) / GROUP;
     for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
     if (exact) {
-      head->prepare(rounded.data(), exact, false);
+      head->prepare(rounded.data(), exact);
       head->exact([&](int r) { return logits[r]; });
     }
     if (exact == rows) return;
-    head->prepare(rounded.data() + exact, rows - exact, many);
+    head->prepare(rounded.data() + exact, rows - exact);
     auto to = [&](int r) { return logits[exact + r]; };
     const int largest = e.call->exact_largest;
     head->approximate(largest, to, partial(thread));
     barrier();
-    const int64_t whole = head->refine(
-        largest, threads, to, [&](int t) { return partial(t); },
-        [&](const ChunkInput& x, int block) {
-          return prompt.products.multiply(e.head, e.s.vocabulary, x, block, 0, rows - exact);
-        });
+    const int64_t whole = head->refine(largest, threads, to, [&](int t) { return partial(t); });
     e.screening.add(whole, int64_t(head->last - head->first) * (rows - exact));
     half = !half;
   }

@@ -185,19 +185,17 @@ Unpacking unpack_matrix(Tile& tile, const Matrix& m, bool high_only, int channel
 }
 
 // The same for a block of the head, of which two strips make one; see head.h. Behind the last strip the last one is repeated.
-// BITS: 4 where lower bits are not read, but taken to be the middle of their range.
 template <int BITS, int QUADS_OF_GROUP, bool GRID>
 Unpacking unpack_head(Tile& tile, const Head& head, int channels, int vocabulary, int block, int first, int groups) {
   constexpr int LOW = BITS - 4;
   const int all_quads = (channels + 3) / 4, last = (vocabulary - 1) / STRIP;
   const int all_groups = (all_quads + QUADS_OF_GROUP - 1) / QUADS_OF_GROUP;
-  const float factor = GRID ? float(1 << (head.bits - BITS)) : 1, middle = (factor - 1) / 2;
   const bool lowest = head.centre < 0;
   Unpacking numbers;
   numbers.place = place_strips<BITS>, numbers.left = groups * QUADS_OF_GROUP, numbers.to = tile.numbers;
   numbers.sixteen = size_t(numbers.left) * TileDot<BITS>::BYTES;
   numbers.quad = first * QUADS_OF_GROUP, numbers.last = all_quads - 1;
-  tile.with_least = GRID && (lowest || BITS < head.bits);
+  tile.with_least = GRID && lowest;
   tile.added = TAKEN_OFF<BITS> - (!GRID ? 128 : tile.with_least ? 0 : head.centre);
   for (int k = 0; k < 2; ++k) {
     const size_t strip = std::min(2 * block + k, last);
@@ -208,11 +206,11 @@ Unpacking unpack_head(Tile& tile, const Head& head, int channels, int vocabulary
     }
     for (int g = 0; GRID && g < groups; ++g) {
       const uint16_t* grid = head.grid + (strip * all_groups + first + g) * (lowest ? 2 : 1) * STRIP;
-      for (int j = 0; j < 2; ++j)
-        if (!tile.with_least) Lanes::load_half(grid + 16 * j).write(tile.step[g] + 16 * (2 * k + j));
-        else tile.set_grid(g, 2 * k + j, Lanes::load_half(grid + 16 * j),
-                      lowest ? Lanes::load_half(grid + STRIP + 16 * j) : Lanes::zero(), factor,
-                      middle - (lowest ? 0 : float(head.centre)));
+      for (int j = 0; j < 2; ++j) {
+        const int at = 16 * (2 * k + j);
+        Lanes::load_half(grid + 16 * j).write(tile.step[g] + at);
+        if (lowest) Lanes::load_half(grid + STRIP + 16 * j).write(tile.least[g] + at);
+      }
     }
   }
   return numbers;
