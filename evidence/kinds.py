@@ -1,5 +1,6 @@
 """One table for every kind of result: what a generated page shows of a file."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -118,6 +119,28 @@ def budgets(result: Result) -> str:
         for name, arm in result["results"]["arms"].items()
     ]
     return markdown(("arm", "ms", "share on the clock", "requested", "realised by step times"), rows)
+
+
+@kind(
+    "clock",
+    "Budgets and a stopwatch",
+    "Replies under budgets in time and dense ones in turn, medians over rounds. *took*: milliseconds per token over "
+    "those of the dense replies beside it. *told*: what the reply said that it realised. *busy*: beside one process "
+    "that computes all the time.",
+)
+def clock(result: Result) -> str:
+    rows, all_missed = [], []
+    for machine, found in result["results"]["machines"].items():
+        for context, arms in found["contexts"].items():
+            for budget, arm in arms.items():
+                shares = (statistics.median(arm[name]) if name in arm else None for name in ("asked", "told", "share"))
+                rows.append([machine, f"{int(context):,}", budget, *map(number, shares), arm.get("reason", "")])
+        if found["missed"]:
+            off = (number(found["missed"][f"{name}_{part}"]) for name in ("asked", "told") for part in ("median", "95"))
+            all_missed.append([machine, f"{found['missed']['replies']}", *off])
+    head = ("machine", "after tokens", "budget", "requested", "told", "took", "not reached because")
+    missed = ("machine", "replies", "miss of the request, median", "95 %", "miss of what was told, median", "95 %")
+    return f"{markdown(missed, all_missed)}\n\n{markdown(head, rows, words=3)}"
 
 
 @kind(

@@ -29,9 +29,11 @@ MODEL, SHIPPED = "builtin:smollm2-135m", "builtin:smollm2-135m-cpu"
 DATA = "pydoc:train"
 MINUTES = 1.75
 """Of the fit."""
-CONTEXT, BUDGETS, TOKENS, ROUNDS = 4000, (0.85, 0.7), 100, 3
+CONTEXT, BUDGETS, TOKENS, ROUNDS = 4000, (0.9, 0.8), 100, 3
 """Of the decoding that is timed. Budgets are shares of the dense step's time. A short prompt would show little: a step
 that reads many keys has more to leave out."""
+BUDGET = "loss=0.01"
+"""Of the reply to a short prompt: what nobody notices."""
 PASSAGE = "Compound statements"
 QUESTION = "Explain in a few sentences what the text above says about compound statements."
 PROMPT = "Explain step by step why the sky is blue, and why it turns red in the evening."
@@ -108,12 +110,13 @@ def decode(out: Path, progress: Progress, clock: Clock) -> Speeds:
     """
     with clock.stage(STAGES[0]):
         progress("loading the model, and building the engine at the first run", 0, None)
-        lm = load(MODEL, SHIPPED, backend="cpu")
+        lm = load(MODEL, SHIPPED, backend="cpu").timed(progress)
         ids = _passage(lm)
         progress(f"reading a prompt of {ids.shape[1]:,} tokens", 0, None)
         read = lm.session(capacity=ids.shape[1])
         read.prefill(ids[:, :-1])
-        orders, done = (None, *BUDGETS), 0
+        floor = lm.budgets().time_floor(ids.shape[1])
+        orders, done = (None, *(budget for budget in BUDGETS if budget > floor)), 0
         times: dict[float | None, list[float]] = {budget: [] for budget in orders}
         replies: dict[float | None, Reply] = {}
         for _ in range(ROUNDS):
@@ -157,11 +160,10 @@ def report(out: Path, speeds: Speeds, result: EvaluationResult | None, progress:
         progress("a reply under the policy", 0, None)
         trained = TrainedPolicy.from_pretrained(SHIPPED if result is None else out / "fit" / "policy")
         lm = load(MODEL, trained, backend="cpu")
-        budget = BUDGETS[0] if result is None else result.settings["budgets"][len(result.settings["budgets"]) // 2]
-        reply: Reply = lm.generate(PROMPT, budget=budget, max_new_tokens=TOKENS)
+        reply: Reply = lm.generate(PROMPT, budget=BUDGET, max_new_tokens=TOKENS)
         lm.detach()
         write_json(out / "reply.json", reply.as_dict())
-    write_text(out / "report.html", "\n".join(_page(speeds, result, reply, budget, clock)) + "\n")
+    write_text(out / "report.html", "\n".join(_page(speeds, result, reply, clock)) + "\n")
     write_json(out / "seconds.json", clock.seconds)
     return reply
 
@@ -169,14 +171,17 @@ def report(out: Path, speeds: Speeds, result: EvaluationResult | None, progress:
 def summary(speeds: Speeds, result: EvaluationResult | None) -> list[str]:
     """What was measured, in sentences."""
     dense, *others = speeds.replies
-    faster = " and ".join(
-        f"{one.milliseconds:.1f} ms under budget {one.budget:.2f} "
-        f"({dense.milliseconds / one.milliseconds:.2f} times as fast)"
-        for one in others
+    faster = (
+        " and ".join(
+            f"{one.milliseconds:.1f} ms under budget {one.budget:.2f} "
+            f"({dense.milliseconds / one.milliseconds:.2f} times as fast)"
+            for one in others
+        )
+        or "and no budget saves any"
     )
     lines = [
         f"Speed: after {speeds.prompt:,} tokens a dense step took {dense.milliseconds:.1f} ms here, {faster}. A short "
-        "context saves less."
+        "context saves less, and a larger model more: this one is small."
     ]
     if result is None:
         return lines
@@ -214,7 +219,7 @@ def _common(ours: list[int], theirs: list[int]) -> int:
     return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(ours), len(theirs)))
 
 
-def _page(speeds: Speeds, result: EvaluationResult | None, reply: Reply, budget: float, clock: Clock) -> Iterator[str]:
+def _page(speeds: Speeds, result: EvaluationResult | None, reply: Reply, clock: Clock) -> Iterator[str]:
     """The lines of the page."""
     dense = speeds.replies[0]
     took = ", ".join(f"{stage} {seconds:.0f}" for stage, seconds in clock.seconds.items())
@@ -242,7 +247,7 @@ def _page(speeds: Speeds, result: EvaluationResult | None, reply: Reply, budget:
         yield image(plot(result), f"perplexity against {result.currency}")
     spent = reply.compute.realised
     yield (
-        f"<h2>A reply under the policy</h2><p>{escape(PROMPT)}</p><p><b>budget {budget:.2f}</b> <span class=soft>"
+        f"<h2>A reply under the policy</h2><p>{escape(PROMPT)}</p><p><b>budget {BUDGET}</b> <span class=soft>"
         f"{spent['bytes']:.2f} of dense bytes, attention {spent['attention']:.2f}, MLP {spent['mlp']:.2f}. Background: "
         "bytes read by the step behind each token, from green (few) to red (dense).</span></p>"
     )

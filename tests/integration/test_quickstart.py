@@ -10,7 +10,7 @@ import torch
 import solm
 from helpers.models import tiny_model
 from helpers.policies import under_values
-from helpers.timings import as_measured, made_curve
+from helpers.timings import as_measured, made_clock, made_curve
 from solm import quickstart
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
@@ -32,6 +32,11 @@ def small(tiny_folder, tmp_path, monkeypatch):
     for name, value in changes.items():
         monkeypatch.setattr(quickstart, name, value)
     monkeypatch.setattr("solm.fit.timings.measure", as_measured)
+
+    def timed(lm, progress):
+        return made_clock(model=lm.name, backend=lm.backend.name)
+
+    monkeypatch.setattr("solm.runtime.language_model.measure_clock", timed)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")

@@ -92,7 +92,7 @@ def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[
     clock, which --timings takes."""
     from solm.core.clock import StepClock
 
-    times = lm.timings
+    times = reply.budgets.timings  # those of its start
     described = reply.as_dict() | {"budget": budget, "measured_on": None if times is None else times.measured_on}
     return described | ({"clock": times.model_dump(mode="json")} if isinstance(times, StepClock) else {})
 

@@ -75,7 +75,13 @@ def policies(
     lines = [f"{key:30} {value}" for key, value in _flat(shown)]
     if curve is None:
         return Result(shown, lines)
-    return Result(shown | curve.as_dict(), [*lines, table(curve.about, COLUMNS, curve.rows())])
+    from solm.runtime.clock import known_clock
+
+    clock = known_clock(trained.config.digest)
+    timed = None if clock is None else curve.on(clock)
+    tables = [table(one.about, COLUMNS, one.rows()) for one in (curve, timed) if one is not None]
+    more = {} if timed is None else {"here": timed.as_dict()}
+    return Result(shown | curve.as_dict() | more, [*lines, *tables])
 
 
 def _pull(name: str, out: Path | None, revision: str | None) -> Path:

@@ -344,10 +344,11 @@ class Budgets:
         """The milliseconds of steps, where there are timings."""
         return None if self.timings is None else self.timings.cost(self.sparsity, self.shapes)
 
-    @property
+    @cached_property
     def curve(self) -> BudgetCurve | None:
-        """What the policy's budgets lose, where it was measured."""
-        return None if self.trained is None else self.trained.curve
+        """What the policy's budgets lose, where it was measured, and take on the machine of `timings`."""
+        known = None if self.trained is None else self.trained.curve
+        return known.on(self.timings) if known is not None and isinstance(self.timings, StepClock) else known
 
     def bytes(self, realised: np.ndarray, kv_length: np.ndarray | int) -> np.ndarray:
         """What steps of realised shares [..., axes] that see kv_length [...] keys read, as a share of the dense step's

@@ -51,6 +51,8 @@ class StepClock(BaseModel):
     mlp_ms: float = Field(ge=0)
     extra_ms: float = Field(ge=0)
     error: float = Field(ge=0)
+    policy: str = ""
+    """The digest of the policy that decided."""
     dense: float = Field(1.0, gt=0)
     cheap: float = Field(1.0, gt=0)
 
@@ -65,10 +67,11 @@ class StepClock(BaseModel):
 
     def cost(self, _: SparsityConfig, __: ModelShapes) -> MeasuredCost:
         """The cost of steps under the rules that were timed."""
-        return self._cost
+        return self.cost_of_steps
 
     @cached_property
-    def _cost(self) -> MeasuredCost:
+    def cost_of_steps(self) -> MeasuredCost:
+        """The same."""
         ends = np.array([0.0, 1 << 24])  # the line has no end
         rates = self.page_ms * ends, np.full(2, self.mlp_ms), np.zeros(2)
         kinds = self.dense, self.cheap, self.extra_ms
@@ -86,7 +89,7 @@ class RunningClock:
 
     def __init__(self, clock: StepClock, seconds: Callable[[], float] = time.monotonic):
         self.now, self._seconds = clock, seconds
-        self._cost = clock.model_copy(update={"dense": 1.0, "cheap": 1.0})._cost
+        self._cost = clock.model_copy(update={"dense": 1.0, "cheap": 1.0}).cost_of_steps
         self._recent: deque[tuple[float, bool, Sequence[float], int, float]] = deque(maxlen=_WINDOW)
         self._pairs: deque[float] = deque(maxlen=_PAIRS)
         self._steps = self._since_dense = 0

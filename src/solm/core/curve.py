@@ -6,12 +6,15 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from solm.core.clock import StepClock
 from solm.core.cost import StepTimings
 from solm.core.errors import counted
 
 CURVE = "curve.json"
 _TOLERANCE = 5e-3
 """Of a share: what steps of a reply may miss a budget by."""
+HARMLESS = 0.01
+"""Nats per token that nobody notices in a chat."""
 COLUMNS = (
     "context",
     "budget",
@@ -68,7 +71,9 @@ class BudgetCurve(BaseModel):
     """The points of a policy, and the step timings of budgets in time. texts, tokens: of the points that
     do not say otherwise.
 
-    data: names of the held-out texts. sources: what the dense model makes of each; none in older files.
+    data: names of the held-out texts. sources: what the dense model makes of each; none in older files. clock: of the
+    machine that budgets, speeds and milliseconds are of, where it is not that of `timings`; losses belong to the shares
+    that points realise, on any machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -80,6 +85,7 @@ class BudgetCurve(BaseModel):
     tokens: int = Field(ge=1)
     data: str = ""
     sources: tuple[TextFacts, ...] = ()
+    clock: StepClock | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetCurve":
@@ -87,6 +93,20 @@ class BudgetCurve(BaseModel):
         if places != sorted(set(places)):
             raise ValueError("points must be ordered by context and budget, each given once")
         return self
+
+    def on(self, clock: StepClock) -> "BudgetCurve | None":
+        """The same points with the time that what they leave out takes on another machine; without those that save
+        none there, None where none is left."""
+        points = {}
+        for point in self.points:
+            kept, dense = np.array([point.attention, point.mlp, 1.0]), clock.cost_of_steps.dense(point.context)
+            step = float(clock.cost_of_steps.milliseconds(kept, point.context))
+            budget = round(step / dense, 3)
+            times = {"budget": budget, "step_ms": step, "speed": dense / step}
+            if budget < 1:
+                points[point.context, budget] = point.model_copy(update=times)
+        ordered = tuple(points[place] for place in sorted(points))
+        return self.model_copy(update={"points": ordered, "clock": clock}) if ordered else None
 
     @property
     def contexts(self) -> list[int]:
@@ -97,9 +117,10 @@ class BudgetCurve(BaseModel):
         """What was measured where, in a sentence or two."""
         counts = {point.context: point.texts or self.texts for point in self.points}
         measured = ", ".join(f"{counted(texts, 'text')} after {context:,} tokens" for context, texts in counts.items())
+        where = "" if self.clock is None else f"Times of {self.clock.measured_on}. "
         return (
-            f"Measured on {self.timings.measured_on}, on {self.tokens // self.texts} tokens per text that no training "
-            f"saw: {measured}. A budget is a share of the dense step's milliseconds."
+            f"{where}Measured on {self.timings.measured_on}, on {self.tokens // self.texts} tokens per text that no "
+            f"training saw: {measured}. A budget is a share of the dense step's milliseconds."
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -109,6 +130,7 @@ class BudgetCurve(BaseModel):
             "budgets": [point.model_dump(mode="json") | {"perplexity": point.perplexity} for point in self.points],
             "measured": {
                 "backend": self.timings.backend, "threads": self.timings.threads, "processor": self.timings.processor,
+                "times": (self.clock or self.timings).measured_on,
                 "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
                 "sources": [source.model_dump(mode="json") for source in self.sources],
             },
@@ -146,6 +168,10 @@ class BudgetCurve(BaseModel):
             return float(budgets[0])
         part = (losses[first - 1] - nats) / (losses[first - 1] - losses[first])
         return float(budgets[first - 1] + part * (budgets[first] - budgets[first - 1]))
+
+    def opening(self) -> float:
+        """The lowest share of the dense step's milliseconds that loses at most `HARMLESS` nats after every context."""
+        return max(self.share_for_loss(HARMLESS, context) for context in self.contexts)
 
     def loss(self, share: float, context: int) -> tuple[float, bool]:
         """What `share` of the dense step's milliseconds loses in nats per token after `context` tokens, as

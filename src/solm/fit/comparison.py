@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from solm.core.cost import ModelShapes, StepTimings
+from solm.core.cost import StepTimings
 from solm.core.curve import CURVE, BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.files import read_model, resumable, write_text
 from solm.evaluation.arms import BaselineRequest, constant, teal, upper_bits
@@ -73,20 +73,6 @@ def curve_of(results: list[EvaluationResult], timings: StepTimings) -> BudgetCur
         texts=main.settings["texts"], tokens=main.points[0].tokens, data=main.settings["data"],
         sources=tuple(main.sources),
     )  # fmt: skip
-
-
-def retimed(trained: TrainedPolicy, timings: StepTimings, shapes: ModelShapes) -> TrainedPolicy:
-    """The policy with step times measured anew, for a fit on a machine that other processes disturbed: the points of
-    its curve keep their shares and losses, and budgets and milliseconds are those of `timings` at these shares."""
-    assert trained.curve is not None
-    cost, points = timings.cost(trained.config.sparsity, shapes), []
-    for point in trained.curve.points:
-        share = cost.share((point.attention, point.mlp, 1.0), point.context)
-        times = {"step_ms": share * cost.dense(point.context), "speed": 1 / share, "budget": round(min(share, 1.0), 3)}
-        points.append(point.model_copy(update=times))
-    ordered = tuple(sorted(points, key=lambda point: (point.context, point.budget)))
-    curve = trained.curve.model_copy(update={"timings": timings, "points": ordered})
-    return TrainedPolicy(trained.config, trained.network, curve)
 
 
 def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:

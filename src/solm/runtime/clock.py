@@ -7,6 +7,7 @@ import re
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -68,6 +69,17 @@ def kept(
     except SolmError as error:
         _LOG.warning("what was measured is not kept, so that the next start measures again: %s", error)
     return made
+
+
+def known_clock(policy: str) -> StepClock | None:
+    """The latest clock of steps that the policy of this digest decided, on this processor; None where none is kept."""
+    files = sorted(cache_folder().glob(f"*.{StepClock.__name__.lower()}.json"), key=lambda file: file.stat().st_mtime)
+    for file in reversed(files):
+        with suppress(SolmError):
+            found = read_model(file, StepClock)
+            if (found.policy, found.processor) == (policy, processor()):
+                return found
+    return None
 
 
 def measure_clock(lm: ControlledModel, progress: Progress, seconds: float | None = None) -> StepClock:
@@ -159,6 +171,7 @@ class _Steps:
         return StepClock(
             model=lm.name, backend=lm.backend.name, threads=lm.threads, processor=processor(), contexts=tuple(contexts),
             base_ms=max(dense[0] - key * contexts[0], dense[0] / 2), key_ms=key, page_ms=page, mlp_ms=rate * dense[0],
+            policy="" if lm.trained is None else lm.trained.config.digest,
             extra_ms=extra * dense[0], error=round(max(*sure, unexplained), 4),
         )  # fmt: skip
 

@@ -208,7 +208,7 @@ class LanguageModel(ControlledModel):
         """
         from solm.runtime import custom
 
-        return ending(streamer)(custom.custom_generate(self, budget, policy, streamer))
+        return ending(streamer)(custom.custom_generate(self.timed_for(budget), budget, policy, streamer))
 
     def encode(self, prompt: Prompt, system: str | None = None) -> "torch.Tensor":
         """Token ids [1, C] of a prompt, through the chat template where the tokenizer has one, after `system`."""

@@ -81,7 +81,9 @@ class RequestBudgets:
                 if context <= longest:
                     terms = budgets.terms(budgets.lowest(context), context)
                     described["fastest"][context] = {name: terms[name] for name in ("time", "speed", "ms")}
-        curve = None if lm.trained is None else lm.trained.curve
+        curve = budgets.curve
+        # Where nothing is known of what budgets lose, the page opens dense.
+        described["opening"] = 1.0 if curve is None else curve.opening()
         return described | ({} if curve is None else curve.as_dict())
 
     def resolve(self, wanted: Efficiency, context: int, key: ApiKey, thinks: bool = False) -> RequestBudget:

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from helpers.timings import CPU, SHAPES, made_timings
+from helpers.timings import CPU, SHAPES, made_clock, made_curve, made_timings
 from solm.core.curve import BudgetCurve, CurvePoint
 
 
@@ -41,3 +41,17 @@ def test_points_are_ordered_and_given_once():
     for points in ((point(512, 0.8, 0.1), point(512, 0.6, 0.2)), (point(512, 0.8, 0.1), point(512, 0.8, 0.1))):
         with pytest.raises(ValidationError, match="ordered"):
             curve(*points)
+
+
+def test_points_take_the_time_of_another_machine_and_lose_what_they_lost():
+    curve, clock = made_curve(CPU, SHAPES), made_clock()
+    (old,), (point,) = curve.points, curve.on(clock).points
+    assert (point.nats, point.mlp, point.attention) == (old.nats, old.mlp, old.attention)
+    assert point.step_ms == pytest.approx(10.5 + 0.4 - 0.6 * 6)
+    assert point.budget == pytest.approx(point.step_ms / 10.5, abs=1e-3)
+    assert point.speed == pytest.approx(10.5 / point.step_ms)
+    assert curve.on(clock).about.startswith("Times of cpu int8, 2 threads of a fast one")
+    assert curve.on(made_clock(mlp_ms=0.1)) is None, "nothing is saved there"
+    assert curve.opening() == pytest.approx(1 - 0.3 * 0.1)
+    assert curve.on(clock).model_dump_json() == curve.on(clock).model_dump_json()
+    assert "clock" not in curve.on(clock).model_dump()

@@ -22,7 +22,8 @@ function showSettings() {
     $(`${id}-value`).textContent = value(id).toFixed(2);
   }
   $("least").textContent = `${context ? `After these ${context.toLocaleString("en")} tokens` : "In a short context"} steps ` +
-    `${unit(offers) === "time" ? "take" : "read"} at least ${Number(least).toFixed(2)}. Attention reads all of the first ${offers.always_read} tokens.`;
+    `${unit(offers) === "time" ? "take" : "read"} at least ${Number(least).toFixed(2)}. Attention reads all of the first ${offers.always_read} tokens.` +
+    (offers.budgets ? ` Below ${offers.opening.toFixed(2)} quality begins to fall.` : " What budgets lose is not measured here.");
   $("dial-value").textContent = [title(dial(), offers), value("compare") ? `beside ${title(second(offers), offers)}` : ""].filter(Boolean).join(", ");
   for (const axis of AXES) $(`${axis}-value`).textContent = value(axis).toFixed(axis === "bits" ? 1 : 2);
   $("per-axis").hidden = !value("axes");
@@ -205,8 +206,7 @@ async function connect() {
   document.querySelectorAll(".unit").forEach((one) => { one.textContent = unit(offers); });
   for (const name of offers.policies) $("policy").append(new Option(name, name));
   $("policy").value = offers.default_policy;
-  $("bytes").value = 0.85;
-  $("other-bytes").value = 0.7;
+  for (const id of ["bytes", "other-bytes"]) $(id).value = offers.opening;
   for (const axis of AXES) {
     $(axis).min = offers.axes[axis][0];
     $(axis).value = offers.axes[axis].at(-1);
