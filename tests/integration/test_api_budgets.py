@@ -65,7 +65,7 @@ def test_a_server_without_step_times_says_what_is_missing(byte_tokenizer):
     with running(tiny_service(byte_tokenizer)) as address:
         client = openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
         for budget in ("speed=1.2", "loss=0.1"):
-            with pytest.raises(openai.BadRequestError, match="needs (step timings|a policy with a measured curve)"):
+            with pytest.raises(openai.BadRequestError, match=r"needs (step timings|a policy with a measured curve)"):
                 ask(client, budget=budget)
         (model,) = client.models.list().data
         assert not {"budgets", "measured", "fastest"} & set(model.efficiency)
