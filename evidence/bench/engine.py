@@ -40,7 +40,8 @@ READ_ONCE = 4096
 
 def measure(engines: dict[str, Timed], texts: torch.Tensor, rows: list[int], rounds: int) -> dict[str, dict[str, Any]]:
     """At one context, texts [T, context + 1] of at least `rows`: by engine, `prefill_tokens_per_second`, and `step_ms`
-    by setting and number of rows. Those of an engine that failed are NaN."""
+    by setting and number of rows, and of the cpu backend `known_ms` by the number of known tokens of a row that one
+    pass computes. Those of an engine that failed are NaN."""
     for engine in engines.values():
         engine.texts(texts)
     # The first text warms up, where there are several.
@@ -61,6 +62,9 @@ def measure(engines: dict[str, Timed], texts: torch.Tensor, rows: list[int], rou
         }
         for (name, setting), taken in in_turns(turns, rounds).items():
             found[name]["step_ms"].setdefault(setting, {})[str(count)] = spread(taken)
+    for name, engine in engines.items():
+        if isinstance(engine, Ours) and not engine.stock:
+            found[name]["known_ms"] = engine.known_ms(rounds)
     return found
 
 
@@ -196,6 +200,11 @@ def lines(results: dict[str, dict[str, Any]], rows: list[int]) -> list[str]:
                 cells = [shown(by_rows[str(count)], 3) if str(count) in by_rows else "" for count in rows]
                 told.append(f"{context:>6}  {name:28} {setting:32} {rate:>18}" + "".join(f"{c:>26}" for c in cells))
     for name, one in results.items():
+        for context, found in one.get("contexts", {}).items():
+            if known := found.get("known_ms"):
+                told.append(f"{context:>6}  {name}, known tokens of a row, ms: " + ", ".join(
+                    f"{count}: {shown(taken, 1)}" for count, taken in known.items()
+                ))  # fmt: skip
         if "start_seconds" in one:
             seconds, peak = dict(one["start_seconds"]), one["peak_gib"]
             second = shown(seconds.pop("second"), 2)

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 
 import solm
-from evidence.bench.common import clock, draw_text, finish, in_turns, numbers, parser, spread
+from evidence.bench.common import draw_text, finish, numbers, parser, spread
+from evidence.bench.timed_engines import KNOWN, known_passes
 from evidence.studies import problems
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.guess import Guesser
 
-_KNOWN = (1, 2, 4, 8, 16)
 """Tokens of a pass."""
 Messages = list[dict[str, str]]
 
@@ -125,22 +125,10 @@ def measured(arms: dict[str, Arm], prompts: list[Messages], rounds: int, tokens:
 
 def passes(lm: solm.LanguageModel, context: int, rounds: int) -> dict[str, dict[str, float]]:
     """Milliseconds of a pass over known tokens of a row that has read `context`."""
-    ids = draw_text(lm, 1, context + max(_KNOWN)).numpy()
-    session = lm.session(context + max(_KNOWN))
+    ids = draw_text(lm, 1, context + max(KNOWN)).numpy()
+    session = lm.session(context + max(KNOWN))
     session.prefill(ids[:, :context])
-
-    def median(count: int) -> float:
-        def run() -> None:
-            session.extend(ids[:, context : context + count], exact_largest=1)
-
-        found = []
-        for _ in range(8):
-            found.append(clock(run))
-            session.truncate(np.array([context]))
-        return statistics.median(found)
-
-    turns = in_turns({count: lambda count=count: median(count) for count in _KNOWN}, rounds)
-    return {str(count): spread(values) for count, values in turns.items()}
+    return known_passes(session, ids[0, context:], rounds)
 
 
 def main() -> int:

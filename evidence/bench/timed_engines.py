@@ -1,16 +1,18 @@
 """Engines whose prompts and steps are timed: the cpu backend, the stock transformers model, and peers."""
 
 import argparse
+import statistics
 from collections.abc import Callable
 from copy import deepcopy
 from math import nan
 from typing import Protocol, TypeVar
 
+import numpy as np
 import torch
 
 import solm
 from evidence.bench import peers
-from evidence.bench.common import STEPS, clock, constant_step, numbers, policy_step
+from evidence.bench.common import STEPS, clock, constant_step, in_turns, numbers, policy_step, spread
 from solm.backends.names import dtype_name
 from solm.backends.session import Session
 from solm.backends.torch.load import load_base
@@ -23,6 +25,8 @@ EVERY_LOGIT = "dense, every logit"
 """A dense step whose logits are all exact, as those of peers are."""
 HALVES = {"high halves": (1.0, 1.0, 4), "high halves, pages 0.2, mlp 0.8": (0.2, 0.8, 4)}
 """Of nested weights."""
+KNOWN = (1, 2, 3, 4, 5, 6, 8, 12, 16)
+"""Tokens of a pass over known tokens of a row."""
 TRANSFORMERS, LOOKUP = "transformers", "transformers lookup"
 Turns = dict[str, Callable[[], list[float]]]
 _Found = TypeVar("_Found")
@@ -100,6 +104,11 @@ class Ours:
             )
         return made
 
+    def known_ms(self, rounds: int) -> dict[str, dict[str, float]]:
+        """Milliseconds of passes over known tokens of the first row, by their number; see `known_passes`."""
+        tokens = np.resize(self.ids[0].numpy(), max(KNOWN))
+        return known_passes(self.sessions[0].fork(1, max(KNOWN)), tokens, rounds)
+
 
 class Lookup:
     """transformers' own generation with prompt lookup."""
@@ -166,6 +175,22 @@ def steps(session: Session, step: Callable[[torch.Tensor], object], tokens: torc
     taken = [clock(lambda: step(tokens)) for _ in range(STEPS)]
     session.truncate(start)
     return taken
+
+
+def known_passes(session: Session, tokens: np.ndarray, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of one pass over the first KNOWN of `tokens`, by their number. The session, of one row, then forgets
+    them."""
+    start = session.lengths.numpy().copy()
+
+    def median(count: int) -> float:
+        found = []
+        for _ in range(STEPS):
+            found.append(clock(lambda: session.extend(tokens[None, :count], exact_largest=1)))
+            session.truncate(start)
+        return statistics.median(found)
+
+    turns = in_turns({count: lambda count=count: median(count) for count in KNOWN}, rounds)  # type: ignore[misc]
+    return {str(count): spread(values) for count, values in turns.items()}
 
 
 def shown(found: dict[str, float], digits: int) -> str:
