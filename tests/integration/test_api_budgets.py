@@ -20,7 +20,7 @@ def test_usage_says_what_was_asked_for_and_met_in_all_words(client):
     ).usage.compute  # fmt: skip
     asked, met = compute["requested"], compute["realised"]
     assert set(asked) == {
-        "attention", "mlp", "bits", "net", "bytes", "time", "speed", "ms", "loss", "perplexity"
+        "attention", "mlp", "bits", "net", "bytes", "time", "speed", "ms", "dense_ms", "loss", "perplexity"
     }  # fmt: skip
     assert asked.keys() == met.keys()
     assert asked["speed"] == pytest.approx(1.2, abs=0.01)

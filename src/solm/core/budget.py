@@ -2,9 +2,9 @@
 
 In all units that are measured, a budget or what steps spent is a dictionary (`Terms`). Keys: ``attention``, ``mlp``
 and ``bits``, shares per axis; ``net``, their mean; ``bytes``, a share of what dense steps read. Where step times are
-measured also ``time``, a share of the dense step's milliseconds, ``speed``, its inverse, and ``ms`` per step. Where a
-policy with a measured curve splits the budget also ``loss``, nats per token above the dense model, and ``perplexity``,
-the factor that this is worth; below the lowest budget measured ``loss_above`` instead.
+measured also ``time``, a share of the dense step's milliseconds ``dense_ms``, ``speed``, its inverse, and ``ms`` per
+step. Where a policy with a measured curve splits the budget also ``loss``, nats per token above the dense model, and
+``perplexity``, the factor that this is worth; below the lowest budget measured ``loss_above`` instead.
 """
 
 import math
@@ -344,11 +344,15 @@ class Budgets:
         """The milliseconds of steps, where there are timings."""
         return None if self.timings is None else self.timings.cost(self.sparsity, self.shapes)
 
-    @cached_property
+    @property
     def curve(self) -> BudgetCurve | None:
         """What the policy's budgets lose, where it was measured, and take on the machine of `timings`."""
+        return self._clocked if isinstance(self.timings, StepClock) else getattr(self.trained, "curve", None)
+
+    @cached_property
+    def _clocked(self) -> BudgetCurve | None:
         known = None if self.trained is None else self.trained.curve
-        return known.on(self.timings) if known is not None and isinstance(self.timings, StepClock) else known
+        return known.on(self.timings) if known is not None and isinstance(self.timings, StepClock) else None
 
     def bytes(self, realised: np.ndarray, kv_length: np.ndarray | int) -> np.ndarray:
         """What steps of realised shares [..., axes] that see kv_length [...] keys read, as a share of the dense step's
@@ -530,7 +534,8 @@ def in_words(terms: Terms) -> str:
 
 def in_time(terms: Terms) -> str:
     """The units of time."""
-    return f"{terms['time']:.3f} of the dense step's time (speed {terms['speed']:.2f}, {terms['ms']:.2f} ms per step)"
+    times = f"speed {terms['speed']:.2f}, {terms['ms']:.2f} ms per step, dense {terms['dense_ms']:.2f}"
+    return f"{terms['time']:.3f} of the dense step's time ({times})"
 
 
 def loss_terms(loss: float) -> Terms:
@@ -539,7 +544,7 @@ def loss_terms(loss: float) -> Terms:
 
 
 def _timed(share: float, dense: float) -> Terms:
-    return {"time": share, "speed": 1 / share, "ms": share * dense}
+    return {"time": share, "speed": 1 / share, "ms": share * dense, "dense_ms": dense}
 
 
 def _up(value: float, parts: int) -> float:

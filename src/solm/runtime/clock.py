@@ -36,7 +36,7 @@ _HORIZON = 512
 _USUAL_KEYS = (0.5, 4.0)
 """What a key takes over its bytes at the rate of a dense step's, as far as that is believed: with few keys it is less
 than the noise of a timing."""
-_STALE = 600.0
+STALE = 600.0
 """Seconds until what a busy machine disturbed is measured anew."""
 _EXTRA, _MOST_EXTRA = 0.04, 0.12
 """Of a dense step: what leaving out anything takes by itself, as was seen on several models, which counts as one more
@@ -51,24 +51,33 @@ def kept(
     """What the cache folder has of `kind` for this model, engine, rules, threads and processor; else what `make` gives,
     which is kept. stale: of what is made anew after a while. A file that is damaged is replaced, with a line in the
     log; a folder that cannot be written costs time."""
-    about = [lm.identity.model_dump(mode="json", exclude={"name"}), lm.backend.name, lm.threads, processor(),
-             lm.sparsity.model_dump(mode="json"), kind.__name__]  # fmt: skip
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", lm.name)[:60].strip("-.") or "model"
-    path: Path = cache_folder() / f"{readable}-{key}.{kind.__name__.lower()}.json"
+    path = _place(lm, kind)
     if path.exists():
         try:
             found = read_model(path, kind)
-            if not stale(found) or time.time() - path.stat().st_mtime < _STALE:
+            if not stale(found) or time.time() - path.stat().st_mtime < STALE:
                 return found
         except SolmError as error:
             _LOG.warning("%s; it is made anew", error)
     made = make()
+    keep(lm, made)
+    return made
+
+
+def keep(lm: ControlledModel, made: BaseModel) -> None:
+    """Write what was measured to the cache folder."""
     try:
-        write_text(path, made.model_dump_json() + "\n")
+        write_text(_place(lm, type(made)), made.model_dump_json() + "\n")
     except SolmError as error:
         _LOG.warning("what was measured is not kept, so that the next start measures again: %s", error)
-    return made
+
+
+def _place(lm: ControlledModel, kind: type[BaseModel]) -> Path:
+    about = [lm.identity.model_dump(mode="json", exclude={"name"}), lm.backend.name, lm.threads, processor(),
+             lm.sparsity.model_dump(mode="json"), kind.__name__]  # fmt: skip
+    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", lm.name)[:60].strip("-.") or "model"
+    return cache_folder() / f"{readable}-{key}.{kind.__name__.lower()}.json"
 
 
 def known_clock(policy: str) -> StepClock | None:
@@ -88,14 +97,23 @@ def measure_clock(lm: ControlledModel, progress: Progress, seconds: float | None
     Steps of all kinds take turns, one by one, so that what else the machine does changes all of them alike; medians of
     their ratios to neighbouring dense steps are what counts.
     """
+    made = measure_unless(lm, lambda: False, progress, seconds)
+    assert made is not None
+    return made
+
+
+def measure_unless(
+    lm: ControlledModel, stop: Callable[[], bool], progress: Progress, seconds: float | None = None
+) -> StepClock | None:
+    """The same; None as soon as `stop` says that there is something better to do."""
     billions = (lm.shapes.layers * lm.shapes.layer_weights + lm.shapes.head_weights) / 1e9
     begun, name = time.monotonic(), "measuring this machine, once"
     seconds = SECONDS + SECONDS_PER_BILLION * billions if seconds is None else seconds
     progress(name, 0, 100)
-    steps = _Steps(lm, begun + seconds / 3)
-    rounds = 0
+    steps, rounds = _Steps(lm, begun + seconds / 3, stop), 0
     while not rounds or (time.monotonic() - begun < seconds and rounds < _MOST_ROUNDS):
-        steps.round()
+        if not steps.round(stop):
+            return None
         rounds += 1
         progress(name, min(99, round(100 * (time.monotonic() - begun) / seconds)), 100)
     progress(name, 100, 100)
@@ -105,7 +123,7 @@ def measure_clock(lm: ControlledModel, progress: Progress, seconds: float | None
 class _Steps:
     """Steps of all kinds, after few tokens and after more, read until `deadline` on the monotonic clock."""
 
-    def __init__(self, lm: ControlledModel, deadline: float):
+    def __init__(self, lm: ControlledModel, deadline: float, stop: Callable[[], bool]):
         self._lm = lm
         room = min(lm.context or _FAR + _HORIZON, _FAR + _HORIZON) - 4 * (_STEPS + 1)
         self._tokens = known_text(lm, _FAR + _HORIZON)
@@ -116,7 +134,7 @@ class _Steps:
         session, read, taken = lm.session(_NEAR), 0, 0.0
         for place in (max(1, min(_NEAR, room)), 128, 256, 512, _FAR):
             begun = time.monotonic()
-            if read and (place > room or least == 1 or begun + taken > deadline):
+            if read and (place > room or least == 1 or begun + taken > deadline or stop()):
                 break
             session.prefill(self._tokens[:, read:place])
             taken, read = 2 * (time.monotonic() - begun), place
@@ -127,18 +145,22 @@ class _Steps:
         self.ratios: list[list[float]] = [[] for _ in self._plans]
         self.shares: list[list[np.ndarray]] = [[] for _ in self._plans]
 
-    def round(self) -> None:
-        """Each kind `_STEPS` times, every one after a dense step that sees about as many keys."""
+    def round(self, stop: Callable[[], bool]) -> bool:
+        """Each kind `_STEPS` times, every one after a dense step that sees about as many keys; False where `stop` ended
+        it."""
         dense = {place: self._fork(place, Dense(self._lm.space), (1.0, 1.0, 1.0)) for place in self.ms}
         cheap = [self._fork(*plan) for plan in self._plans]
         for step in range(_STEPS + 1):
             for number, (place, *_) in enumerate(self._plans):
+                if stop():
+                    return False
                 whole, _ = self._step(dense[place], step)
                 part, share = self._step(cheap[number], step)
                 if step:  # the first one after a fork also takes memory
                     self.ms[place].append(whole)
                     self.ratios[number].append(part / whole)
                     self.shares[number].append(share)
+        return True
 
     def _fork(self, place: int, policy: AnyPolicy, target: tuple[float, ...]) -> Session:
         fork = self._read[place][1].fork(1, len(_KEEPS) * (_STEPS + 1))

@@ -17,7 +17,7 @@ from solm.policies.calibration import Calibration
 from solm.policies.schedules import Dense
 from solm.runtime.batch import Row, decode
 from solm.runtime.calibrate import Progress, calibrate, can_calibrate
-from solm.runtime.clock import kept, measure_clock
+from solm.runtime.clock import keep, kept, measure_clock, measure_unless
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Grammar
 from solm.runtime.guess import Allowance, guess_count
@@ -131,6 +131,15 @@ class LanguageModel(ControlledModel):
                 lm.clock = RunningClock(clock)
             self._timed = lm
         return self._timed
+
+    def time_again(self, stop: Callable[[], bool]) -> None:
+        """Measure step times anew where they are unsure, for replies to come; in vain as soon as `stop` says that there
+        is something better to do."""
+        if self.clock is not None and self.clock.now.error > UNSURE:
+            found = measure_unless(self, stop, lambda what, done, total: None)
+            if found is not None and found.error < self.clock.now.error:
+                keep(self, found)
+                self.clock = RunningClock(found)
 
     def timed_for(self, budget: BudgetLike, progress: Progress = lambda what, done, total: None) -> Self:
         """`timed` where `budget` is one in time, as a loss by a policy's curve is, too; else the model itself. Raises

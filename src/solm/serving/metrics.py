@@ -1,7 +1,7 @@
 """Metrics of a server in the format of Prometheus, also by vLLM's names."""
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -42,6 +42,9 @@ class Metrics:
         self.net = Histogram(
             "solm_net_keep", "Realised net keep of rows.", buckets=[step / 20 for step in range(4, 21)], registry=of
         )
+        self.time = Summary("solm_time_share", "Share of dense steps' time that replies realised.", registry=of)
+        self.dense = Gauge("solm_dense_step_milliseconds", "Of one row, by this machine's clock.", registry=of)
+        self.loss = Summary("solm_loss_nats", "Expected or measured loss per token of replies.", registry=of)
         self.saving = Gauge(
             "solm_governor_saving", "Share of a step that budgets at their floors save now, NaN: unknown.", registry=of
         )
@@ -75,6 +78,14 @@ class Metrics:
         self.class_net[rank].observe(net)
         self.class_requested[rank].observe(requested)
         self.class_floor[rank].observe(floor)
+
+    def told(self, realised: Mapping[str, float]) -> None:
+        """Count what a reply said of its time and, where it is expected or measured, its loss."""
+        if "time" in realised:
+            self.time.observe(realised["time"])
+            self.dense.set(realised["dense_ms"])
+        if "loss" in realised:
+            self.loss.observe(realised["loss"])
 
     def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
         """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""

@@ -21,6 +21,7 @@ from solm.core.budget import Budget, ResolvedBudget
 from solm.core.errors import DataError, SolmError
 from solm.runtime.batch import Batch
 from solm.runtime.batch import Row as BatchRow
+from solm.runtime.clock import STALE
 from solm.runtime.grammars import Constraint
 from solm.runtime.guess import Allowance
 from solm.runtime.language_model import LanguageModel
@@ -264,6 +265,8 @@ class Scheduler:
         self._posted: list[tuple[Queue, Any]] = []
         self._whole_bits = lm.sparsity.bits_site == "weights"
         self._skipping_rows = None if settings.always_skip else lm.backend.skipping_rows
+        self._timed = self.clock()
+        """When step times were measured last."""
         self.stopping = self.failed = False  # it is to end; it ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
@@ -353,12 +356,17 @@ class Scheduler:
         while True:
             with self._changed:
                 self._measure()
-                while not (self.stopping or self.busy):
+                idle = False
+                while not (self.stopping or self.busy or idle):
                     self.governor.idle()
-                    self._changed.wait(FORGETS)
+                    idle = not self._changed.wait(FORGETS) and self.clock() > self._timed + STALE
                     self._measure()
                 if self.stopping:
                     return
+            if idle:
+                self._timed = self.clock()
+                self.lm.time_again(lambda: self.stopping or self.busy > 0)
+                continue
             for act in (self._drop, self._read, self._step):
                 act()
                 self._send()
@@ -533,6 +541,7 @@ class Scheduler:
                 metrics.guesses.labels(source, "dropped").inc(guessed - accepted)
             if ended.compute.verified:
                 metrics.regret.observe(ended.compute.realised["loss"])
+            metrics.told(ended.compute.realised)
             net = ended.compute.realised["net"]
             requested = row.mean(*({"net": each.budget.net} for each in (budget.resolved, budget.reasoning)))["net"]
             metrics.spent(budget.rank, requested, budget.resolved.floor.net, net)

@@ -19,7 +19,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Random, Static
 
 SHARES = {"attention", "mlp", "bits", "net", "bytes"}
-TIME = {"time", "speed", "ms"}
+TIME = {"time", "speed", "ms", "dense_ms"}
 
 
 def read(budgets: Budgets, budget: Budget, context: int) -> float:

@@ -175,3 +175,15 @@ def test_the_command_measures_and_its_clock_gives_the_text_again(tiny_folder, tm
     assert frozen["clock"]["cheap"] == 1.05
     assert frozen["realised"]["mlp"] < found["realised"]["mlp"], "slower steps have to leave out more"
     assert run("--budget", "speed=1.1", "--timings", str(tmp_path / "clock.json"))[0]["tokens"] == frozen["tokens"]
+
+
+def test_an_idle_moment_makes_an_unsure_clock_surer_and_is_left_at_once(plain_lm, known, cache):
+    lm = plain_lm.timed()
+    assert lm.clock.now.error == 0.2
+    lm.time_again(lambda: True)
+    assert lm.clock.now.error == 0.2, "there was something better to do"
+    lm.clock = RunningClock(lm.clock.now.model_copy(update={"error": 1e9}))
+    lm.time_again(lambda: False)
+    assert lm.clock.now.error < 1e9
+    kept = StepClock.model_validate_json(next(cache.glob("*.stepclock.json")).read_text())
+    assert kept == lm.clock.now

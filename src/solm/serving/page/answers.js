@@ -147,7 +147,7 @@ export function facts({ tokens, step, asked, unit, realised }, levelsOf) {
   if (tokens.length > 1 && asked !== 1) {
     const spent = (axis) => mean(tokens.filter((token) => token.controllable[axis]), (token) => token.realised[axis]);
     const of = asked === null ? "" : ` of ${asked.toFixed(2)} asked`;
-    if (unit === "time" && realised) parts.push(`time ${realised.time.toFixed(2)}${of}`);
+    if (unit === "time" && realised) parts.push(`time ${realised.time.toFixed(2)}${of}`, `dense step ${realised.dense_ms.toFixed(1)} ms`);
     parts.push(`bytes ${spentBytes(tokens).toFixed(2)}${unit === "bytes" ? of : ""}`);
     parts.push(`KV pages ${(spent("attention") || 1).toFixed(2)}`, `MLP ${spent("mlp").toFixed(2)}`);
     if (levelsOf.bits.length > 1) parts.push(`bits ${(16 * spent("bits")).toFixed(1)}`);
