@@ -24,10 +24,13 @@ from solm.policies.identity import BaseIdentity, WeightSample
 from solm.policies.schedules import Dense, Policy, Random, Static, static
 from solm.runtime.grammars import Compiler
 from solm.runtime.guess import Guesser
+from solm.runtime.prefixes import PrefixCache
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+_KEPT = 128e6
+"""Bytes of a draft model's keys and values."""
 UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
 """Policies that depend on the budget alone, by name."""
 
@@ -135,6 +138,11 @@ class ControlledModel:
             return dict(self._generation)
         own = self._model.generation_config.to_dict()
         return {name: value for name, value in own.items() if value is not None}
+
+    @cached_property
+    def prefixes(self) -> PrefixCache:
+        """Prompts that are kept where this is a draft model, whose rows come and go with those of batches."""
+        return PrefixCache(_KEPT, self.sparsity.page_size)
 
     @cached_property
     def compiler(self) -> Compiler:

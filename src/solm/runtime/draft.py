@@ -15,6 +15,8 @@ from solm.runtime.sampling import Sampler
 
 _AT_ONCE = MOST_GUESSES + 1
 """Tokens of a row that one pass reads."""
+_CHUNK = 512
+"""Tokens of a long text that are read between two passes of the batch, whose rows all wait for them."""
 
 
 class Text(Protocol):
@@ -31,7 +33,7 @@ class Drafter:
     """A draft model's session beside that of a batch.
 
     Its rows are those that it was asked to guess for, and leave with the batch's. What they hold is brought up to date
-    when they are asked for: a draft that does not pay reads nothing.
+    when they are asked for: a draft that does not pay reads nothing. Prompts begin with what is kept of earlier ones.
     """
 
     def __init__(self, lm: ControlledModel, target: ControlledModel):
@@ -44,25 +46,30 @@ class Drafter:
         self._ends = np.zeros(0, np.int64)
         """Tokens that the rows' texts had then."""
         self._session: Session | None = None
+        self._reading: dict[Text, Session] = {}
+        """Rows whose texts are not read yet, each with a session of its own."""
 
     def behind(self, row: Text) -> int | None:
         """Tokens of a row's text that the draft model has not read; None where it has no room for it."""
         length = len(row.prompt) + len(row.ids)
         if self._lm.context is not None and length + MOST_GUESSES > self._lm.context:
             return None
-        place = next((place for place, each in enumerate(self._rows) if each is row), None)
-        return length if place is None else length - self._valid(place)
+        if row in self._rows:
+            return length - self._valid(self._rows.index(row))
+        session = self._reading.get(row)
+        return length - (session.length(0) if session is not None and session.rows else 0)
 
     def draft(self, rows: Sequence[Text]) -> Iterator[Drafted]:
         """The next tokens of rows, a step at a time, as long as they are asked for. Other rows that were drafted for
-        before go along."""
+        before go along. A row whose text is long is read first, part by part, and has no tokens until that is done."""
         for row in [each for each in self._rows if self.behind(each) is None]:
             self.leave(row)
         for row in rows:
-            if not any(each is row for each in self._rows):
-                self._join(row)
+            if row not in self._rows:
+                self._read(row)
         session, texts = self._session, self._rows
-        assert session is not None
+        if session is None:
+            return
         valid = np.array([self._valid(place) for place in range(len(texts))])
         self._ends = ends = np.array([len(row.prompt) + len(row.ids) for row in texts])
         self._known = [[] for _ in texts]
@@ -92,9 +99,10 @@ class Drafter:
 
     def leave(self, row: Any) -> None:
         """Forget a row that left the batch, if it was drafted for."""
-        place = next((place for place, each in enumerate(self._rows) if each is row), None)
-        if place is None:
+        self._reading.pop(row, None)
+        if row not in self._rows:
             return
+        place = self._rows.index(row)
         assert self._session is not None
         self._rows[place], self._known[place], self._ends[place] = self._rows[-1], self._known[-1], self._ends[-1]
         self._rows.pop()  # as in the session
@@ -108,19 +116,31 @@ class Drafter:
     def clear(self) -> None:
         """Forget all rows."""
         self._rows, self._known, self._ends, self._session = [], [], np.zeros(0, np.int64), None
+        self._reading = {}
 
-    def _join(self, row: Text) -> None:
-        """Read all of a row's text but its last token."""
-        text = self._tail(row, 0)
-        session = self._lm.session(len(row.prompt) + row.longest + MOST_GUESSES)
-        session.prefill(text[None, :-1])
+    def _read(self, row: Text) -> None:
+        """Read more of a row's text; where only its last token is left, it joins the others."""
+        kept, text = self._lm.prefixes, self._tail(row, 0)[:-1]
+        capacity = len(row.prompt) + row.longest + MOST_GUESSES
+        if row not in self._reading:
+            with kept.lock:
+                found = kept.find(text, capacity)
+            self._reading[row] = self._lm.session(capacity) if found is None else found
+        session = self._reading[row]
+        read = session.length(0) if session.rows else 0
+        session.prefill(text[None, read : read + _CHUNK])
+        if read + _CHUNK < len(text):
+            return
+        del self._reading[row]
+        with kept.lock:
+            kept.keep(text, session)
         if self._session is None:
             self._session = session
         else:
             self._session.join(session)
         self._rows.append(row)
         self._known.append([])
-        self._ends = np.append(self._ends, len(text) - 1)
+        self._ends = np.append(self._ends, len(text))
 
     def _valid(self, place: int) -> int:
         """How many of the tokens that a row holds are its text."""

@@ -227,21 +227,23 @@ class Guesser:
             drafted = [] if drafting is None else self._worth_drafting(wishes, made, speed, drafting)
         first = list(found)
         if drafting is not None and drafted:
-            spent = 0.0
-            for place in drafted:
-                found[place] = Guess(DRAFT)
+            spent, ready = 0.0, drafted
             for number, step in enumerate(drafting.draft([wishes[place].row for place in drafted]), 1):
                 spent += step.seconds
                 with self._lock:
                     self.draft_pace.add(step.tokens, step.seconds)
-                    for place in drafted:
+                    if number == 1:
+                        ready = [place for place in drafted if wishes[place].row in step.found]
+                        for place in ready:
+                            found[place] = Guess(DRAFT)
+                    for place in ready:
                         wish = wishes[place]
                         if number <= wish.most:
                             token, top = step.found[wish.row]
                             found[place].tokens.append(token)
                             kind = sum(top >= least for least in _TOPS)
                             found[place].kinds.append(self._kind(DRAFT, kind, wish.drawn))
-                    if not self._goes_on(wishes, found, drafted, spent):
+                    if not self._goes_on(wishes, found, ready, spent):
                         break
             with self._lock:
                 made, _ = self._cut(wishes, found, spent)

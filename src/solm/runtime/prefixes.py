@@ -4,6 +4,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
+from threading import Lock
 
 import numpy as np
 
@@ -44,6 +45,8 @@ class PrefixCache:
     def __init__(self, memory: float, page: int):
         self.memory, self.page = memory, page
         self.bytes = 0
+        self.lock = Lock()
+        """For those who use it in several threads."""
         self._pages: OrderedDict[tuple[int, bytes], _Page] = OrderedDict()  # the least recently used one first
         self._numbers = count(1)
 

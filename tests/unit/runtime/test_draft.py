@@ -276,3 +276,29 @@ def test_threads_share_what_is_learned(other_lm):
         found = list(pool.map(lambda seed: other_lm.generate(ids(seed), max_new_tokens=50, **ENDLESS).trace, range(6)))
     assert [trace.ids for trace in found] == expected
     assert sum(trace.guesses.get(DRAFT, [0])[0] for trace in found) > 0
+
+
+def test_long_prompts_are_read_in_parts_and_kept_for_later_ones(same_lm, monkeypatch):
+    """Between the parts other rows go on."""
+    monkeypatch.setattr("solm.runtime.draft._CHUNK", 32)
+    read = []
+    prefill = type(same_lm.session()).prefill
+
+    def counted(session, tokens, *given):
+        read.append(tokens.shape[1])
+        return prefill(session, tokens, *given)
+
+    long = ids(1, 150)
+    expected = same_lm.generate(long, guess="off", max_new_tokens=40, **ENDLESS).trace.ids
+    monkeypatch.setattr(type(same_lm.session()), "prefill", counted)
+    for number in range(2):
+        rows = [row(same_lm, 0, 40, 3)]
+        rows.append(Row(long[0], rows[0].policy, (1.0,) * 3, 40, Sampler.of(same_lm, long, 1, ENDLESS)))
+        rows[1].guess = 3
+        read.clear()
+        list(decode(same_lm, rows, 2))
+        assert rows[1].ids == expected
+        assert all(each.trace.guesses[DRAFT][1] > 10 for each in rows)
+        parts = [count for count in read if count <= 32]
+        assert max(count for count in read if count < 150) <= 32
+        assert len(parts) >= 5 if number == 0 else sum(parts) < 100, "most was kept"
