@@ -87,7 +87,8 @@ def test_the_reply_says_what_was_lost_and_that_it_was_measured(cpu_lm):
 
 def test_a_loss_without_a_curve_is_refused_where_passes_are_not_exact(tiny_lm):
     with pytest.raises(
-        BudgetError, match="a budget as a loss needs a policy with a measured curve|a budget in time needs step timings"
+        BudgetError,
+        match=r"a budget as a loss needs a policy with a measured curve|a budget in time needs step timings",
     ):
         tiny_lm.generate(prompt(1), budget="loss=0.02")
 
