@@ -28,7 +28,7 @@ from solm.backends.cpu.files.spec import (
 from solm.backends.gguf_header import GgufHeader
 from solm.core.errors import UnsupportedModelError, damaged
 
-_UNKNOWN = ("mlp_bias", "attention_bias", "attn_logit_softcapping", "final_logit_softcapping",
+_UNKNOWN = ("mlp_bias", "attention_out_bias", "attention_bias", "attn_logit_softcapping", "final_logit_softcapping",
             "use_bidirectional_attention", "mlp_only_layers", "clip_qkv")  # fmt: skip
 """What some models of a family have and the engine does not."""
 _GGUF = {
@@ -70,7 +70,7 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
     family = fields.values["model_type"]
     description = FAMILIES[family]
     for unknown in _UNKNOWN:
-        if fields.get(unknown):
+        if fields.get(unknown) and not (unknown == "attention_bias" and description.qkv_bias):
             raise UnsupportedModelError(
                 f"{fields.name_of(unknown)} {shown(fields.get(unknown))} is not supported for {family}"
             )
@@ -99,9 +99,9 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
         scales=_scales(fields, description, hidden, head_dim),
         rope=full,
         sliding_rope=local,
-        qkv_bias=description.qkv_bias,
+        qkv_bias=description.qkv_bias and fields.flag("attention_bias", True),
         tied_head=fields.flag("tie_word_embeddings", False),
-        layers_without_rope=_without_rope(fields, description, layers),
+        layers_without_rope=_without_rope(fields, description, layers, sliding),
         sliding_window=fields.integer("sliding_window", MOST_TOKENS) if sliding else None,
         sliding_layers=sliding,
         bos=bos[0] if bos else None,
@@ -173,8 +173,10 @@ def _scales(fields: Fields, description: Family, hidden: int, head_dim: int) -> 
     )
 
 
-def _without_rope(fields: Fields, description: Family, layers: int) -> tuple[int, ...]:
-    """The layers without rotary positions."""
+def _without_rope(fields: Fields, description: Family, layers: int, sliding: tuple[int, ...]) -> tuple[int, ...]:
+    """The layers without rotary positions, where those of `sliding` have windows."""
+    if description.rope_slides:
+        return tuple(layer for layer in range(layers) if sliding and layer not in sliding)
     listed = fields.get("no_rope_layers")
     if listed is not None:
         if not isinstance(listed, list | tuple) or len(listed) != layers:

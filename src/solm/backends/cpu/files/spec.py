@@ -67,6 +67,7 @@ _GEMMA3 = _QWEN3 | {
     "mlp_output_norm": Place("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
 }
 _OLMO2 = {name: place for name, place in _GEMMA3.items() if name not in ("attention_norm", "mlp_norm")}
+_SEED_OSS = _LLAMA | {"mlp_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight")}
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
 _PHI3 = (
     _LLAMA
@@ -121,8 +122,8 @@ class Family:
     and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
     (q_norm, k_norm). Those that a layer lacks are left out, and so are biases. architecture: what GGUF files call the
     family. whole_norms: queries and keys are normed over all heads together. interleaved: in GGUF files, the rows of q
-    and k stand so that neighbours are rotated together. qkv_bias: of transformers models; a GGUF file shows whether it
-    has any.
+    and k stand so that neighbours are rotated together. qkv_bias: of transformers models that do not say otherwise; a
+    GGUF file shows whether it has any. rope_slides: where layers have windows, those without have no rotary positions.
     no_rope_interval: every so many layers, one has no rotary positions, where the file does not say which.
     activation: of the MLP's gate, where the file does not say which. norm_offset: what transformers adds to the weights
     of norms, which GGUF files have added already. root_embeddings: embeddings are multiplied by the root of the hidden
@@ -139,6 +140,7 @@ class Family:
     interleaved: bool = False
     qkv_bias: bool = False
     no_rope_interval: int | None = None
+    rope_slides: bool = False
     activation: Activation = "silu"
     norm_offset: float = 0.0
     root_embeddings: bool = False
@@ -176,6 +178,15 @@ FAMILIES = {
     "phi3": Family(
         _PHI3, "phi3", sliding="all", defaults={"rms_norm_eps": 1e-5, "original_max_position_embeddings": 4096}
     ),
+    "gemma": Family(
+        _LLAMA, "gemma", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
+        defaults={"head_dim": 256, "tie_word_embeddings": True},
+    ),
+    "ministral": Family(_LLAMA, "llama", interleaved=True, sliding="all", defaults={"sliding_window": 4096}),
+    "exaone4": Family(
+        _OLMO2, "exaone4", sliding=4, rope_slides=True, defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096}
+    ),
+    "seed_oss": Family(_SEED_OSS, "seed_oss", qkv_bias=True, defaults={"head_dim": 128}),
     "granite": Family(_LLAMA, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
     "qwen3_moe": Family(
         _QWEN3_MOE, "qwen3moe", sliding="last",

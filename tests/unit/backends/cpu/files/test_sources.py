@@ -67,8 +67,8 @@ def listed(name: str, *shape: int, kind: int) -> bytes:
             "blk.0.ffn_up.weight: bytes .* lie past the end",
         ),
         (
-            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 32, 32, kind=27),
-            "blk.0.ffn_up.weight: type I64 is not among F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, ",
+            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 32, 32, kind=24),
+            "blk.0.ffn_up.weight: type I8 is not among F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, ",
         ),
         (
             field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),

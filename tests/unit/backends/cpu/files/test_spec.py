@@ -33,7 +33,9 @@ def sources(family, folder, dtype=torch.float32, **changes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
-    kinds = {"layer_types": KINDS, "query_pre_attn_scalar": 24} if family == "gemma3_text" else {}
+    by_kind, slides = family == "gemma3_text", family in ("gemma3_text", "ministral", "exaone4")
+    kinds = {"layer_types": KINDS} if slides else {}
+    kinds |= {"query_pre_attn_scalar": 24} if by_kind else {}
     model, found = sources(family, tmp_path, num_hidden_layers=5, **kinds)
     config, attention = model.config, model.model.layers[0].self_attn
     for source in found:
@@ -43,25 +45,27 @@ def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
         assert spec.head_dim == attention.head_dim
         assert spec.epsilon == pytest.approx(config.rms_norm_eps, rel=1e-6)
         assert spec.qkv_bias == (hasattr(attention, "q_proj") and attention.q_proj.bias is not None)
-        rotary, by_kind = model.model.rotary_emb, family == "gemma3_text"
+        rotary = model.model.rotary_emb
         for rope, kind in ((spec.rope, "full_attention_"), (spec.sliding_rope, "sliding_attention_")):
             expected = getattr(rotary, (kind if by_kind else "") + "inv_freq").numpy()
             np.testing.assert_allclose(rope.inverse_frequencies, expected, rtol=1e-6)
             assert rope.scaling == getattr(rotary, (kind if by_kind else "") + "attention_scaling")
         rotated = getattr(config, "no_rope_layers", None) or [1] * 5
+        rotated = [1, 1, 0, 1, 0] if family == "exaone4" else rotated
         assert spec.layers_without_rope == tuple(layer for layer in range(5) if not rotated[layer])
-        assert spec.sliding_layers == ((0, 1, 3) if by_kind else ())
-        assert [spec.window_of(layer) for layer in range(5)] == ([40, 40, None, 40, None] if by_kind else [None] * 5)
+        assert spec.sliding_layers == ((0, 1, 3) if slides else ())
+        assert [spec.window_of(layer) for layer in range(5)] == ([40, 40, None, 40, None] if slides else [None] * 5)
         assert spec.scales.softmax == pytest.approx(attention.scaling, rel=1e-6)
-        scales = [8.0 if by_kind else 1.0, 1.0, 1.0]
+        scales = [8.0 if family.startswith("gemma") else 1.0, 1.0, 1.0]
         if family.startswith("granite"):
             scales = [config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling]
         found_scales = [spec.scales.embedding, spec.scales.residual, spec.scales.logits]
         assert found_scales == pytest.approx(scales, rel=1e-6)
         for name in OURS:
             assert getattr(spec, name) == getattr(found[0].spec, name), name
-    # A GGUF file of llama and mistral does not say which.
-    assert [source.spec.family for source in found] == [family, family, "llama" if family == "mistral" else family]
+    # A GGUF file of llama, mistral and ministral does not say which.
+    of_file = "llama" if family in ("mistral", "ministral") else family
+    assert [source.spec.family for source in found] == [family, family, of_file]
     assert found[0].spec.tied_head == found[1].spec.tied_head == config.tie_word_embeddings
 
 
@@ -80,7 +84,7 @@ def test_all_sources_have_the_same_tensors(family, tmp_path):
             if place.fused:
                 first = sum(sizes[other] for other in place.fused[: place.fused.index(name)])
                 expected = expected[first : first + sizes[name]]
-            if family == "gemma3_text" and name.endswith("norm"):
+            if family.startswith("gemma") and name.endswith("norm"):
                 expected = expected + 1
             for source in found:
                 tensor = source.tensor(name, layer, expert)
