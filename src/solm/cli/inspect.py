@@ -29,8 +29,10 @@ def inspect(model: str, /, revision: str | None = None, trust_remote_code: bool 
     """
     from solm.backends.cpu.files.layout import readable_in_part
     from solm.backends.gguf_header import read_header
+    from solm.backends.hub import local_model
     from solm.backends.names import gguf_of
 
+    asked, model = model, local_model(model, revision)
     gguf = gguf_of(model)
     header = None if gguf is None else read_header(gguf)
     source, on_cpu = _source(model, gguf, trust_remote_code, revision)
@@ -39,7 +41,7 @@ def inspect(model: str, /, revision: str | None = None, trust_remote_code: bool 
     if capability.shapes is not None and len(capability.sliding) == capability.shapes.layers:
         reasons.setdefault("attention", "every layer has a sliding window, which is always read whole")
     report: dict[str, Any] = {
-        "model": model,
+        "model": asked,
         "family": capability.family,
         "tested": capability.tested,
         "context": context,

@@ -32,7 +32,7 @@ _OTHER_NAMES = {
 }  # fmt: skip
 """Of options, beside their long names."""
 _MEANINGS = {
-    "model": "Hub id, folder, .gguf file or builtin:smollm2-135m.",
+    "model": "Hub id, folder, .gguf file, hf:OWNER/NAME:Q4_K_M for one of the hub, or builtin:smollm2-135m.",
     "policy": "Folder, hub id or builtin:... of a trained policy; auto: solm's own for the model.",
     "timings": "Step times that stay as they are, from solm bench --out or the clock of a reply in JSON; by default "
     "this machine is timed.",

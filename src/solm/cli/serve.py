@@ -111,7 +111,7 @@ def serve(
     address = f"http://{shown}:{port}" if uds is None else f"unix:{uds}"
 
     def announce() -> None:
-        served = names[0] if names else prepared.model
+        served = names[0] if names else prepared.asked
         say(f"solm: {served} at {address}/v1, a page to try it at {address}/")
         if json:
             print_json({"model": served, "address": f"{address}/v1", "page": f"{address}/"})
@@ -141,7 +141,7 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
 
     def make() -> Service:
         lm = read_weights(prepared, 0.9)  # any budget in time
-        aliases = [*names, prepared.model]
+        aliases = [*names, prepared.asked]
         return Service(lm, chosen, names[0] if names else lm.name, thread=thread, aliases=aliases, keys=keys)
 
     loading = thread.submit(make)

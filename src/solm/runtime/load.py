@@ -11,6 +11,7 @@ from solm.backends.cpu.engine import check_precision, shapes_of, unsuited
 from solm.backends.cpu.files.layout import FLOATS, cache_memory, layout_of, readable_in_part, with_stored_bits
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.sources import LoadedModel, WeightSource, source_of
+from solm.backends.hub import local_model
 from solm.backends.machine import accelerator_available, check_threads, free_memory, keep_freed_memory
 from solm.backends.names import BUILTIN, dtype_name, folder_of, gguf_of, not_loadable
 from solm.backends.tokenizer import model_tokenizer
@@ -60,7 +61,8 @@ def load(
     """Load a base model, with a policy if given.
 
     Args:
-        model: hub id, folder, ``.gguf`` file or ``builtin:smollm2-135m``.
+        model: hub id, folder, ``.gguf`` file, ``hf:OWNER/NAME:TYPE`` for a GGUF file of the hub, or
+            ``builtin:smollm2-135m``.
         policy: folder, hub id or ``builtin:...`` of a trained policy, the policy itself, or ``auto``: the one that
             ships for the model.
         tokenizer: of transformers, in place of the one that comes with the model.
@@ -199,9 +201,10 @@ class Prepared:
     """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
 
     Fields up to `draft` are the arguments of `solm.load`. loaded: transformers' model, where there is one already, in
-    place of a name. trained: the policy. source: the weights as the cpu backend reads them; None where torch will run
-    the model, and reason then says why, where that is a choice. drafting: the draft model. Raises `SolmError`, whose
-    `argument` names the field that is wrong.
+    place of a name. asked: the model as it was named; `model` is the path of a file of the hub. trained: the policy.
+    source: the weights as the cpu backend reads them; None where torch will run the model, and reason then says why,
+    where that is a choice. drafting: the draft model. Raises `SolmError`, whose `argument` names the field that is
+    wrong.
     """
 
     model: str
@@ -221,6 +224,7 @@ class Prepared:
     shard: bool = False
     draft: str | Path | None = None
     loaded: "PreTrainedModel | None" = None
+    asked: str = field(init=False)
     trained: TrainedPolicy | None = field(init=False, default=None)
     times: StepTimings | StepClock | None = field(init=False, default=None)
     source: WeightSource | None = field(init=False, default=None)
@@ -230,6 +234,9 @@ class Prepared:
 
     def __post_init__(self) -> None:
         self._check_options()
+        self.asked = self.model
+        with argument("model"):
+            self.model = local_model(self.model, self.revision)
         if self.timings is not None:
             with argument("timings"):
                 self.times = times = read_times(Path(self.timings))

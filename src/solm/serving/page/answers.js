@@ -179,7 +179,7 @@ export function drawAnswer(parent, answer, offers) {
   copyButton(head, () => answer.text || text.source, "this answer");
   const thinking = element("details", box, "thinking");
   element("summary", thinking, "", "Thinking");
-  const thought = element("div", thinking, "said raw");
+  const thought = element("div", thinking, "thought");
   const text = new Text(box, answer);
   const gauge = element("div", box, "meter");
   element("i", gauge);
