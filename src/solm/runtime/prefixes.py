@@ -10,9 +10,9 @@ import numpy as np
 
 from solm.backends.session import Session
 
-_LEAST_READ = 4
+_LEAST_READ = 7
 """Tokens that a prompt reads in any case. Fewer at its end are computed otherwise, in the last bits (the cpu backend's
-LEAST_STEPS), than the same ones in a longer stretch: the reply would depend on what is kept."""
+`least_chunk`), than the same ones in a longer stretch: the reply would depend on what is kept."""
 
 
 @dataclass(eq=False)
