@@ -13,6 +13,8 @@ from solm.core.files import cache_folder
 _KINDS = {
     "repacked weights": r".+\.weights",
     "built engine": r"engine-[0-9a-f]{16}\.so",
+    "step times": r".+\.stepclock\.json",
+    "calibration": r".+\.calibration\.json",
     "tokenizer": r"tokenizer-[0-9a-f]{16}",
     "converted model": r".+-[0-9a-f]{16}",
     "unfinished": r"\..+\.weights\..+|tmp\w+(\.so)?",
@@ -32,9 +34,9 @@ class Entry(NamedTuple):
 
 
 def cache(action: str = "list", names: list[str] | None = None, /) -> Result:
-    """List or clear the cache: repacked weights, built engines, tokenizers and converted models.
+    """List or clear the cache: repacked weights, built engines, step times, tokenizers and converted models.
 
-    What is removed is made again when it is needed.
+    What is removed is made again when it is needed, and so are calibrations.
 
     They are kept in the folder that SOLM_CACHE names, by default ~/.cache/solm. GGUF files of the hub, which are in the
     hub's own cache, are listed too, and are removed only by their names.

@@ -19,6 +19,7 @@ def folder(tmp_path, monkeypatch):
     for name, size in (
         ("model-auto-0123456789abcdef.weights", 3000), ("engine-0123456789abcdef.so", 2000), ("notes.txt", 10),
         (".model-auto-0123456789abcdef.weights.abc", 70), ("tmpab12cd.so", 60), ("engine-x.so", 1),
+        ("m-0123456789abcdef.stepclock.json", 30), ("m-0123456789abcdef.calibration.json", 20),
     ):  # fmt: skip
         (folder / name).write_bytes(b"x" * size)
     (folder / "tiny-0123456789abcdef").mkdir()
@@ -36,9 +37,11 @@ def test_entries_are_listed_with_their_kinds_and_sizes(folder):
         ("engine-0123456789abcdef.so", "built engine", 2000),
         ("tiny-0123456789abcdef", "converted model", 500),
         ("tokenizer-0123456789abcdef", "tokenizer", 400),
+        ("m-0123456789abcdef.stepclock.json", "step times", 30),
+        ("m-0123456789abcdef.calibration.json", "calibration", 20),
     ]
     told, lines = cache()
-    assert (told["folder"], told["bytes"], len(told["entries"])) == (str(folder), 5900, 4)
+    assert (told["folder"], told["bytes"], len(told["entries"])) == (str(folder), 5950, 6)
     assert "converted model   tiny-0123456789abcdef" in "\n".join(lines)
 
 
@@ -52,7 +55,7 @@ def test_some_or_all_are_removed_and_nothing_else(folder):
     assert cache("clear", ["engine-0123456789abcdef.so"]).content["removed"] == [
         {"name": "engine-0123456789abcdef.so", "kind": "built engine", "bytes": 2000}
     ]
-    assert "removed 3" in cache("clear").parts[0]
+    assert "removed 5" in cache("clear").parts[0]
     assert sorted(path.name for path in folder.iterdir()) == [
         ".model-auto-0123456789abcdef.weights.abc", "engine-x.so", "link.weights", "mine-0123456789abcdef", "notes.txt",
         "tmpab12cd.so",
@@ -67,7 +70,7 @@ def test_mistakes_are_named(folder):
     ):
         with pytest.raises(SolmError, match=words):
             cache(*arguments)
-    assert len(entries(folder)) == 4
+    assert len(entries(folder)) == 6
 
 
 def test_a_folder_that_is_not_there_holds_nothing(folder, monkeypatch):
