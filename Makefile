@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: run test test-all lint docs bench wheel install clean
+.PHONY: run test test-all lint docs bench soak wheel install clean
 
 run: $(INSTALLED)
 	$(BIN)/solm quickstart
@@ -33,6 +33,10 @@ docs: $(INSTALLED_DEV)
 
 bench: $(INSTALLED_DEV)
 	$(BIN)/python evidence/bench/engine.py
+
+MINUTES ?= 30
+soak: $(INSTALLED_DEV)
+	$(BIN)/python evidence/bench/soak.py --minutes $(MINUTES)
 
 # With the engine compiled for every instruction set of MACHINE, x86_64 or aarch64 (docs/install.md).
 MACHINE ?= x86_64

@@ -170,8 +170,8 @@ class TrainedPolicy:
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload to the hub repository `repository`, made if need be; its address. Raises `SolmError` if that fails.
 
-        With it goes the code by which transformers' ``model.generate(..., custom_generate=repository,
-        trust_remote_code=True, budget=0.7)`` decodes under the policy.
+        With it goes the code by which transformers' ``model.generate(..., custom_generate=repository, budget=0.7)``
+        decodes under the policy, where a user trusts remote code.
         """
         import tempfile
 
