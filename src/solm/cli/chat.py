@@ -9,7 +9,7 @@ import typer
 from solm.cli.generate import describe_speed, printed, show_cost
 from solm.cli.options import DECIDERS, ModelOptions, ReplyOptions, mention_policy
 from solm.cli.output import Progress, complain, read_weights, reason, say
-from solm.core.errors import ContextLengthError, DataError, SolmError, check_unicode
+from solm.core.errors import ContextLengthError, DataError, SolmError, argument, check_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -174,7 +174,8 @@ def chat(model: ModelOptions, options: ReplyOptions) -> None:
     generation = options.generation()
     prepared = options.prepare(model)
     options.check_budget(prepared, 0)
-    check_told(prepared.tokenizer, generation.get("chat_template_kwargs"))
+    with argument("set"):
+        check_told(prepared.tokenizer, generation.get("chat_template_kwargs"))
     if options.policy is None:
         mention_policy(prepared)
     lm = read_weights(prepared)

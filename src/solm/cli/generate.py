@@ -42,7 +42,7 @@ def generate(
     """
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length
-    from solm.runtime.prompts import encode
+    from solm.runtime.prompts import check_told, encode
 
     try:
         text = sys.stdin.read() if prompt == "-" else prompt
@@ -51,8 +51,11 @@ def generate(
     generation, budget = options.generation(), options.budget
     checks.out_file(out)
     prepared = options.prepare(model)
+    told = generation.pop("chat_template_kwargs", None)
+    with argument("set"):
+        check_told(prepared.tokenizer, told)
     with argument("prompt"):
-        ids = encode(prepared.tokenizer, text, options.system, generation.pop("chat_template_kwargs", None))
+        ids = encode(prepared.tokenizer, text, options.system, told)
         check_length(ids.shape[1], options.max_new_tokens, prepared.facts.context)
     options.check_budget(prepared, ids.shape[1])
     if options.policy is None and budget is not None:

@@ -1,6 +1,6 @@
 """What a model can be asked with: text, a conversation, token ids, and several of them."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Union
 
 import numpy as np
@@ -92,10 +92,9 @@ def check_system(tokenizer: Any, system: str | None) -> None:
 class TemplateVariableError(DataError):
     """A variable that the chat template does not read. field: that of a request which sets it."""
 
-    def __init__(self, name: str, known: Collection[str]):
-        self.field = f"chat_template_kwargs.{name[:40]}"
-        listed = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
-        super().__init__(f"{self.field}: this model's chat template does not read it; of such variables {listed}")
+    def __init__(self, message: str, field: str | None = None):
+        super().__init__(message)
+        self.field = field
 
 
 def check_told(tokenizer: Any, told: Mapping[str, Any] | None) -> None:
@@ -103,7 +102,10 @@ def check_told(tokenizer: Any, told: Mapping[str, Any] | None) -> None:
     known = options_of(tokenizer.chat_template) if isinstance(tokenizer.chat_template, str) else frozenset()
     for name in told or ():
         if name not in known:
-            raise TemplateVariableError(name, known)
+            place = f"chat_template_kwargs.{name[:40]}"
+            listed = f"it reads {', '.join(sorted(known))}" if known else "it reads none"
+            reason = f"this model's chat template does not read it; of such variables {listed}"
+            raise TemplateVariableError(f"{place}: {reason}", place)
 
 
 def chat_tokens(

@@ -107,5 +107,7 @@ def test_what_a_model_lacks_is_refused(tiny_lm):
     tiny_lm.tokenizer = with_template(tiny_lm.tokenizer, TEMPLATE)
     with pytest.raises(TemplateVariableError, match="of such variables it reads enable_thinking"):
         tiny_lm.generate("hi", chat_template_kwargs={"enable_thinkin": True})
+    with pytest.raises(TemplateVariableError, match="prompt 0: chat_template_kwargs"):
+        tiny_lm.generate(["a", "b"], chat_template_kwargs={"x": 1})
     with pytest.raises(BudgetError, match="dense"):
         tiny_lm.generate("hi", policy="dense", reasoning_budget=0.7)
