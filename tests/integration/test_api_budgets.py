@@ -32,7 +32,7 @@ def test_usage_says_what_was_asked_for_and_met_in_all_words(client):
 
 def test_models_hold_the_curve_in_one_nested_object(client):
     (model,) = client.models.list().data
-    assert set(model.model_extra) - set(Model.model_fields) == {"max_model_len", "efficiency"}
+    assert set(model.model_extra) - set(Model.model_fields) == {"max_model_len", "efficiency", "facts"}
     told = model.efficiency
     (point,) = told["budgets"]
     assert (point["context"], point["budget"], point["nats"]) == (500, 0.7, 0.1)

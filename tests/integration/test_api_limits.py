@@ -102,7 +102,7 @@ def test_every_route_needs_a_key_but_health(byte_tokenizer):
         document = httpx.get(f"{address}/openapi.json", headers={"Authorization": "Bearer right"}).json()
         routes = [(method, path) for path, methods in document["paths"].items() for method in methods]
         routes += [("get", path) for path in ("/", "/openapi.json", "/static/page.js", "/static/page.css")]
-        assert len(routes) == 14
+        assert len(routes) == 16
         for method, path in routes:
             url = address + path.replace("{name}", "tiny")
             for headers in ({}, {"Authorization": "Bearer wrong"}):

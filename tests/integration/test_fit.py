@@ -10,7 +10,7 @@ import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
-from helpers.timings import as_measured
+from helpers.timings import as_measured, made_clock
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError
 from solm.core.interrupt import Interrupted
@@ -32,6 +32,10 @@ def timed(monkeypatch):
     """Timings and speeds that are known, as those of a tiny model are noise."""
 
     monkeypatch.setattr(timings, "measure", as_measured)
+    monkeypatch.setattr(
+        "solm.runtime.language_model.measure_clock",
+        lambda lm, progress: made_clock(model=lm.name, backend=lm.backend.name),
+    )
     monkeypatch.setattr("solm.fit.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
     monkeypatch.setattr("solm.fit.job.Job.pace", lambda job, phase: job.minutes)  # however long phases took
     plan = job.plan
@@ -139,7 +143,9 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     assert told["budget"] == "speed=1.2"
     assert told["measured_on"].startswith("cpu ")
     assert told["requested"]["speed"] == pytest.approx(1.2, abs=0.01)
-    assert told["requested"]["loss"] == pytest.approx(trained.curve.loss(told["requested"]["time"], 70)[0])
+    assert told["requested"]["loss"] == pytest.approx(
+        trained.curve.on(made_clock(**told["clock"])).loss(told["requested"]["time"], 70)[0]
+    )
     code, said = solm("generate", *common, "--budget", "0.2")
     assert code == 2
     assert "of the dense step's milliseconds" in said.err

@@ -56,10 +56,10 @@ def gauges(address):
 
 
 def body(rng, longest, stream):
-    efficiency = {"budget": rng.choice([0.7, 0.9, "keep=0.6"]), "priority": rng.choice(["low", "normal", "high"])}
+    budget, priority = rng.choice(["keep=0.7", "keep=0.9", "keep=0.6"]), rng.choice(["low", "normal", "high"])
     return {
         "model": "tiny", "messages": [{"role": "user", "content": LONG[: rng.randint(1, 80)]}], "stream": stream,
-        "max_tokens": rng.randint(1, longest), "efficiency": efficiency,
+        "max_tokens": rng.randint(1, longest), "efficiency": {"budget": budget, "priority": priority},
     }  # fmt: skip
 
 

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import Array
-from solm.core.clock import StepClock
+from solm.core.clock import UNSURE, StepClock
 from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares, relative_bytes
 from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
@@ -278,11 +278,12 @@ class Budgets:
         """The averages per axis that a request comes to, for steps that see `context` keys.
 
         Raises `BudgetError` where it cannot be met. clamp: the least there is instead where it is below that, axis by
-        axis where it is given per axis.
+        axis where it is given per axis. So it is, too, where a busy machine could not be timed well enough to refuse.
         """
         request = BudgetRequest.parse(requested)
         if isinstance(request.value, Budget):
             return self._checked(request.value, clamp)
+        clamp = clamp or (isinstance(self.timings, StepClock) and self.timings.error > UNSURE)
         if request.kind == "keep":
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
         timed, seen = request.kind != "compute" or self.measured is not None, self._controllable(context)

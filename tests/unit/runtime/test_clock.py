@@ -154,7 +154,9 @@ def test_replies_move_the_clock_and_dense_steps_in_between_change_no_text(plain_
     assert batch.DENSE == (1.0, 1.0, 16.0)
 
 
-def test_the_command_measures_and_its_clock_gives_the_text_again(tiny_folder, tmp_path, known, capsys, monkeypatch):
+def test_the_command_measures_and_its_clock_gives_the_text_again(
+    tiny_folder, tmp_path, cache, known, capsys, monkeypatch
+):
     def run(*arguments):
         common = ["solm", "generate", "--model", str(tiny_folder), "--max-new-tokens", "12", "--json", *arguments]
         monkeypatch.setattr(sys, "argv", [*common, PROMPT])
@@ -164,7 +166,6 @@ def test_the_command_measures_and_its_clock_gives_the_text_again(tiny_folder, tm
         assert not ended.value.code, said.err
         return json.loads(said.out), said.err
 
-    monkeypatch.setenv("SOLM_CACHE", os.environ["SOLM_CACHE"])
     found, said = run("--budget", "speed=1.1")
     assert "calibrating the model, once" in said
     assert found["realised"]["time"] == pytest.approx(1 / 1.1, abs=0.03)

@@ -54,7 +54,7 @@ def test_predictions_and_grammars_change_no_reply(cpu_lm, guess):
     for prediction in (plain.text, plain.text[:15] + "?" + plain.text[16:], "other text, other text"):
         found = cpu_lm.generate(ids, guess=guess, max_new_tokens=40, grammar=letters, prediction=prediction)
         assert found.trace.ids == plain.trace.ids
-        if prediction != "other text, other text":
+        if prediction != "other text, other text" and guess != "auto":  # which guesses as far as it pays here
             assert found.trace.guesses["prediction"][1] >= 20
             assert found.trace.per_pass > 2
     grammar = Grammar.regex("(yes|no), because it is as it is and was as it was")
