@@ -3,14 +3,14 @@
     python evidence/bench/guess.py --model FILE.gguf --gsm8k gsm8k.jsonl --count 10 --out guess.json
     python evidence/bench/guess.py --model LARGE.gguf --draft SMALL.gguf --gsm8k gsm8k.jsonl --out guess.json
 
-Every reply is decoded greedily by every arm, in turns: `off` (no guesses), `auto` (source and number decided before
+Every prompt is answered greedily by every arm, in turns: `off` (no guesses), `auto` (source and number decided before
 every pass), and constants such as `text 3` and `draft 4` (always so many guesses, from texts or by the draft model).
 `same`: of how many prompts all arms' replies have the same tokens. Works: chat (prompts of many kinds), mathematics
 (GSM8K, where a file is given), editing (a function of Python's standard library, with a name changed), summaries (a
 part of its documentation). `gains`: per arm the geometric mean over prompts of the milliseconds per token without
 guesses over those with, with a 95 % interval by bootstrap over prompts. `best`: the constant that gains most on this
 work, known only afterwards, and `over_best` its milliseconds over those of `auto`. `passes`: milliseconds of one pass
-over so many known tokens of a row.
+over so many known tokens of a row, over `--rounds`.
 """
 
 import inspect
@@ -92,19 +92,15 @@ def gain(ratios: list[float]) -> dict[str, float]:
     return {"value": float(np.exp(logs.mean())), "low": float(low), "high": float(high)}
 
 
-def measured(arms: dict[str, Arm], prompts: list[Messages], rounds: int, tokens: int) -> dict[str, Any]:
-    """One work."""
+def measured(arms: dict[str, Arm], prompts: list[Messages], tokens: int) -> dict[str, Any]:
+    """One work. Every prompt is answered once by each arm: a second time its reply would be recalled."""
     ms: dict[str, list[float]] = {name: [] for name in arms}
     same, sources = 0, dict[str, list[int]]()
-    for prompt in prompts:
-        times: dict[str, list[float]] = {name: [] for name in arms}
+    for number, prompt in enumerate(prompts):
         replies = {}
-        for number in range(rounds):
-            for name in arms if number % 2 else reversed(arms):
-                taken, replies[name] = arms[name].timed(prompt, tokens)
-                times[name].append(taken)
-        for name, values in times.items():
-            ms[name].append(statistics.median(values))
+        for name in arms if number % 2 else reversed(arms):
+            taken, replies[name] = arms[name].timed(prompt, tokens)
+            ms[name].append(taken)
         same += all(reply.trace.ids == replies["off"].trace.ids for reply in replies.values())
         for source, counts in replies["auto"].trace.guesses.items():
             sources[source] = [sum(pair) for pair in zip(counts, sources.get(source, [0, 0]), strict=True)]
@@ -151,7 +147,7 @@ def main() -> int:
         )
     compared = arms(lm, *([int(count) for count in numbers(given)] for given in (options.texts, options.drafts)))
     for name, prompts in works(options.count, options.gsm8k).items():
-        results["works"][name] = work = measured(compared, prompts, options.rounds, options.tokens)
+        results["works"][name] = work = measured(compared, prompts, options.tokens)
         gains = ", ".join(f"{arm} {found['value']:.2f}" for arm, found in work["gains"].items())
         low, high = (work["gain"][end] for end in ("low", "high"))
         lines.append(
