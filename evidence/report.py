@@ -29,6 +29,8 @@ CHAPTERS: dict[str, tuple[str, tuple[str, ...]]] = {
             "engine-1.5b",
             "engine-0.5b-rows",
             "guess-0.5b",
+            "guess-1.5b",
+            "clock-0.5b",
             "variants-0.5b",
             "budgets-1.5b-bits",
             "fidelity-0.5b",
