@@ -1,7 +1,7 @@
 """The tokenizer of a GGUF file with a byte-level vocabulary (``gpt2``), made of its tokens and merges.
 
-It is what transformers makes of the same file, in a tenth of the time; a test compares both. Only that transformers
-adds GPT-2's ``<|endoftext|>`` to a vocabulary that lacks it, as a token that the model does not have.
+It is what transformers makes of the same file, in a tenth of the time; a test compares both. But transformers adds
+GPT-2's ``<|endoftext|>`` to a vocabulary that lacks it, as a token that the model does not have.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -21,8 +21,8 @@ _QWEN2 = (
 )
 _LLAMA3 = _QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
 SPLITS: dict[str, str | None] = {
-    "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "llama-bpe": _LLAMA3, "smollm": None, "gpt-2": None, "olmo": None,
-    "default": None,
+    "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "llama-bpe": _LLAMA3,
+    "smollm": None, "gpt-2": None, "olmo": None, "default": None,
 }  # fmt: skip
 """By what a file says in ``tokenizer.ggml.pre``, how texts are cut before merges apply; None: as GPT-2 cuts them."""
 _TOKENS, _KINDS, _MERGES = (f"tokenizer.ggml.{name}" for name in ("tokens", "token_type", "merges"))
