@@ -84,8 +84,8 @@ def generate(
         say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
     say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
     if reply.trace.guessed:
-        sources = ", ".join(f"{name} {kept} of {made}" for name, (made, kept) in reply.trace.guesses.items())
-        say(f"guessed:   kept were of {sources} tokens; {reply.trace.per_pass:.2f} tokens a pass")
+        sources = ", ".join(f"{kept} of {made} by {name}" for name, (made, kept) in reply.trace.guesses.items())
+        say(f"guesses:   kept {sources}; {reply.trace.per_pass:.2f} tokens a pass")
     if saved is not None:
         say(f"saved:     {saved}")
 

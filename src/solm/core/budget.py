@@ -278,12 +278,12 @@ class Budgets:
         """The averages per axis that a request comes to, for steps that see `context` keys.
 
         Raises `BudgetError` where it cannot be met. clamp: the least there is instead where it is below that, axis by
-        axis where it is given per axis. So it is, too, where a busy machine could not be timed well enough to refuse.
+        axis where it is given per axis. So it is, too, where a machine could not be timed well enough to refuse what
+        the bytes that steps read do not rule out.
         """
         request = BudgetRequest.parse(requested)
         if isinstance(request.value, Budget):
             return self._checked(request.value, clamp)
-        clamp = clamp or (isinstance(self.timings, StepClock) and self.timings.error > UNSURE)
         if request.kind == "keep":
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
         timed, seen = request.kind != "compute" or self.measured is not None, self._controllable(context)
@@ -294,6 +294,8 @@ class Budgets:
         lowest = self.lowest(context)
         floor = cost(lowest.shares, seen)
         if share <= floor + _TOLERANCE:
+            if isinstance(self.timings, StepClock) and self.timings.error > UNSURE:
+                clamp = clamp or share >= self._untimed_floor(context)
             if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
                 return lowest
             raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {self._reach(request, floor, seen)}")
@@ -390,16 +392,22 @@ class Budgets:
         return min(share, 1.0)
 
     def check_untimed(self, request: BudgetRequest, context: int) -> None:
-        """Raises `BudgetError` for a share of the time, or a speed, that no machine meets: less than half of the bytes
-        that the lowest levels read."""
+        """Raises `BudgetError` for a share of the time, or a speed, that no machine meets."""
         if request.kind in ("compute", "speed") and not isinstance(request.value, Budget):
-            share = request.value if request.kind == "compute" else 1 / request.value
-            least = self._read(self.lowest(context).shares, self._controllable(context))
-            if share < least / 2:
+            share, floor = (
+                request.value if request.kind == "compute" else 1 / request.value,
+                self._untimed_floor(context),
+            )
+            if share < floor:
                 raise BudgetError(
-                    f"budget {request} is unreachable: steps of this model read {_up(least, 100):g} to 1 of the dense "
-                    "step's bytes"
+                    f"budget {request} is unreachable: steps of this model read {_up(2 * floor, 100):g} to 1 of the "
+                    "dense step's bytes"
                 )
+
+    def _untimed_floor(self, context: int) -> float:
+        """The share of the dense step's time that no machine goes below: half of the bytes that the lowest levels
+        read."""
+        return self._read(self.lowest(context).shares, self._controllable(context)) / 2
 
     def _timed_cost(self) -> MeasuredCost:
         if self.measured is None:

@@ -33,7 +33,8 @@ class Drafter:
     """A draft model's session beside that of a batch.
 
     Its rows are those that it was asked to guess for, and leave with the batch's. What they hold is brought up to date
-    when they are asked for: a draft that does not pay reads nothing. Prompts begin with what is kept of earlier ones.
+    when they are asked for: a draft that does not pay reads nothing. A prompt reuses the pages of an earlier one that
+    begins alike.
     """
 
     def __init__(self, lm: ControlledModel, target: ControlledModel):

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -65,6 +66,17 @@ def test_any_model_takes_budgets_in_time(plain_lm, known, cache):
     assert lm.sparsity.thresholds is not None
     assert plain_lm.sparsity.thresholds is None
     assert sum(file.suffix == ".json" for file in cache.iterdir()) == 2
+
+
+def test_a_clock_that_is_unsure_refuses_only_what_bytes_rule_out(plain_lm, known):
+    known_budgets = plain_lm.timed().budgets()
+    unsure, sure = (
+        replace(known_budgets, timings=made_clock(mlp_ms=0.0, page_ms=0.0, error=error)) for error in (0.2, 0.01)
+    )
+    assert unsure.budget(0.9, 200) == unsure.lowest(200)
+    for budgets, asked in ((unsure, 0.1), (unsure, "ms=0.1"), (sure, 0.9)):
+        with pytest.raises(BudgetError, match="unreachable"):
+            budgets.budget(asked, 200)
 
 
 def test_a_session_that_has_read_the_prompt_goes_on_under_the_calibration(plain_lm, known):
