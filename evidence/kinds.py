@@ -9,6 +9,10 @@ from results import NONE, interval, markdown, median, number
 Result = dict[str, Any]
 _SETTINGS = ("dense, every logit", "dense", "mlp 0.6", "pages 0.2, mlp 0.6")
 """Of solm's steps, shown beside other engines."""
+_GENERATIONS = {"family 26, model 2": "Zen 5", "family 25, model 17": "Zen 4"}
+"""What processors are called whose family and model a result has."""
+_SHOWN = 4
+"""Stretches after a burst that are shown."""
 KINDS: dict[str, tuple[str, str, Callable[[Result], str]]] = {}
 """By kind of a result: heading, how to read the table, and the table."""
 
@@ -28,8 +32,10 @@ def origin(result: Result) -> tuple[str, str, str, str]:
     where = result["environment"]
     machine = where.get("machine", {})
     cores = f", {machine['cores']} cores" if "cores" in machine else ""
-    command = result["command"].replace("|", "\\|")
-    return f"`{command}`", where["commit"][:12], where["created"][:10], f"{machine.get('processor', NONE)}{cores}"
+    command, processor = result["command"].replace("|", "\\|"), machine.get("processor", NONE)
+    for family, generation in _GENERATIONS.items():
+        processor = processor.replace(family, generation)
+    return f"`{command}`", where["commit"][:12], where["created"][:10], f"{processor}{cores}"
 
 
 def made_by(result: Result) -> str:
@@ -41,12 +47,11 @@ def made_by(result: Result) -> str:
 @kind(
     "engine",
     "Decode steps and prompts",
-    "Milliseconds of a decode step, medians of rounds in which the engines took turns. Compare within a row. "
-    "*every logit*: the whole output head is computed, as other engines do.",
+    "Milliseconds of a decode step, the median of rounds in which the engines took turns. Compare within a row: the "
+    "host is shared. Other engines compute every logit; solm's greedy steps only those that may be the largest. "
+    "*pages 0.2*: a fifth of the KV pages is read. *mlp 0.6*: 0.6 of the MLP's inputs and 0.36 of its hidden channels.",
 )
 def engine(result: Result) -> str:
-    if "contexts" not in result["results"]:
-        return _points(result["results"]["points"])
     found = result["results"]
     columns = {f"solm, {name}": _steps(found, name) for name in _SETTINGS}
     columns |= {f"{name} ({peer['weights']})": _steps(peer, "dense") for name, peer in found["peers"].items()}
@@ -55,7 +60,7 @@ def engine(result: Result) -> str:
     )
     rows = [
         [
-            f"step after {int(context):,}, {count} rows",
+            f"step after {int(context):,}" + (f", {count} rows" if count != "1" else ""),
             *(median(column.get((context, count))) for column in columns.values()),
         ]
         for context, count in places
@@ -80,23 +85,7 @@ def _steps(engine: Result, setting: str) -> dict[tuple[str, str], Any]:
     return {(context, rows): ms for context, at in contexts for rows, ms in at["step_ms"].get(setting, {}).items()}
 
 
-def _points(points: list[Result]) -> str:
-    """Steps of an older form of the file: one object a point."""
-    contexts = sorted({point["context"] for point in points})
-    by_name: dict[str, dict[int, Any]] = {}
-    for point in points:
-        if point["rows"] == 1:
-            name = ", ".join(
-                str(point[key]) for key in ("engine", "precision", "kv_cache", "setting") if point.get(key)
-            )
-            by_name.setdefault(name, {})[point["context"]] = point["milliseconds"]
-    rows = [[name, *(median(at.get(context)) for context in contexts)] for name, at in by_name.items()]
-    return markdown(("engine", *(f"after {context:,}, ms" for context in contexts)), rows)
-
-
-@kind(
-    "variants", "Instruction sets", "The engine compiled for each, beside llama.cpp compiled for the same where it was."
-)
+@kind("variants", "Instruction sets", "solm's engine and llama.cpp, each compiled for the set.")
 def variants(result: Result) -> str:
     rows = []
     for name, found in result["results"]["variants"].items():
@@ -109,46 +98,37 @@ def variants(result: Result) -> str:
 
 
 @kind(
-    "budgets",
-    "Budgets on the clock",
-    "Steps in turn. *share*: milliseconds over those of the dense step in the same round.",
-)
-def budgets(result: Result) -> str:
-    rows = [
-        [name, median(arm["ms"]), number(1 / arm["ratio"]), number(arm.get("asked")), number(arm.get("realised"))]
-        for name, arm in result["results"]["arms"].items()
-    ]
-    return markdown(("arm", "ms", "share on the clock", "requested", "realised by step times"), rows)
-
-
-@kind(
     "clock",
-    "Budgets and a stopwatch",
-    "Replies under budgets in time and dense ones in turn, medians over rounds. *took*: milliseconds per token over "
-    "those of the dense replies beside it. *told*: what the reply said that it realised. *busy*: beside one process "
-    "that computes all the time.",
+    "Budgets by a stopwatch",
+    "Replies under budgets in time and dense ones in turn; a share is milliseconds per token over those of the dense "
+    "replies beside it, its median over rounds. *missed by*: the share less what was asked for, or less what the reply "
+    "reported. *busy*: beside a process that keeps a core busy.",
 )
 def clock(result: Result) -> str:
-    rows, all_missed = [], []
+    missed, took = [], dict[str, list[str]]()
+    places = []
     for machine, found in result["results"]["machines"].items():
         for context, arms in found["contexts"].items():
+            places.append(f"{machine}, after {int(context):,}")
             for budget, arm in arms.items():
-                shares = (statistics.median(arm[name]) if name in arm else None for name in ("asked", "told", "share"))
-                rows.append([machine, f"{int(context):,}", budget, *map(number, shares), arm.get("reason", "")])
-        if found["missed"]:
-            off = (number(found["missed"][f"{name}_{part}"]) for name in ("asked", "told") for part in ("median", "95"))
-            all_missed.append([machine, f"{found['missed']['replies']}", *off])
-    head = ("machine", "after tokens", "budget", "requested", "told", "took", "not reached because")
-    missed = ("machine", "replies", "miss of the request, median", "95 %", "miss of what was told, median", "95 %")
-    return f"{markdown(missed, all_missed)}\n\n{markdown(head, rows, words=3)}"
+                row = took.setdefault(
+                    budget, [budget, number(statistics.median(arm["asked"]) if "asked" in arm else None)]
+                )
+                row.append(number(statistics.median(arm["share"])) if "share" in arm else "refused")
+        if off := found["missed"]:
+            of = (number(off[f"{name}_{part}"]) for name in ("asked", "told") for part in ("median", "95"))
+            missed.append([machine, f"{off['replies']}", *of])
+    head = ("machine", "replies", "request missed by, median", "95 %", "report missed by, median", "95 %")
+    return f"{markdown(head, missed)}\n\n{markdown(('budget', 'share asked for', *places), list(took.values()))}"
 
 
 @kind(
     "guess",
     "Guess and verify",
-    "Dense greedy replies with and without guesses, in turns. *gain*: milliseconds per token without over those with, "
-    "geometric mean over prompts with a 95 % interval. *best constant*: the gain of the constant number of guesses of "
-    "one source that is best for the work. *same*: prompts whose replies have the same tokens.",
+    "Dense greedy replies with and without guesses, in turns. *gain*: how many times as fast with guesses, geometric "
+    "mean over prompts with a 95 % interval. *best constant*: the gain where every pass has the same number of guesses "
+    "of one source, the best for this work. *same*: prompts that all ways answer with the same tokens. Below, the "
+    "milliseconds of one pass over so many tokens of a row.",
 )
 def guess(result: Result) -> str:
     rows, best = [], list[str]()
@@ -166,156 +146,111 @@ def guess(result: Result) -> str:
         for context, found in result["results"]["passes"].items()
     ]
     counts = next(iter(result["results"]["passes"].values()))
-    passes = markdown(("after tokens", *(f"{count} known, ms" for count in counts)), known, words=0)
+    passes = markdown(("after tokens", *(f"{count}, ms" for count in counts)), known, words=0)
     return f"{markdown(head, rows)}\n\n{passes}"
 
 
-@kind("batch", "Several rows", "Rows that decode together under constant settings. Loss: nats per token above dense.")
+@kind(
+    "batch",
+    "What constant settings lose",
+    "Nats per token above dense steps, with 95 % intervals over texts. Every step has the same setting, in all layers.",
+)
 def batch(result: Result) -> str:
+    timed = "milliseconds" in result["results"]["points"][0]
     rows = []
     for p in result["results"]["points"]:
-        cells = (median(p["milliseconds"]), number(p["ratio"], 2), interval(p["loss"]))
-        rows.append([f"{p['context']:,}", str(p["rows"]), p["setting"], *cells])
-    return markdown(("after tokens", "rows", "setting", "ms", "times as fast as dense", "loss"), rows, words=3)
-
-
-@kind("settings", "What constant settings lose", "Nats per token above dense, with 95 % intervals over texts.")
-def settings(result: Result) -> str:
-    return markdown(
-        ("setting", "loss"), [[name, interval(loss)] for name, loss in result["results"]["settings"].items()]
-    )
-
-
-@kind("thresholds", "Thresholds beside exact numbers of channels", "Steps at equal average shares, in turn.")
-def thresholds(result: Result) -> str:
-    arms = result["results"]["arms"].items()
-    return markdown(
-        ("arm", "ms", "share realised"), [[name, number(arm["ms"], 2), number(arm["share"])] for name, arm in arms]
-    )
-
-
-@kind("fits", "What a fit takes", "Seconds by phase, and peak memory with the model.")
-def fits(result: Result) -> str:
-    found = result["results"]["fits"]
-    phases = list(dict.fromkeys(phase for fit in found for phase in fit["seconds"]))
-    rows = [
-        [
-            number(fit["minutes"], 0),
-            *(number(fit["seconds"].get(phase), 0) for phase in phases),
-            number(fit["peak_gib"], 2),
-        ]
-        for fit in found
-    ]
-    return markdown(("minutes", *phases, "GiB"), rows, words=0)
+        times = [median(p["milliseconds"]), number(p["ratio"], 2)] if timed else []
+        rows.append([f"{p['context']:,}", str(p["rows"]), p["setting"], interval(p["loss"]), *times])
+    head = ("after tokens", "rows", "setting", "loss", *(("ms", "times as fast as dense") if timed else ()))
+    return markdown(head, rows, words=3)
 
 
 @kind(
     "evaluation",
-    "Loss at equal time or net keep",
-    "Nats per token above the dense model, and the policy minus each other arm at the same budget: below 0 the policy "
-    "loses less. Paired 95 % intervals over texts.",
+    "Loss at equal time",
+    "Budgets are shares of a dense step's time. *loss*: nats per token above the dense model, of the policy. The last "
+    "columns: the policy's loss minus that of a baseline that takes as long; below 0 the policy loses less. "
+    "Paired 95 % intervals over texts. Baselines: [arms](../reproduce.md#arms).",
 )
 def evaluation(result: Result) -> str:
     points = result["points"]
-    compared = ("uniform", "constant", "allocated", "teal", "upper-bits", "random", "oracle")
-    arms = [arm for arm in dict.fromkeys(p["arm"] for p in points) if arm in compared]
+    arms = [arm for arm in dict.fromkeys(p["arm"] for p in points) if arm not in ("policy", "dense")]
     at = {(p["arm"], p["budget"]): p for p in points}
+    policies = [p for p in points if p["arm"] == "policy"]
+    diverging = policies[0].get("divergence") is not None
     rows = []
-    for policy in (p for p in points if p["arm"] == "policy"):
+    for policy in policies:
         budget = policy["budget"]
-        others = [at.get((arm, budget), {}) for arm in arms]
-        cells = [interval(at.get(("dense", budget), {}).get("difference")), number(policy.get("divergence"))]
-        cells += [interval(other.get("difference")) for other in others]
-        rows.append([number(budget), number(policy.get("step_ms"), 2), *cells])
-    head = ("budget", "ms", "loss", "divergence from dense")
-    return markdown((*head, *(f"policy − {arm}" for arm in arms)), rows, words=0)
+        others = [at.get((arm, budget), {}).get("difference") for arm in ("dense", *arms)]
+        cells = [number(policy.get("step_ms"), 2), *([number(policy["divergence"])] if diverging else [])]
+        rows.append([number(budget), *cells, *map(interval, others)])
+    head = ("budget", "ms", *(["divergence"] if diverging else []), "loss", *(f"policy − {arm}" for arm in arms))
+    return markdown(head, rows, words=0)
 
 
 @kind(
-    "long-context", "Long contexts", "Attention under constant shares of pages and under the policy, by tokens before."
+    "long-context",
+    "Reading a share of a long context",
+    "Loss, nats per token above dense steps with 95 % intervals over texts, by tokens before. *constant*: this share "
+    "of the KV pages, by the policy's allocation to heads. *uniform*: the same share in every head. *policy*: it "
+    "chooses for every token.",
 )
 def long_context(result: Result) -> str:
-    rows = [
-        [
-            f"{int(context):,}",
-            arm,
-            number(found["share"]),
-            interval(found["minus_dense"]),
-            number(found.get("milliseconds"), 1),
-        ]
-        for context, arms in result["results"].get("text", {}).items()
-        for arm, found in arms.items()
-    ]
-    return markdown(("after tokens", "arm", "pages read", "loss", "ms"), rows, words=2)
+    found = result["results"]["text"]
+    shown = dict.fromkeys(arm for arms in found.values() for arm in arms if arm != "constant 1" and " as " not in arm)
+    rows = [[arm, *(interval(arms.get(arm, {}).get("minus_dense")) for arms in found.values())] for arm in shown]
+    return markdown(("arm and share", *(f"after {int(context):,}" for context in found)), rows)
 
 
 @kind(
     "kv-drift",
-    "Errors that stay in the cache",
-    "Nats per token during a burst of cheap steps, and dense ones after it.",
+    "What cheap steps leave in the cache",
+    "Loss, nats per token above dense steps, in a burst of cheap steps and in the stretches of dense steps that follow "
+    "it and read the keys and values that it wrote. Each axis alone, and all three.",
 )
 def kv_drift(result: Result) -> str:
-    found = result["results"]
-    stretches = range(len(next(iter(found["after"].values()))))
-    rows = [[axis, interval(found["during"][axis]), *map(interval, found["after"][axis])] for axis in found["during"]]
-    return markdown(("axis", "during", *(f"stretch {number + 1} after" for number in stretches)), rows)
-
-
-@kind(
-    "fidelity", "What rounding costs", "The cpu backend's log-probabilities minus those of the same weights in float32."
-)
-def fidelity(result: Result) -> str:
+    found, settings = result["results"], result["settings"]
+    head = (
+        "cheap axis",
+        f"{settings['burst']} cheap steps",
+        *(f"dense stretch {place + 1}" for place in range(_SHOWN)),
+    )
     rows = [
-        [
-            name,
-            number(gap["mean_difference"], 5),
-            number(gap["standard_error"], 5),
-            number(gap["mean_absolute_difference"]),
-        ]
-        for name, gap in result["results"]["precisions"].items()
+        [axis, interval(found["during"][axis]), *map(interval, found["after"][axis][:_SHOWN])]
+        for axis in found["during"]
     ]
-    return markdown(("precision", "mean, nats", "standard error", "mean absolute difference"), rows)
-
-
-@kind("tasks", "Multiple choice", "Accuracy by arm; differences are the policy minus the arm, over the same questions.")
-def tasks(result: Result) -> str:
-    rows = []
-    for p in result["points"]:
-        metric = "acc_norm" if "acc_norm" in p["scores"] else "acc" if "acc" in p["scores"] else next(iter(p["scores"]))
-        cells = (
-            number(p["budget"]),
-            f"{p['questions']:,}",
-            number(p["scores"][metric]),
-            interval(p["differences"].get(metric)),
-        )
-        rows.append([p["task"], p["arm"], *cells])
-    return markdown(("task", "arm", "budget", "questions", "score", "policy − arm"), rows, words=2)
+    return markdown(head, rows)
 
 
 @kind(
-    "graded", "Graded replies", "Problems solved in free replies. Difference: the policy minus the arm, over problems."
+    "graded",
+    "Problems solved",
+    "Free replies to problems, graded. *policy − arm*: the share that the policy solves minus that of the arm at the "
+    "same budget, with 95 % intervals over problems. *tokens*: mean length of a reply.",
 )
 def graded(result: Result) -> str:
-    rows = [
-        [
-            name, p["arm"], number(p["budget"]), str(found["problems"]), number(p["solved"]),
-            interval(p.get("policy_minus", {}).get("solved")), number(p["tokens"], 0),
-        ]
-        for name, found in result["results"]["kinds"].items()
-        for p in found["points"]
-        if "solved" in p
-    ]  # fmt: skip
-    return markdown(("problems", "arm", "budget", "number", "solved", "policy − arm", "tokens"), rows, words=2)
+    rows = []
+    for found in result["results"]["kinds"].values():
+        for p in (each for each in found["points"] if "solved" in each):
+            difference = interval(p.get("policy_minus", {}).get("solved"))
+            cells = (str(found["problems"]), number(p["solved"]), difference, number(p["tokens"], 0))
+            rows.append([p["arm"], number(p["budget"]), *cells])
+    return markdown(("arm", "budget", "problems", "solved", "policy − arm", "tokens"), rows)
 
 
-@kind("free-running", "Text that the model writes", "Score and KL of replies by the dense model, nats per token.")
+@kind(
+    "free-running",
+    "Text that the model writes",
+    "Texts sampled under a budget, judged by the dense model: *score* is its mean log-probability per token, *KL* the "
+    "divergence of the arm's predictions from its own.",
+)
 def free_running(result: Result) -> str:
     rows = [
-        [number(point["budget"]), arm, number(found["score"]), number(found["kl"]), number(found.get("ms"), 2)]
+        [arm, number(point["budget"]), number(found["score"]), number(found["kl"]), number(found.get("ms"), 2)]
         for point in result["results"]["points"]
         for arm, found in point["arms"].items()
     ]
-    return markdown(("budget", "arm", "score", "KL", "ms"), rows, words=2)
+    return markdown(("arm", "budget", "score", "KL", "ms"), rows)
 
 
 _OF_A_SERVER = (
@@ -324,7 +259,12 @@ _OF_A_SERVER = (
 )  # fmt: skip
 
 
-@kind("serve", "Servers", "Clients that wait for each reply before the next request.")
+@kind(
+    "serve",
+    "Servers under load",
+    "So many clients at once, each of which waits for its reply before the next request. *tokens/s*: of all clients. "
+    "Times to the first token and per token: medians (p50) and 95th percentiles of replies.",
+)
 def serve(result: Result) -> str:
     rows = [
         [name, clients, *(number(found.get(key), 1) for _, key in _OF_A_SERVER)]
@@ -335,21 +275,20 @@ def serve(result: Result) -> str:
     return markdown(("server", "clients", *(words for words, _ in _OF_A_SERVER)), rows)
 
 
-@kind("shedding", "More load than capacity", "Requests offered at multiples of what the server completes when full.")
+@kind(
+    "shedding",
+    "More load than capacity",
+    "Requests arrive at 1, 2 and 4 times the rate that the server can answer. *good*: replies per second that met the "
+    "objectives of time to the first token and per token. The governor holds these by letting requests wait.",
+)
 def shedding(result: Result) -> str:
-    columns = ("offered", "served", "refused", "cut_off", "goodput_per_second", "tpot_p95_ms", "net_keep")
+    columns = {
+        "offered": ("requests", 0), "served": ("served", 0), "refused": ("refused", 0), "cut_off": ("cut off", 0),
+        "goodput_per_second": ("good, 1/s", 2), "tpot_p95_ms": ("per token p95, ms", 2), "net_keep": ("net keep", 2),
+    }  # fmt: skip
     rows = [
-        [arm, factor, *(number(found[column], 0 if column in columns[:4] else 2) for column in columns)]
+        [arm, factor, *(number(found[name], digits) for name, (_, digits) in columns.items())]
         for arm, by_factor in result["results"]["arms"].items()
         for factor, found in by_factor.items()
     ]
-    return markdown(("arm", "times capacity", *(column.replace("_", " ") for column in columns)), rows)
-
-
-@kind("governor", "Budgets under load", "The governor holds a time per token by lowering budgets.")
-def governor(result: Result) -> str:
-    rows = [
-        [name, *(number(found.get(key), 1) for _, key in _OF_A_SERVER), number(found.get("net_keep"))]
-        for name, found in result["results"]["servers"].items()
-    ]
-    return markdown(("server", *(words for words, _ in _OF_A_SERVER), "net keep"), rows)
+    return markdown(("server", "times capacity", *(words for words, _ in columns.values())), rows)

@@ -8,12 +8,13 @@ from results import NONE, interval, markdown, median, number, result
 TABLES: dict[str, Callable[[], str]] = {}
 VALUES: dict[str, Callable[[], str]] = {}
 MODELS = {"Qwen2.5-Coder-0.5B": "engine-0.5b", "Qwen2.5-Coder-1.5B": "engine-1.5b"}
+STARTS = ("first", "first, engine built", "second")
 LOSSES = {"Qwen2.5-Coder-0.5B": "settings-0.5b"}
 
 
 def larger() -> str:
     """Steps and prompts of the larger models beside llama.cpp, from one run per model."""
-    shown = {"MLP 0.6": "mlp 0.6", "pages 0.2, MLP 0.6": "pages 0.2, mlp 0.6"}
+    shown = ("MLP 0.6", "pages 0.2, MLP 0.6")
     rows = []
     for model, name in MODELS.items():
         found = result(name)["results"]
@@ -24,23 +25,21 @@ def larger() -> str:
             }
             peer, dense = llama_cpp(name, context), ours["dense"]
             cells = [f"{peer:.1f}", *(f"{ms:.1f} ({peer / ms:.2f}×)" for ms in (ours["dense, every logit"], dense))]
-            cells += [f"{ours[key]:.1f} ({dense / ours[key]:.2f}×)" for key in shown.values()]
+            cells += [f"{ms:.1f} ({dense / ms:.2f}×)" for ms in (ours[name.lower()] for name in shown)]
             rows.append([model, f"step after {int(context):,}, ms", *cells])
         if model in LOSSES:
-            losses = result(LOSSES[model])["results"]["settings"]
-            cells = [interval(losses[key]) for key in shown.values()]
-            rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *cells])
+            losses = {point["setting"]: interval(point["loss"]) for point in result(LOSSES[model])["results"]["points"]}
+            rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *(losses[name] for name in shown)])
         engines = ([found["peers"][peer] for peer in ("llama.cpp", "llama.cpp fused")], [found])
         read = [max(each["contexts"]["1024"]["prefill_tokens_per_second"]["median"] for each in of) for of in engines]
         prompts = [f"{read[0]:,.0f}", f"{read[1]:,.0f} ({read[1] / read[0]:.2f}×)"]
         rows.append([model, "prompt of 1,024, tokens/s", *prompts, *[NONE] * 3])
-        for words, key, digits in (
-            ("peak memory, GiB", "peak_gib", 2),
-            ("start to first token, s", "start_seconds", 1),
+        for words, key, digits, starts in (
+            ("peak memory, GiB: first / later starts", "peak_gib", 2, ("first", "second")),
+            ("start to first token, s: first / engine built / later", "start_seconds", 1, STARTS),
         ):
-            for start in ("first", "second"):
-                cells = [median(each[key].get(start), digits) for each in (theirs, found)]
-                rows.append([model, f"{words}, {start} start", *cells, *[NONE] * 3])
+            cells = (" / ".join(median(of[key].get(start), digits) for start in starts) for of in (theirs, found))
+            rows.append([model, words, *cells, *[NONE] * 3])
     head = (
         "Q4_K_M file of",
         "",
@@ -79,3 +78,13 @@ def guess_gain(work: str) -> str:
 
 
 VALUES["guess-editing"] = partial(guess_gain, "editing")
+
+
+def fitted(key: str) -> str:
+    """Budget or loss of the 0.5B's policy at the lowest budget that loses less than 0.05 nats."""
+    points = result("fitted-0.5b-1024")["points"]
+    losses = [(p["budget"], p["difference"]["value"]) for p in points if p["arm"] == "dense" and p.get("difference")]
+    return number(min(each for each in losses if each[1] < 0.05)[key == "loss"])
+
+
+VALUES |= {f"fitted-{key}": partial(fitted, key) for key in ("budget", "loss")}

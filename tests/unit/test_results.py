@@ -23,8 +23,7 @@ def test_every_result_file_has_the_schema(name):
     assert content["command"]
     assert content["settings"]
     assert {"commit", "machine", "versions", "created"} <= set(content["environment"])
-    if content["kind"] != "tasks":  # of a command since removed
-        (EvaluationResult if content["kind"] == "evaluation" else Record).model_validate(content)
+    (EvaluationResult if content["kind"] == "evaluation" else Record).model_validate(content)
 
 
 def test_every_page_agrees_with_its_files_and_shows_all_of_them():
