@@ -65,8 +65,8 @@ def _steps() -> Lines:
 FIGURES = {
     "steps-0.5b": Figure(
         "steps-0.5b", "speed", "A decode step of Qwen2.5-Coder-0.5B",
-        "One run on 2 threads of an AMD EPYC (Zen 5), medians. solm and llama.cpp read the same Q4_K_M file, OpenVINO one "
-        "in Q4_0.",
+        "One run on 2 threads of an AMD EPYC (Zen 5), medians. solm and llama.cpp read the same Q4_K_M file, OpenVINO "
+        "one in Q4_0.",
         ("tokens before", "milliseconds per step"), _steps,
     ),
 }  # fmt: skip
