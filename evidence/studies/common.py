@@ -101,7 +101,7 @@ class ComparedOptions(Options):
 
 def budget_at(offer: Budgets, share: float, seen: int, clamp: bool = False) -> Budget:
     """The budget that `share` stands for in steps after `seen` tokens. clamp: the least there is where it is less."""
-    return offer.budget(BudgetRequest("keep" if offer.measured is None else "compute", share), seen, clamp=clamp)
+    return offer.budget(BudgetRequest("keep" if offer.timings is None else "compute", share), seen, clamp=clamp)
 
 
 def kept(partial: Path | None, lm: LanguageModel, settings: dict[str, Any]) -> Parts:

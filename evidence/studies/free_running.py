@@ -75,8 +75,8 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None) -> Record
         point: dict[str, Any] = {"budget": share, "arms": {}}
         for name, told in rows.items():
             means = {what: float(told[what].mean()) for what in ("score", "kl")}
-            if offer.measured is not None:
-                means["ms"] = float(offer.measured.milliseconds(told["realised"], seen).mean())
+            if offer.timings is not None:
+                means["ms"] = float(offer.timings.milliseconds(told["realised"], seen).mean())
             point["arms"][name] = means | dict(zip(AXES, told["realised"].mean(0).tolist(), strict=True))
         for name in baselines:
             for what in ("score", "kl"):

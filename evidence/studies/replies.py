@@ -40,7 +40,7 @@ class Prompts:
     """Token ids [1, C] of prompts, each read once, densely, for all arms."""
 
     def __init__(self, lm: LanguageModel, ids: Sequence[np.ndarray]):
-        self.lm, self.ids, self._measured = lm, ids, lm.budgets().measured
+        self.lm, self.ids, self._measured = lm, ids, lm.budgets().timings
         self._read: dict[int, Session] = {}
         self._dense: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 

@@ -11,7 +11,6 @@ from pathlib import Path
 import torch
 
 from solm.backends.session import Session
-from solm.core.cost import machine
 from solm.core.errors import SolmError, counted
 from solm.core.files import write_json, write_text
 from solm.core.provenance import commit, processor
@@ -135,7 +134,7 @@ def decode(out: Path, progress: Progress, clock: Clock) -> Speeds:
                 )
             )  # fmt: skip
         lm.detach()
-        speeds = Speeds(machine(lm.backend.name, lm.threads), ids.shape[1], decoded)
+        speeds = Speeds(f"{lm.backend.name}, {counted(lm.threads, 'thread')}", ids.shape[1], decoded)
         write_json(out / "speeds.json", {"commit": commit(), "processor": processor(), **asdict(speeds)})
         return speeds
 

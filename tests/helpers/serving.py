@@ -54,7 +54,7 @@ def tiny_service(byte_tokenizer, policy=True, curve=False, template=TEMPLATE, **
             base=lm.identity, space=values.config.grid, sparsity=SparsityConfig(window=32, page_size=8),
             network=values.config,
         )  # fmt: skip
-        known = made_curve(config.sparsity, lm.shapes) if curve else None
+        known = made_curve() if curve else None
         lm = lm.with_policy(TrainedPolicy(config, values, known))
     return Service(lm, ServeSettings(**settings), "tiny")
 

@@ -1,9 +1,7 @@
 """Step timings that were not measured: pages are worth a known part of a step, MLP channels another."""
 
-import numpy as np
-
 from solm.core.clock import StepClock
-from solm.core.cost import LEVELS, ModelShapes, StepTimings, axis_levels
+from solm.core.cost import ModelShapes
 from solm.core.curve import BudgetCurve, CurvePoint, TextFacts
 from solm.core.sparsity import SparsityConfig
 
@@ -13,38 +11,26 @@ SHAPES = ModelShapes(
 CPU = SparsityConfig.preset("cpu")
 
 
-def made_timings(
-    sparsity: SparsityConfig, shapes: ModelShapes, contexts=(100, 400), attention=(0.1, 0.4), mlp=0.5, **changes
-) -> StepTimings:
-    """A dense step takes 10 ms; by context, all pages take `attention` of it, all channels `mlp`."""
-    pages, channels, _ = axis_levels(LEVELS, np.array(contexts), sparsity.under(None), shapes)
-    parts = np.array(attention)[:, None]
-    known = {
-        "model": "m", "backend": "cpu int8", "threads": 2, "contexts": contexts,
-        "attention_ms": (10 - 10 * parts * (1 - pages)).tolist(), "mlp_ms": (10 - 10 * mlp * (1 - channels)).tolist(),
-        "joint_ms": (5.0,) * len(contexts), "gigabytes_per_second": 30.0,
-    }  # fmt: skip
-    return StepTimings(**{**known, **changes})
+def made_timings(attention=0.4, mlp=0.5, **changes) -> StepClock:
+    """A dense step takes 10 ms; after 400 tokens all pages take `attention` of it, all channels `mlp` anywhere."""
+    known = {"contexts": (100, 400), "key_ms": 0.0, "page_ms": attention / 40, "mlp_ms": 10 * mlp, "extra_ms": 0.0}
+    return made_clock(**known | changes)
 
 
-def made_curve(sparsity: SparsityConfig, shapes: ModelShapes, contexts=(100, 4000), **changes) -> BudgetCurve:
+def made_curve(**changes) -> BudgetCurve:
     """Dense steps take 10 ms; after 500 tokens 0.7 of that loses 0.1 nats."""
     point = CurvePoint(
         context=500, budget=0.7, step_ms=7, speed=10 / 7, attention=1, mlp=0.4, nats=0.1, low=0.09, high=0.11
     )
     source = TextFacts(name="prose", nats=3.0, characters_per_token=4.0)
-    return BudgetCurve(
-        timings=made_timings(sparsity, shapes, contexts, **changes), points=(point,), texts=4, tokens=256,
-        sources=(source,),
-    )  # fmt: skip
+    return BudgetCurve(clock=made_timings(0.04, **changes), points=(point,), texts=4, tokens=256, sources=(source,))
 
 
-def as_measured(lm, tokens, contexts, rounds, progress):
-    """In place of `solm.evaluation.step_timing.measure`, as times of a tiny model or on a busy machine are noise."""
-    progress(1, 1)
-    halved = {"halved_ms": (8.0,) * len(contexts)} if lm.sparsity.bits_site == "weights" else {}
-    known = made_timings(lm.sparsity, lm.shapes, tuple(contexts), (0.1,) * len(contexts), **halved)
-    return known.model_copy(update={"model": lm.name, "backend": lm.backend.name})
+def as_measured(lm, progress, seconds):
+    """In place of `solm.runtime.clock.measure_clock`, as times of a tiny model or on a busy machine are noise."""
+    progress("measuring", 1, 1)
+    bits = 2 / 0.75 if lm.sparsity.bits_site == "weights" else 0.0
+    return made_timings(0.04, model=lm.name, backend=lm.backend.name, bits_ms=bits)
 
 
 def made_clock(**changes) -> StepClock:

@@ -31,12 +31,12 @@ MINUTES = "0.1"
 def timed(monkeypatch):
     """Timings and speeds that are known, as those of a tiny model are noise."""
 
-    monkeypatch.setattr(timings, "measure", as_measured)
+    monkeypatch.setattr(timings, "measure_clock", as_measured)
     monkeypatch.setattr(
         "solm.runtime.language_model.measure_clock",
         lambda lm, progress: made_clock(model=lm.name, backend=lm.backend.name),
     )
-    monkeypatch.setattr("solm.fit.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000, 0.0005))
+    monkeypatch.setattr("solm.fit.job.measure_speed", lambda lm, tokens: Speed(10_000, 5000))
     monkeypatch.setattr("solm.fit.job.Job.pace", lambda job, phase: job.minutes)  # however long phases took
     plan = job.plan
 

@@ -22,7 +22,7 @@ def small(tiny_folder, tmp_path, monkeypatch):
     sparsity = SparsityConfig.preset("cpu")
     with solm.attach(tiny_model("llama", torch.float32)) as lm:
         trained = under_values(lm, sparsity).trained
-        curve = made_curve(sparsity, lm.shapes)
+        curve = made_curve()
     TrainedPolicy(trained.config, trained.network, curve).save_pretrained(tmp_path / "shipped")
     (tmp_path / "text.txt").write_text("Seventeen fish swim past the quay and come back in the evening. " * 200)
     changes = {
@@ -31,7 +31,7 @@ def small(tiny_folder, tmp_path, monkeypatch):
     }  # fmt: skip
     for name, value in changes.items():
         monkeypatch.setattr(quickstart, name, value)
-    monkeypatch.setattr("solm.fit.timings.measure", as_measured)
+    monkeypatch.setattr("solm.fit.timings.measure_clock", as_measured)
 
     def timed(lm, progress):
         return made_clock(model=lm.name, backend=lm.backend.name)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+import numpy as np
 import typer
 
 from solm.cli import checks
@@ -13,12 +14,14 @@ from solm.core.errors import SolmError, argument, counted
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from solm.core.cost import StepTimings
+    from solm.core.clock import StepClock
 
 _ACCEPTED = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Shares of guesses that are accepted."""
 _STEPS = 16
-"""Positions that the timed steps need after a context."""
+"""Positions that the timed passes need after a context."""
+_PAGES, _CHANNELS = (0.1, 0.2, 0.4), (0.4, 0.6, 0.8)
+"""Shares read whose times are shown, the other axis dense."""
 
 
 def bench(
@@ -28,8 +31,8 @@ def bench(
     rounds: Annotated[int, typer.Option(min=1, max=1000)] = 5,
     out: Path | None = None,
 ) -> Result:
-    """Measure this machine: milliseconds of a step at several levels of each axis, for several contexts, and of passes
-    that verify guesses.
+    """Measure this machine: milliseconds of dense steps and of steps that leave something out, and of passes that
+    verify guesses.
 
     \b
     Examples:
@@ -37,15 +40,16 @@ def bench(
       solm generate --policy builtin:smollm2-135m-cpu --timings timings.json --budget ms=2.5 "Why?"
 
     Args:
-        context: Context lengths, in tokens, at which steps are timed.
-        rounds: Rounds, in each of which all settings take turns.
-        out: Write the timings here, for budgets in milliseconds.
+        context: Context lengths, in tokens, whose steps are shown and at which passes are timed.
+        rounds: Rounds of passes, in each of which all take turns, and seconds for which steps are timed.
+        out: Write the times of steps here, for --timings.
     """
     import torch
 
     from solm.core.files import write_text
-    from solm.evaluation.step_timing import PASSES, measure, pass_milliseconds
+    from solm.evaluation.step_timing import PASSES, pass_milliseconds
     from solm.evaluation.texts import token_stream
+    from solm.runtime.clock import measure_clock
 
     checks.out_file(out)
     with argument("context"):
@@ -57,14 +61,15 @@ def bench(
     longest, generator = lengths[-1] + max(PASSES), torch.Generator().manual_seed(0)
     tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, longest, generator)
     with Progress() as progress:
-        measured = measure(lm, tokens, lengths, rounds, lambda done, total: progress.show("measuring", done, total))
+        lm = lm.timed(progress.show)  # with a calibration, as replies under budgets in time
+        measured = measure_clock(lm, progress.show, float(rounds))
         progress.show("measuring passes", 0, None)
         passes = {length: pass_milliseconds(lm, tokens, length, rounds) for length in lengths}
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
     paying = {length: _paying(times) for length, times in passes.items()}
     content = measured.model_dump(mode="json") | {"pass_ms": passes, "guesses_that_pay": paying}
-    return Result(content, [_table(measured), _pass_table(passes, paying)])
+    return Result(content, [_table(measured, lengths), _pass_table(passes, paying)])
 
 
 def _paying(times: dict[int, float]) -> dict[float, int]:
@@ -104,21 +109,23 @@ def _counts(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def _table(times: "StepTimings") -> "Table":
-    """Milliseconds and the factor to dense, by level and context."""
-    rows = [("dense", [row[-1] for row in times.attention_ms])]
-    rows += [
-        (f"{name} {level:g}", [row[place] for row in measured])
-        for name, levels, measured in (("pages", times.attention, times.attention_ms), ("MLP", times.mlp, times.mlp_ms))
-        for place, level in enumerate(levels[:-1])
-    ]
-    rows.append((f"pages {times.attention[0]:g}, MLP {times.mlp[0]:g}", list(times.joint_ms)))
-    if times.halved_ms:
-        rows.append(("MLP weights' high halves", list(times.halved_ms)))
-    dense = rows[0][1]
+def _table(clock: "StepClock", contexts: tuple[int, ...]) -> "Table":
+    """Milliseconds and the factor to dense, by level and context, by the line through what was timed."""
+    keeps = {
+        "dense": (1.0, 1.0, 1.0),
+        **{f"pages {level:g}": (level, 1.0, 1.0) for level in _PAGES},
+        **{f"MLP {level:g}": (1.0, level, 1.0) for level in _CHANNELS},
+        f"pages {_PAGES[0]:g}, MLP {_CHANNELS[0]:g}": (_PAGES[0], _CHANNELS[0], 1.0),
+    }
     cells = [
-        [name, *(f"{value:.2f} ({whole / value:.2f} x)" for value, whole in zip(values, dense, strict=True))]
-        for name, values in rows
+        [
+            name,
+            *(
+                f"{clock.milliseconds(np.array(kept), seen):.2f} ({1 / clock.share(kept, seen):.2f} x)"
+                for seen in contexts
+            ),
+        ]
+        for name, kept in keeps.items()
     ]
-    about = f"{times.model}, {times.backend}, {counted(times.threads, 'thread')}, {times.gigabytes_per_second:.0f} GB/s"
-    return table(f"{about}: milliseconds per step", ["", *(f"context {seen}" for seen in times.contexts)], cells)
+    about = f"{clock.model}, {clock.measured_on}: milliseconds per step"
+    return table(about, ["", *(f"context {seen}" for seen in contexts)], cells)

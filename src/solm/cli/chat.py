@@ -90,13 +90,12 @@ class Talk:
     def set_policy(self, name: str) -> str:
         """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
         from solm.policies.artifact import TrainedPolicy
-        from solm.runtime.load import noted
 
         if not name:
             raise SolmError("give what decides, such as: /policy dense")
         lm = self.lm
         if name not in (*DECIDERS, "policy"):
-            lm, name = noted(lm.with_policy(TrainedPolicy.from_pretrained(name))), "policy"
+            lm, name = lm.with_policy(TrainedPolicy.from_pretrained(name)), "policy"
         lm = self._timed(lm, name, self.budget)
         self._terms(lm, name, self.budget)
         self.policy = name

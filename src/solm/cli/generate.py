@@ -93,11 +93,9 @@ def generate(
 def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:
     """The reply for machines, with the budget as it was typed, what its times were measured on, and this machine's
     clock, which --timings takes."""
-    from solm.core.clock import StepClock
-
     times = reply.budgets.timings  # those of its start
     described = reply.as_dict() | {"budget": budget, "measured_on": None if times is None else times.measured_on}
-    return described | ({"clock": times.model_dump(mode="json")} if isinstance(times, StepClock) else {})
+    return described | ({} if times is None else {"clock": times.model_dump(mode="json")})
 
 
 def printed(tokens: "Iterable[Token]", tokenizer: Any, moments: list[float], shown: bool = True) -> "Iterator[Token]":
@@ -129,7 +127,7 @@ def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: 
     """Say what was requested and realised in all units that are measured, and where times and losses come from; returns
     what the budget saved in a reply to `prompt` tokens, None where nothing was to be saved.
 
-    The factor over dense steps is given where the model has timings of this machine and as many threads.
+    The factor over dense steps is given where the backend saves time.
     """
     from solm.core.budget import in_words
     from solm.runtime.reply import step_milliseconds
@@ -151,9 +149,8 @@ def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: 
         return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
     saved = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
-    measured = lm.budgets().measured
-    if measured is not None and lm.timings_note is None and step is not None:
-        dense = measured.dense(prompt + steps // 2)
+    if lm.timings is not None and lm.beside_engine and step is not None:
+        dense = lm.timings.dense_ms(prompt + steps // 2)
         saved += f", and are {dense / step:.2f} times as fast as dense ones ({dense:.1f} ms by the timings)"
     waited = reply.compute.whole_attention
     if waited and requested["attention"] < 1:

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import Array
 from solm.core.clock import UNSURE, StepClock
-from solm.core.cost import MeasuredCost, ModelShapes, StepTimings, level_shares, relative_bytes
+from solm.core.cost import ModelShapes, level_shares, relative_bytes
 from solm.core.curve import BudgetCurve
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
@@ -256,7 +256,7 @@ class Budgets:
     shapes: ModelShapes
     trained: Split | None = None
     overhead: int = 0
-    timings: StepTimings | StepClock | None = None
+    timings: StepClock | None = None
     priced: bool = False
     verified: bool = False
 
@@ -286,22 +286,22 @@ class Budgets:
             return self._checked(request.value, clamp)
         if request.kind == "keep":
             return self.of_net(max(request.value, self.lowest_net) if clamp else request.value)
-        timed, seen = request.kind != "compute" or self.measured is not None, self._controllable(context)
+        timed, seen = request.kind != "compute" or self.timings is not None, self._controllable(context)
         share = self.time_share(request, context) if timed else request.value
         if share == 1:
             return Budget()
-        cost = self._timed_cost().share if timed else self._read
+        cost = self._clock().share if timed else self._read
         lowest = self.lowest(context)
         floor = cost(lowest.shares, seen)
         if share <= floor + _TOLERANCE:
-            if isinstance(self.timings, StepClock) and self.timings.error > UNSURE:
+            if self.timings is not None and self.timings.error > UNSURE:
                 clamp = clamp or share >= self._untimed_floor(context)
             if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
                 return lowest
             raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {self._reach(request, floor, seen)}")
         if timed and self.trained is not None:  # at one price for a millisecond on every axis
-            measured = self._timed_cost()
-            dense = measured.dense(seen)
+            measured = self._clock()
+            dense = measured.dense_ms(seen)
             share -= measured.extra(seen) / dense
             return self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
         return self._densest(lambda budget: cost(budget.shares, seen) <= share, context)
@@ -309,7 +309,7 @@ class Budgets:
     def _reach(self, request: BudgetRequest, floor: float, seen: int) -> str:
         """What budgets in the unit of `request` can be, in words and with the reason, where the lowest is a share
         `floor` of a dense step that sees `seen` keys."""
-        if self.measured is None:
+        if self.timings is None:
             return f"this model reads {_up(floor, 100):g} to 1 of the dense step's bytes"
         weights = self.shapes.layers * self.shapes.layer_weights * self.shapes.weight_bits
         head = self.shapes.head_weights * self.shapes.head_bits
@@ -319,7 +319,7 @@ class Budgets:
         if request.kind == "speed":
             return f"speeds are 1 to {math.floor(100 / floor) / 100:g}{why}"
         if request.kind == "ms":
-            dense = self.measured.dense(seen)
+            dense = self.timings.dense_ms(seen)
             return f"steps take {_up(floor * dense, 100):g} to {dense:.4g} ms{why}"
         return f"steps take {_up(floor, 1000):g} to 1 of the dense step's milliseconds{why}"
 
@@ -329,8 +329,8 @@ class Budgets:
         seen = self._controllable(context)
         terms = dict(zip(AXES, budget.shares, strict=True))
         terms |= {"net": budget.net, "bytes": self._read(budget.shares, seen)}
-        if self.measured is not None:
-            terms |= _timed(self.measured.share(budget.shares, seen), self.measured.dense(seen))
+        if self.timings is not None:
+            terms |= _timed(self.timings.share(budget.shares, seen), self.timings.dense_ms(seen))
             if self.priced and BudgetRequest.parse(requested).kind not in ("keep", "shares"):
                 terms |= self.loss(terms["time"], context)
         return terms
@@ -343,19 +343,11 @@ class Budgets:
         return loss_terms(loss) if exact else {"loss_above": loss}
 
     @cached_property
-    def measured(self) -> MeasuredCost | None:
-        """The milliseconds of steps, where there are timings."""
-        return None if self.timings is None else self.timings.cost(self.sparsity, self.shapes)
-
-    @property
     def curve(self) -> BudgetCurve | None:
         """What the policy's budgets lose, where it was measured, and take on the machine of `timings`."""
-        return self._clocked if isinstance(self.timings, StepClock) else getattr(self.trained, "curve", None)
-
-    @cached_property
-    def _clocked(self) -> BudgetCurve | None:
         known = None if self.trained is None else self.trained.curve
-        return known.on(self.timings) if known is not None and isinstance(self.timings, StepClock) else None
+        other = known is not None and self.timings is not None and self.timings != known.clock
+        return known.on(self.timings) if other else known  # type: ignore[union-attr,arg-type]
 
     def bytes(self, realised: np.ndarray, kv_length: np.ndarray | int) -> np.ndarray:
         """What steps of realised shares [..., axes] that see kv_length [...] keys read, as a share of the dense step's
@@ -368,7 +360,7 @@ class Budgets:
 
     def time_floor(self, context: int) -> float:
         """The least share of the dense step's milliseconds that can be met. Raises `BudgetError` without timings."""
-        return self._timed_cost().share(self.lowest(context).shares, self._controllable(context))
+        return self._clock().share(self.lowest(context).shares, self._controllable(context))
 
     def time_share(self, request: BudgetRequest, context: int) -> float:
         """The share of the dense step's milliseconds that a budget as a share, speed, milliseconds or loss comes down
@@ -380,12 +372,12 @@ class Budgets:
                 "a budget as a loss needs a policy with a measured curve, which solm fit makes, or a reply on the "
                 "cpu backend with weights in integers, where it is measured"
             )
-        measured = self._timed_cost()
+        measured = self._clock()
         share = value
         if request.kind == "speed":
             share = 1 / value
         elif request.kind == "ms":
-            share = value / measured.dense(seen)
+            share = value / measured.dense_ms(seen)
         elif request.kind == "loss":
             assert self.curve is not None
             share = self.curve.share_for_loss(value, seen)
@@ -409,13 +401,13 @@ class Budgets:
         read."""
         return self._read(self.lowest(context).shares, self._controllable(context)) / 2
 
-    def _timed_cost(self) -> MeasuredCost:
-        if self.measured is None:
+    def _clock(self) -> StepClock:
+        if self.timings is None:
             raise BudgetError(
-                "a budget in time needs step timings of this machine: a policy of solm fit brings them, and solm bench "
-                "--out FILE measures them for --timings FILE"
+                "a budget in time needs step timings of this machine: the cpu backend measures them, and solm bench "
+                "--out FILE does for --timings FILE"
             )
-        return self.measured
+        return self.timings
 
     def lowest(self, context: int) -> Budget:
         """What the lowest levels realise after `context` tokens."""
@@ -492,9 +484,9 @@ class Spent:
         self.steps += len(kv_length)
         self.keys += int(kv_length.sum())
         self.bytes += float(self.budgets.bytes(shares, kv_length).sum())
-        if self.budgets.measured is not None:
-            self.milliseconds += float(self.budgets.measured.milliseconds(shares, kv_length).sum())
-            self.dense_milliseconds += float(self.budgets.measured.milliseconds(np.ones_like(shares), kv_length).sum())
+        if self.budgets.timings is not None:
+            self.milliseconds += float(self.budgets.timings.milliseconds(shares, kv_length).sum())
+            self.dense_milliseconds += float(self.budgets.timings.milliseconds(np.ones_like(shares), kv_length).sum())
 
     def terms(self, context: int, priced: bool = False) -> Terms:
         """The averages over all steps. context: keys that a step would have seen, where there was none. priced: with
@@ -502,11 +494,11 @@ class Spent:
         average: list[float] = self.ledger.average.tolist()
         terms = dict(zip(AXES, average, strict=True)) | {"net": sum(average) / len(AXES)}
         terms["bytes"] = self.bytes / self.steps if self.steps else 1.0
-        if self.budgets.measured is not None:
+        if self.budgets.timings is not None:
             if self.steps:
                 share, dense = self.milliseconds / self.dense_milliseconds, self.dense_milliseconds / self.steps
             else:
-                share, dense = 1.0, self.budgets.measured.dense(context)
+                share, dense = 1.0, self.budgets.timings.dense_ms(context)
             terms |= _timed(share, dense)
             if priced:
                 terms |= self.budgets.loss(share, self.keys // self.steps if self.steps else context)

@@ -3,14 +3,13 @@
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from solm.core.cost import MeasuredCost, ModelShapes, check_measured, machine
-from solm.core.sparsity import SparsityConfig
+from solm.core.errors import PolicyMismatchError, counted
+from solm.core.provenance import plain_name
 
 UNSURE = 0.03
 """Error of a measurement from which on it is made anew at a later occasion."""
@@ -31,10 +30,10 @@ class StepClock(BaseModel):
     """Milliseconds of the single steps of a row, dense ones without guesses.
 
     A dense step that sees n keys takes base_ms + key_ms * n. A step that leaves something out takes extra_ms more, less
-    page_ms for every key that it does not read and mlp_ms times the share of channels that it leaves out; all times
-    `cheap`. contexts: where steps were timed. error: of a step's share of the dense step's time, one standard error,
-    and what the line leaves unexplained. dense, cheap: the scales of the two kinds of steps, 1 as measured; they move
-    while replies are decoded.
+    page_ms for every key that it does not read, mlp_ms times the share of channels that it leaves out, and bits_ms
+    times that of weights' bits; all times `cheap`. contexts: where steps were timed. error: of a step's share of the
+    dense step's time, one standard error, and what the line leaves unexplained. dense, cheap: the scales of the two
+    kinds of steps, 1 as measured; they move while replies are decoded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -50,32 +49,61 @@ class StepClock(BaseModel):
     page_ms: float = Field(ge=0)
     mlp_ms: float = Field(ge=0)
     extra_ms: float = Field(ge=0)
+    bits_ms: float = Field(0.0, ge=0)
     error: float = Field(ge=0)
     policy: str = ""
     """The digest of the policy that decided."""
     dense: float = Field(1.0, gt=0)
     cheap: float = Field(1.0, gt=0)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _check_form(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "attention_ms" in values:
+            raise ValueError("step times of an older form; measure again with solm bench --out FILE")
+        return values
+
     @property
     def measured_on(self) -> str:
         """Backend, threads and processor, in words."""
-        return f"{machine(self.backend, self.threads, self.processor)}, to within {self.error:.3f} of a dense step"
+        where = f"{self.backend}, {counted(self.threads, 'thread')} of {self.processor}"
+        return f"{where}, to within {self.error:.3f} of a dense step"
 
-    def check(self, model: str, backend: str = "auto", _: SparsityConfig | None = None) -> None:
-        """As `StepTimings.check`."""
-        check_measured(self.model, self.backend, model, backend)
+    def check(self, model: str, backend: str = "auto") -> None:
+        """Raises `PolicyMismatchError` where it was measured for another model than `model`, or not on `backend`: its
+        name, such as ``cpu int8``, ``cpu`` or ``torch``, or ``auto`` for any."""
+        if plain_name(self.model) != plain_name(model):
+            raise PolicyMismatchError(
+                f"these timings are of {plain_name(self.model)}, not of {plain_name(model)}; run solm bench"
+            )
+        if backend not in ("auto", self.backend, self.backend.partition(" ")[0]):
+            raise PolicyMismatchError(
+                f"these timings are of {self.backend}, not of {backend}; choose their backend, or run solm bench"
+            )
 
-    def cost(self, _: SparsityConfig, __: ModelShapes) -> MeasuredCost:
-        """The cost of steps under the rules that were timed."""
-        return self.cost_of_steps
+    def dense_ms(self, keys: Any) -> Any:
+        """Milliseconds of dense steps that see `keys` [...]."""
+        return self.dense * (self.base_ms + self.key_ms * keys)
 
-    @cached_property
-    def cost_of_steps(self) -> MeasuredCost:
-        """The same."""
-        ends = np.array([0.0, 1 << 24])  # the line has no end
-        rates = self.page_ms * ends, np.full(2, self.mlp_ms), np.zeros(2)
-        kinds = self.dense, self.cheap, self.extra_ms
-        return MeasuredCost(ends, self.base_ms + self.key_ms * ends, rates, *kinds)
+    def rates(self, keys: float) -> np.ndarray:
+        """Per axis the milliseconds of all of it: [axes] float64. Being linear, the cost of an average is the average
+        cost: arms of equal average shares take equal time."""
+        return self.cheap * np.array([self.page_ms * keys, self.mlp_ms, self.bits_ms])
+
+    def extra(self, keys: float) -> float:
+        """Milliseconds that a step takes more than the dense one for leaving out anything at all."""
+        return self.cheap * (self.base_ms + self.key_ms * keys + self.extra_ms) - float(self.dense_ms(keys))
+
+    def milliseconds(self, realised: np.ndarray, keys: np.ndarray | float) -> np.ndarray:
+        """Of steps of realised shares [..., axes] that see keys [...]: [...] float64."""
+        attention, mlp, bits = np.moveaxis(1 - np.asarray(realised), -1, 0)
+        saved = attention * self.page_ms * keys + mlp * self.mlp_ms + bits * self.bits_ms
+        cheap = self.cheap * (self.base_ms + self.key_ms * keys + self.extra_ms - saved)
+        return np.where((np.asarray(realised) >= 1).all(-1), self.dense_ms(keys), cheap)
+
+    def share(self, realised: tuple[float, ...], keys: float) -> float:
+        """Of the dense step's milliseconds, for realised shares [axes]."""
+        return float(self.milliseconds(np.array(realised), keys) / self.dense_ms(keys))
 
 
 class RunningClock:
@@ -89,7 +117,7 @@ class RunningClock:
 
     def __init__(self, clock: StepClock, seconds: Callable[[], float] = time.monotonic):
         self.now, self._seconds = clock, seconds
-        self._cost = clock.model_copy(update={"dense": 1.0, "cheap": 1.0}).cost_of_steps
+        self._measured = clock.model_copy(update={"dense": 1.0, "cheap": 1.0})
         self._recent: deque[tuple[float, bool, Sequence[float], int, float]] = deque(maxlen=_WINDOW)
         self._pairs: deque[float] = deque(maxlen=_PAIRS)
         self._steps = self._since_dense = 0
@@ -113,7 +141,7 @@ class RunningClock:
         if len(steps) < _EVERY // 2:
             return
         _, kinds, shares, keys, taken = zip(*steps, strict=True)
-        ratios, dense = np.array(taken) / self._cost.milliseconds(np.array(shares), np.array(keys)), np.array(kinds)
+        ratios, dense = np.array(taken) / self._measured.milliseconds(np.array(shares), np.array(keys)), np.array(kinds)
         if dense.any() and (~dense).sum() >= _FEWEST:
             self._pairs.append(float(np.median(ratios[~dense]) / np.median(ratios[dense])))
             self._recent = deque((step for step in steps if not step[1]), _WINDOW)  # none is compared twice

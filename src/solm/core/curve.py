@@ -7,7 +7,6 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from solm.core.clock import StepClock
-from solm.core.cost import StepTimings
 from solm.core.errors import counted
 
 CURVE = "curve.json"
@@ -68,24 +67,29 @@ class TextFacts(BaseModel):
 
 
 class BudgetCurve(BaseModel):
-    """The points of a policy, and the step timings of budgets in time. texts, tokens: of the points that
-    do not say otherwise.
+    """The points of a policy. texts, tokens: of the points that do not say otherwise.
 
     data: names of the held-out texts. sources: what the dense model makes of each; none in older files. clock: of the
-    machine that budgets, speeds and milliseconds are of, where it is not that of `timings`; losses belong to the shares
-    that points realise, on any machine.
+    machine that budgets, speeds and milliseconds were measured on; None in older files. here: that of the machine which
+    they are of, where it is another; losses belong to the shares that points realise, on any machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
     format: int = Field(1, ge=1, le=1)
-    timings: StepTimings
+    clock: StepClock | None = None
     points: tuple[CurvePoint, ...] = Field(min_length=1)
     texts: int = Field(ge=1)
     tokens: int = Field(ge=1)
     data: str = ""
     sources: tuple[TextFacts, ...] = ()
-    clock: StepClock | None = Field(None, exclude=True)
+    here: StepClock | None = Field(None, exclude=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_timings(cls, values: Any) -> Any:
+        """Older files have timings of another form, which nothing needs that measures this machine."""
+        return {name: value for name, value in values.items() if name != "timings"}
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetCurve":
@@ -99,14 +103,14 @@ class BudgetCurve(BaseModel):
         none there, None where none is left."""
         points = {}
         for point in self.points:
-            kept, dense = np.array([point.attention, point.mlp, 1.0]), clock.cost_of_steps.dense(point.context)
-            step = float(clock.cost_of_steps.milliseconds(kept, point.context))
+            kept, dense = np.array([point.attention, point.mlp, 1.0]), float(clock.dense_ms(point.context))
+            step = float(clock.milliseconds(kept, point.context))
             budget = round(step / dense, 3)
             times = {"budget": budget, "step_ms": step, "speed": dense / step}
             if budget < 1:
                 points[point.context, budget] = point.model_copy(update=times)
         ordered = tuple(points[place] for place in sorted(points))
-        return self.model_copy(update={"points": ordered, "clock": clock}) if ordered else None
+        return self.model_copy(update={"points": ordered, "here": clock}) if ordered else None
 
     @property
     def contexts(self) -> list[int]:
@@ -117,20 +121,22 @@ class BudgetCurve(BaseModel):
         """What was measured where, in a sentence or two."""
         counts = {point.context: point.texts or self.texts for point in self.points}
         measured = ", ".join(f"{counted(texts, 'text')} after {context:,} tokens" for context, texts in counts.items())
-        where = "" if self.clock is None else f"Times of {self.clock.measured_on}. "
+        where = "" if self.here is None else f"Times of {self.here.measured_on}. "
+        machine = "" if self.clock is None else f" on {self.clock.measured_on},"
         return (
-            f"{where}Measured on {self.timings.measured_on}, on {self.tokens // self.texts} tokens per text that no "
+            f"{where}Measured{machine} on {self.tokens // self.texts} tokens per text that no "
             f"training saw: {measured}. A budget is a share of the dense step's milliseconds."
         )
 
     def as_dict(self) -> dict[str, Any]:
         """The same for machines: ``budgets``, the points with what their loss is worth in perplexity, as a factor over
         the dense model's, and ``measured``, on which machine and text."""
+        made = self.clock
         return {
             "budgets": [point.model_dump(mode="json") | {"perplexity": point.perplexity} for point in self.points],
             "measured": {
-                "backend": self.timings.backend, "threads": self.timings.threads, "processor": self.timings.processor,
-                "times": (self.clock or self.timings).measured_on,
+                **({} if made is None else {"backend": made.backend, "threads": made.threads,
+                                            "processor": made.processor, "times": (self.here or made).measured_on}),
                 "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
                 "sources": [source.model_dump(mode="json") for source in self.sources],
             },

@@ -254,9 +254,8 @@ def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: Evaluation
     if lm.timings is None:
         cost.append(torch.full_like(nats, torch.nan))
     else:
-        measured = lm.timings.cost(lm.sparsity, lm.shapes)
         shares = torch.where(scored.controllable, scored.realised, 1.0).double().cpu().numpy()
-        taken = measured.milliseconds(shares, settings.context + 1 + np.arange(settings.length))
+        taken = lm.timings.milliseconds(shares, settings.context + 1 + np.arange(settings.length))
         cost.append(torch.from_numpy(taken.mean(1)))
     if scored.divergences is not None:
         apart = scored.divergences.double().mean(1).cpu()

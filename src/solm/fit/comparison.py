@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import ExitStack
 
-from solm.core.cost import StepTimings
+from solm.core.clock import StepClock
 from solm.core.curve import CURVE, BudgetCurve, CurvePoint, spaced_budgets
 from solm.core.files import read_model, resumable, write_text
 from solm.evaluation.arms import BaselineRequest, constant, teal, upper_bits
@@ -63,13 +63,13 @@ def write_policy(job: Job) -> Files:
     return [f"policy/{WEIGHTS}", f"policy/{CURVE}"]
 
 
-def curve_of(results: list[EvaluationResult], timings: StepTimings) -> BudgetCurve:
+def curve_of(results: list[EvaluationResult], clock: StepClock) -> BudgetCurve:
     """The curve of the policy in evaluations at shares of the dense step's time, each after another context. The first
     one's texts are what the curve says of its texts."""
     points = [point for result in results for point in _points_of(result)]
     main = results[0]
     return BudgetCurve(
-        timings=timings, points=tuple(sorted(points, key=lambda point: (point.context, point.budget))),
+        clock=clock, points=tuple(sorted(points, key=lambda point: (point.context, point.budget))),
         texts=main.settings["texts"], tokens=main.points[0].tokens, data=main.settings["data"],
         sources=tuple(main.sources),
     )  # fmt: skip

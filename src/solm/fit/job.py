@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.core.cost import StepTimings
+from solm.core.actions import FULL_BITS, HIGH_BITS
+from solm.core.clock import StepClock
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model
 from solm.core.interrupt import Interrupted
@@ -17,13 +18,18 @@ from solm.fit.folder import ALLOCATION, FITTED, OWN_TEXTS, THRESHOLDS, TIMINGS, 
 from solm.fit.plan import PHASES, Sizes, Speed, measure_speed, plan
 from solm.fit.texts import Texts, WholeTexts
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.curves import measured_parts, site_axes, trusted
+from solm.policies.curves import site_axes, trusted
+from solm.runtime.calibrate import worth_parts
 from solm.runtime.language_model import LanguageModel
 
 Report = Callable[[str, int, int, float], None]
 """Called with a phase, its parts done and in all, and the seconds left of the whole fit."""
 OWN = "the model's own"
 """The name of the texts that the model continued."""
+_LONG = 4096
+"""Tokens after which all pages are worth the most that the allocation looks at."""
+_UPPER = 1 - HIGH_BITS / FULL_BITS
+"""Share of the bits that steps leave out which read the upper ones."""
 _AT_ONCE = 0.05
 """Seconds. Parts that come this soon after the first one were read from an interrupted run."""
 
@@ -41,7 +47,7 @@ class Job:
     report: Report = lambda phase, done, total, left: None
     remark: Callable[[str], None] = lambda text: None
 
-    def sizes(self, phase: str, timings: StepTimings | None = None) -> Sizes:
+    def sizes(self, phase: str, timings: StepClock | None = None) -> Sizes:
         """What a phase measures. A new phase times the model first, and fits into its part of the time that is left."""
         return self.folder.sizes(phase, lambda: self.planned(self.speed(), timings, minutes=self.pace(phase)))
 
@@ -57,15 +63,13 @@ class Job:
         return measure_speed(self.lm, self.texts.train[0].beginning(self.texts.context + 1))
 
     def planned(
-        self, speed: Speed, timings: StepTimings | None = None, strict: bool = False, minutes: float | None = None
+        self, speed: Speed, timings: StepClock | None = None, strict: bool = False, minutes: float | None = None
     ) -> Sizes:
         """The sizes that fit into the minutes at `speed`, by default the fit's; timings tell what pages are worth.
         strict: raise `SolmError` where not even the least of every phase fits."""
         worth = 0.0
         if timings is not None:
-            known = timings.cost(self.lm.sparsity, self.lm.shapes)
-            longest = timings.contexts[-1]
-            worth = known.rates(longest)[0] / known.dense(longest)
+            worth = float(timings.rates(_LONG)[0] / timings.dense_ms(_LONG))
         longest = min(self.lm.context or 1 << 30, min(len(stream.tokens) for stream in self.texts.train))
         minutes = minutes or self.minutes
         sizes, least, needs = plan(
@@ -104,13 +108,15 @@ class Job:
         return torch.Generator().manual_seed(self.seed * 1_000_003 + number)
 
     @property
-    def timings(self) -> StepTimings:
-        return read_model(self.folder.path / TIMINGS, StepTimings)
+    def timings(self) -> StepClock:
+        return read_model(self.folder.path / TIMINGS, StepClock)
 
     @property
     def plain(self) -> SparsityConfig:
         """How actions are carried out: by thresholds, shares of channels count milliseconds, and all layers alike."""
-        parts = measured_parts(self.timings, self.lm.sparsity, self.lm.shapes)
+        parts, clock = worth_parts(self.lm.shapes), self.timings
+        if self.lm.sparsity.bits_site == "weights" and clock.mlp_ms > 0:
+            parts["upper_bits_part"] = round(min(max(1 - clock.bits_ms * _UPPER / clock.mlp_ms, 0.5), 1.0), 3)
         thresholds = read_model(self.folder.path / THRESHOLDS, ChannelThresholds)
         return self.lm.sparsity.model_copy(update={**parts, "thresholds": thresholds})
 

@@ -1,6 +1,5 @@
 """How the minutes of a fit are spent: each phase has its share of what is left, and its size follows from the speed."""
 
-import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -9,8 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 
 from solm.core.actions import ActionSpace
-from solm.core.cost import LEVELS, ModelShapes
-from solm.evaluation.step_timing import ALONE, STEPS
+from solm.core.cost import ModelShapes
 from solm.fit.texts import SCORED
 from solm.policies.curves import BIT_PROBES, CHECKED, PROBED, PROBES
 from solm.runtime.language_model import LanguageModel
@@ -43,25 +41,24 @@ _ALLOCATION_LENGTH, _SAMPLE_LENGTH = 32, 128
 """Tokens of each text of the allocation and of the samples."""
 _LOGITS = 1 << 26
 """Most logits of the rows that a comparison scores together. They are computed a stretch of tokens at a time."""
+_MOST_TIMING = 60.0
+"""Seconds of steps that are timed: more make nothing surer."""
 _UNIT = 20.0
 """Seconds of the comparison that an interruption may lose."""
 _DECIDING_TEXTS = 6
 """Texts below which KV heads are not told apart: layers are fewer, and their shares save more."""
-_LEAST = {
-    "timings": 2.0, "thresholds": 1.0, "allocation": 1.0, "samples": 4.0, "level costs": 1.0, "comparison": 2.0,
-}  # fmt: skip
-"""What a phase needs at least: rounds of timings (of which the first does not count), texts that thresholds are
-measured on, texts of each half of the allocation, batches of samples, texts of level costs, texts compared."""
+_LEAST = {"thresholds": 1.0, "allocation": 1.0, "samples": 4.0, "level costs": 1.0, "comparison": 2.0}
+"""What a phase needs at least: texts that thresholds are measured on, texts of each half of the allocation, batches of
+samples, texts of level costs, texts compared."""
 MINUTES_PER_BILLION = 75
 """Of weights: the default time, for two cores."""
 
 
 class Speed(NamedTuple):
-    """Tokens per second that are read densely, and that are scored under known actions; seconds of a single step."""
+    """Tokens per second that are read densely, and that are scored under known actions."""
 
     prefill: float
     score: float
-    step: float
 
 
 class Compared(NamedTuple):
@@ -80,8 +77,7 @@ class Sizes(BaseModel):
 
     context: int
     """Tokens read densely before those that are scored."""
-    timing_contexts: tuple[int, ...]
-    timing_rounds: int
+    timing_seconds: float
     threshold_texts: int
     allocation_axes: tuple[str, ...]
     allocation_texts: int
@@ -121,12 +117,7 @@ def measure_speed(lm: LanguageModel, tokens: torch.Tensor) -> Speed:
         begun = time.perf_counter()
         forks.score(known, keep)
         score = rows * steps / (time.perf_counter() - begun)
-    row, taken = session.fork(1, capacity=steps), []
-    for _ in range(5):
-        begun = time.perf_counter()
-        row.step(tokens[0, -1:], keep[:1, 0])
-        taken.append(time.perf_counter() - begun)
-    return Speed(prefill, score, statistics.median(taken))
+    return Speed(prefill, score)
 
 
 def plan(
@@ -151,13 +142,6 @@ def plan(
     read = context / speed.prefill
     logits = max(1, _LOGITS // shapes.vocabulary)
 
-    plans = len(LEVELS.attention) + len(LEVELS.mlp) + 1 + 2 * len(ALONE)
-    round_seconds = plans * STEPS * speed.step
-    contexts = [seen for seen in _CONTEXTS if seen + 16 * STEPS <= longest] or [context]
-    cost = [sum(contexts[:count]) / speed.prefill + 3 * count * round_seconds for count in range(1, len(contexts) + 1)]
-    contexts = contexts[: max(1, sum(one <= seconds["timings"] for one in cost))]
-    rounds = (seconds["timings"] - sum(contexts) / speed.prefill) / (len(contexts) * round_seconds) - 1
-
     axes = sites
     half = _allocation_texts(seconds["allocation"], speed, shapes, axes, read)
     if attention > 0.03:
@@ -173,13 +157,12 @@ def plan(
     arms = _ARMS + bool(set(sites) & set(BIT_PROBES))
     texts, comparisons = _comparisons(seconds["comparison"], speed, logits, context, longest, windows, arms)
     measured = seconds["thresholds"] / read
-    found = dict(zip(_LEAST, (rounds + 1, measured, half, batches, costs, texts), strict=True))
-    needed = {name: _LEAST[name] / count for name, count in found.items() if name != "timings"}  # times the minutes
-    needed["timings"] = (contexts[0] / speed.prefill + _LEAST["timings"] * round_seconds) / seconds["timings"]
+    found = dict(zip(_LEAST, (measured, half, batches, costs, texts), strict=True))
+    needed = {name: _LEAST[name] / count for name, count in found.items()}  # times the minutes
     short, phase = max((times, name) for name, times in needed.items())
-    rounds, measured, half, batches, costs, _ = (max(count, _LEAST[name]) for name, count in found.items())
+    measured, half, batches, costs, _ = (max(count, _LEAST[name]) for name, count in found.items())
     sizes = Sizes(
-        context=context, timing_contexts=tuple(contexts), timing_rounds=int(min(rounds - 1, 9)),
+        context=context, timing_seconds=min(seconds["timings"], _MOST_TIMING),
         threshold_texts=int(min(measured, 16)), allocation_axes=axes,
         allocation_texts=2 * int(min(half, 64)), allocation_length=_ALLOCATION_LENGTH,
         own_texts=int(min(own, _MOST_OWN)),

@@ -116,7 +116,7 @@ def plan_lines(job: Job, strict: bool) -> list[str]:
     return [
         f"plan for {counted(job.minutes, 'minute')}, reading {speed.prefill:.0f} and scoring {speed.score:.0f} "
         "tokens/s:",
-        f"  timings      {clock['timings']:>9}  contexts {', '.join(map(str, sizes.timing_contexts))}",
+        f"  timings      {sizes.timing_seconds / 60:>5.1f} min  steps that leave out more and less",
         f"  thresholds   {clock['thresholds']:>9}  {_texts(sizes.threshold_texts)} of {sizes.context} tokens",
         f"  allocation   {clock['allocation']:>9}  {_texts(sizes.allocation_texts)} of {sizes.allocation_length} "
         f"tokens after {sizes.context}, or fewer and KV heads too where pages are worth it",

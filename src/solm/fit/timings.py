@@ -2,46 +2,33 @@
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budgets
-from solm.core.cost import StepTimings
+from solm.core.clock import UNSURE, StepClock
 from solm.core.errors import SolmError
 from solm.core.files import write_text
-from solm.evaluation.step_timing import measure
 from solm.fit.folder import THRESHOLDS, TIMINGS
 from solm.fit.job import Job
 from solm.fit.texts import draw_windows
+from solm.runtime.clock import measure_clock
 from solm.runtime.language_model import LanguageModel
 
-_REPEATS, _DISTURBED = 2, 0.05
-"""How often timings are repeated while two measurements of one step differ by more than this."""
 _WORST_FLOOR = 0.98
 """Share of the dense step's time above which the lowest levels save nothing that is worth a fit."""
 
 
 def time_steps(job: Job) -> None:
-    """Milliseconds of steps at every level. Raises `SolmError` where no level saves any."""
-    sizes = job.sizes("timings")
-    contexts = sizes.timing_contexts
-    tokens = job.texts.train[0].beginning(contexts[-1] + 1)
-    timings = measure(job.lm, tokens, contexts, sizes.timing_rounds, job.progress("timings"))
-    for _ in range(_REPEATS):
-        apart = {seen: by for seen, by in zip(contexts, timings.disturbances, strict=True) if by > _DISTURBED}
-        if not apart:
-            break
+    """What steps take on this machine. Raises `SolmError` where no level saves any time."""
+    sizes, progress = job.sizes("timings"), job.progress("timings")
+    found = measure_clock(job.lm, lambda _, done, total: progress(done, total), sizes.timing_seconds)
+    if found.error > UNSURE:
         job.remark(
-            f"timings: two measurements of one step differ by {max(apart.values()):.0%}; those after "
-            f"{', '.join(f'{seen:,}' for seen in apart)} tokens are repeated"
+            f"timings: steps are known to within {found.error:.0%} of a dense step, so budgets in time are no surer "
+            "than that; other processes use this machine"
         )
-        timings = timings.lowest(measure(job.lm, tokens, tuple(apart), sizes.timing_rounds, job.progress("timings")))
-    if max(timings.disturbances) > _DISTURBED:
-        job.remark(
-            f"timings: they still differ by {max(timings.disturbances):.0%}, so budgets in time are no surer than "
-            "that; other processes use this machine"
-        )
-    check_worth(job.lm, timings, sizes.context)
-    write_text(job.folder.path / TIMINGS, timings.model_dump_json(indent=2) + "\n")
+    check_worth(job.lm, found, sizes.context)
+    write_text(job.folder.path / TIMINGS, found.model_dump_json(indent=2) + "\n")
 
 
-def check_worth(lm: LanguageModel, timings: StepTimings, context: int) -> None:
+def check_worth(lm: LanguageModel, timings: StepClock, context: int) -> None:
     """Raises `SolmError` where even the lowest levels save no time after `context` tokens."""
     space = ActionSpace.preset("cpu-fine")
     floor = Budgets(space, lm.sparsity, lm.shapes, timings=timings).time_floor(context)

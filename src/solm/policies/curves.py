@@ -4,7 +4,6 @@ from typing import Any
 
 import numpy as np
 
-from solm.core.cost import ModelShapes, StepTimings
 from solm.core.sparsity import KNOTS, MLP_SITES, PERCENTAGES, SITES, Allocation, Curves, SparsityConfig
 
 PROBES = {"mlp": (0.45, 0.95), "hidden": (0.2,), "qkv": (0.45,), "out": (0.45,)}
@@ -32,10 +31,6 @@ _STEP = 0.01
 """Share of the pages that is given to one head at a time."""
 _FLATTEST = -0.5
 """Bound against noise: the flattest slope of a cost's logarithm per share."""
-_PART_RANGE = 0.15
-"""How far from the part of the weights a measured `input_part` may lie: timings are noisy, and shares depend on it."""
-_UPPER_RANGE = 0.5, 1.0
-"""In which a measured `upper_bits_part` is believed: half of the bits take at least half of the time."""
 _LOWEST_PRICE, _HIGHEST_PRICE, _HALVINGS = 1e-9, 1e9, 60
 """Nats for the time of all channels: bounds of a search."""
 
@@ -171,40 +166,3 @@ def greedy_curves(costs: np.ndarray, shares: tuple[float, ...]) -> Curves:
         curves[last, knot] -= grid[taken].sum() - wanted
     curves[:, -1] = 1
     return tuple(tuple(curve) for curve in np.maximum.accumulate(curves.clip(0, 1), axis=1).round(9).tolist())
-
-
-def measured_parts(timings: StepTimings, sparsity: SparsityConfig, shapes: ModelShapes) -> dict[str, float]:
-    """`SparsityConfig.input_part` and `SparsityConfig.projection_part` that count milliseconds: what all input channels
-    of the MLP take of what all its channels take, and what the inputs of attention's projections take of all. Where
-    bits are those of weights also `SparsityConfig.upper_bits_part`: what the MLP takes with their upper bits alone.
-
-    Fitted by least squares to all levels and contexts, of steps whose sites keep shares together and of steps that
-    leave out channels of one kind of site. The first is at most 0.15 from the part of the weights, the second between a
-    quarter of it and all; they hold without measurements.
-    """
-    by_weights = shapes.up_weights / (shapes.up_weights + shapes.down_weights)
-    most = shapes.projection_part if sparsity.projection_part else 0.0
-    if not timings.hidden:
-        return {"input_part": by_weights, "projection_part": most}
-    rows, saved = [], []
-    for context, dense_ms in enumerate(timings.dense_ms):
-        for level, ms in zip(timings.mlp, timings.mlp_ms[context], strict=True):
-            rows.append((1 - level, 1 - level**sparsity.hidden_power, (1 - level) * (most > 0)))
-            saved.append(dense_ms - ms)
-        for site, (levels, table) in enumerate(
-            ((timings.hidden, timings.hidden_ms), (timings.projected, timings.projected_ms)), start=1
-        ):
-            for level, ms in zip(levels, table[context] if levels else (), strict=True):
-                rows.append((0.0, (1 - level) * (site == 1), (1 - level) * (site == 2)))
-                saved.append(dense_ms - ms)
-    inputs, hidden, projected = np.maximum(np.linalg.lstsq(np.array(rows), np.array(saved), rcond=None)[0], 0)
-    of_inputs = inputs / (inputs + hidden) if inputs + hidden > 0 else by_weights
-    of_projections = projected / (inputs + hidden + projected) if timings.projected and inputs + hidden > 0 else most
-    parts = {
-        "input_part": round(float(np.clip(of_inputs, by_weights - _PART_RANGE, by_weights + _PART_RANGE)), 3),
-        "projection_part": round(float(np.clip(of_projections, most / 4, most)), 3),
-    }
-    if timings.halved_ms and inputs + hidden > 0:
-        saved_bits = float(np.mean(np.subtract(timings.dense_ms, timings.halved_ms)))
-        parts["upper_bits_part"] = round(float(np.clip(1 - saved_bits / float(inputs + hidden), *_UPPER_RANGE)), 3)
-    return parts

@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from solm.backends.session import AnyPolicy, Session
+from solm.core.actions import FULL_BITS, HIGH_BITS
 from solm.core.arrays import as_numpy
 from solm.core.clock import StepClock
 from solm.core.errors import SolmError
@@ -139,6 +140,8 @@ class _Steps:
             session.prefill(self._tokens[:, read:place])
             taken, read = 2 * (time.monotonic() - begun), place
             self._read = [*self._read[:1], (place, session.fork(1, _STEPS))]
+        if lm.sparsity.bits_site == "weights" and len(lm.space.bits) > 1:
+            self._plans.append((0, policy, (1.0, 1.0, HIGH_BITS / FULL_BITS)))
         if len(self._read) > 1 and read > lm.sparsity.always_read:
             self._plans.append((1, policy, (least, 1.0, 1.0)))
         self.ms: dict[int, list[float]] = {place: [] for place, *_ in self._plans}
@@ -186,15 +189,18 @@ class _Steps:
         left_out = 1 - kept[:count, 1]
         extra, rate = _line(left_out, ratios[:count] - 1)
         unexplained = float(np.abs(1 + extra - rate * left_out - ratios[:count]).max())
-        page = key
-        if len(ratios) > count:
-            saved = (1 + extra - ratios[count]) * dense[-1] - rate * dense[0] * (1 - kept[count, 1])
-            page = float(np.clip(saved / max((1 - kept[count, 0]) * contexts[-1], 1e-9), key / 2, key))
+        page, bits = key, 0.0
+        for number, (place, _, (pages, _, high)) in enumerate(self._plans[count:], count):
+            saved = (1 + extra - ratios[number]) * dense[place] - rate * dense[0] * (1 - kept[number, 1])
+            if high < 1:
+                bits = max(saved / max(1 - kept[number, 2], 1e-9), 0.0)
+            elif pages < 1:
+                page = float(np.clip(saved / max((1 - kept[number, 0]) * contexts[-1], 1e-9), key / 2, key))
         return StepClock(
             model=lm.name, backend=lm.backend.name, threads=lm.threads, processor=processor(), contexts=tuple(contexts),
             base_ms=max(dense[0] - key * contexts[0], dense[0] / 2), key_ms=key, page_ms=page, mlp_ms=rate * dense[0],
             policy="" if lm.trained is None else lm.trained.config.digest,
-            extra_ms=extra * dense[0], error=round(max(*sure, unexplained), 4),
+            bits_ms=bits, extra_ms=extra * dense[0], error=round(max(*sure, unexplained), 4),
         )  # fmt: skip
 
 

@@ -14,9 +14,9 @@ from solm.core.actions import AXES, ActionSpace
 from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike, Budgets
 from solm.core.clock import RunningClock, StepClock
-from solm.core.cost import ModelShapes, StepTimings
+from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
-from solm.core.provenance import plain_name, processor
+from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.calibration import Calibration
@@ -72,7 +72,7 @@ class ControlledModel:
         policy: TrainedPolicy | None = None,
         sparsity: SparsityConfig | str | None = None,
         name: str = "",
-        timings: StepTimings | StepClock | None = None,
+        timings: StepClock | None = None,
         model: "PreTrainedModel | None" = None,
         generation: Mapping[str, Any] | None = None,
     ):
@@ -91,7 +91,7 @@ class ControlledModel:
         if self.sparsity.allocation is not None:
             self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
         if timings is not None:
-            timings.check(self.name, backend.name, self.sparsity)
+            timings.check(self.name, backend.name)
         self._given = timings
         self.guesser = Guesser()
         """What replies learn about guesses, for later ones."""
@@ -101,7 +101,7 @@ class ControlledModel:
         self.calibration: Calibration | None = None
         self._policies: dict[tuple[str, ActionSpace | None], AnyPolicy] = {}
         self._budgets: dict[tuple[ActionSpace, int, bool], Budgets] = {}
-        self._budgets_by: StepTimings | StepClock | None = None
+        self._budgets_by: StepClock | None = None
         """Their step times."""
 
     def __enter__(self) -> Self:
@@ -165,24 +165,16 @@ class ControlledModel:
         return self.backend.threads if isinstance(self.backend, CpuBackend) else default_threads()
 
     @property
-    def timings(self) -> StepTimings | StepClock | None:
+    def timings(self) -> StepClock | None:
         """Step times for budgets in time: those that were given, else this machine's where they were measured, else
-        those that the policy brings, wherever they were measured (see `timings_note`)."""
+        those that the policy brings, wherever they were measured."""
         if self._given is not None or self.clock is not None:
             return self._given or self.clock.now  # type: ignore[union-attr]
-        return None if self.trained is None or self.trained.curve is None else self.trained.curve.timings
+        return None if self.trained is None or self.trained.curve is None else self.trained.curve.clock
 
     @timings.setter
-    def timings(self, timings: StepTimings | None) -> None:
+    def timings(self, timings: StepClock | None) -> None:
         self._given = timings
-
-    @property
-    def timings_note(self) -> str | None:
-        """What to say where the timings in use are not of this backend, its threads and this processor; else None."""
-        known = self.timings
-        if not isinstance(known, StepTimings) or (self._given is None and self.beside_engine):
-            return None  # the first budget in time measures this machine
-        return known.elsewhere(self.backend.name, self.threads, processor())
 
     @property
     def shapes(self) -> ModelShapes:
@@ -280,7 +272,7 @@ class ControlledModel:
         key, timings = (space, overhead, decides is not None and decides.reads_model), self.timings
         if timings is not self._budgets_by:
             self._budgets, self._budgets_by = {}, timings
-        if key not in self._budgets:  # each fits the milliseconds of steps
+        if key not in self._budgets:
             split = self.trained or self.calibration
             self._budgets[key] = Budgets(
                 space, self.sparsity, self.shapes, split, overhead, timings, key[2], self.backend.exact_passes

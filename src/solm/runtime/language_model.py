@@ -118,7 +118,7 @@ class LanguageModel(ControlledModel):
         on the torch backend nothing is measured. progress: called with what is done now, parts done and all parts.
         """
         frozen = self._given is not None
-        if self.clock is not None or not self.beside_engine or (frozen and not isinstance(self._given, StepClock)):
+        if self.clock is not None or not self.beside_engine:
             return self
         if self._timed is None:
             lm = self

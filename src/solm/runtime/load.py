@@ -18,7 +18,7 @@ from solm.backends.tokenizer import model_tokenizer
 from solm.core.actions import ActionSpace
 from solm.core.budget import BudgetLike, Budgets
 from solm.core.clock import StepClock
-from solm.core.cost import ModelShapes, StepTimings
+from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DamagedFileError, SolmError, UnsupportedModelError, argument, counted
 from solm.core.files import read_model, read_object
 from solm.core.sparsity import SparsityConfig
@@ -189,13 +189,6 @@ def shipped_policy(facts: ModelFacts) -> str:
     return max(found, key=lambda name: found[name].curve is not None)
 
 
-def read_times(path: Path) -> StepTimings | StepClock:
-    """Step times in a file of `solm bench`, or the clock of a reply. Raises as `read_model` does."""
-    if path.is_file() and "base_ms" in read_object(path):
-        return read_model(path, StepClock)
-    return read_model(path, StepTimings)
-
-
 @dataclass
 class Prepared:
     """A model whose files, but for the weights, are read and whose options fit one another; `load` reads the weights.
@@ -226,7 +219,7 @@ class Prepared:
     loaded: "PreTrainedModel | None" = None
     asked: str = field(init=False)
     trained: TrainedPolicy | None = field(init=False, default=None)
-    times: StepTimings | StepClock | None = field(init=False, default=None)
+    times: StepClock | None = field(init=False, default=None)
     source: WeightSource | None = field(init=False, default=None)
     reason: str | None = field(init=False, default=None)
     drafting: "Prepared | None" = field(init=False, default=None)
@@ -239,8 +232,8 @@ class Prepared:
             self.model = local_model(self.model, self.revision)
         if self.timings is not None:
             with argument("timings"):
-                self.times = times = read_times(Path(self.timings))
-                times.check(self.model, self.backend)
+                self.times = read_model(Path(self.timings), StepClock)
+                self.times.check(self.model, self.backend)
         with argument("model"):
             self.facts = self._read_files()
         if self.policy is not None:
@@ -386,7 +379,7 @@ class Prepared:
         if self.trained is not None:
             space, overhead = self.trained.config.space, int(getattr(self.trained.policy(), "size", 0))
             curve = self.trained.curve
-            timings = timings or (None if curve is None else curve.timings)
+            timings = timings or (None if curve is None else curve.clock)
         space = space or untrained_space(self.how, self.source is not None)
         verified = self.source is not None and self._numbers[0] not in FLOATS
         return Budgets(space, self.how, shapes, self.trained, overhead, timings, verified=verified)
@@ -484,11 +477,4 @@ def announced(lm: LanguageModel, reason: str | None = None, expected: bool = Fal
     slow = reason is not None and backend.device.type == "cpu" and not expected
     told = "" if reason is None else f"; not the cpu backend: {reason}"
     logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
-    return noted(lm)
-
-
-def noted(lm: LanguageModel) -> LanguageModel:
-    """`lm`, after a warning where the step times by which its budgets in time are told are not of this machine."""
-    if lm.timings_note is not None:
-        logging.getLogger("solm").warning(lm.timings_note)
     return lm

@@ -176,11 +176,11 @@ def places(tmp_path_factory, byte_tokenizer):
         TrainedPolicy(config, ValueNetwork(config.network)).save_pretrained(root / "policy")
         TrainedPolicy(config, ValueNetwork(config.network)).save_pretrained(root / "damaged")
         fitted = under_values(lm, SparsityConfig.preset("cpu")).trained
-        fitted.curve = made_curve(fitted.config.sparsity, lm.shapes)
+        fitted.curve = made_curve()
         fitted.save_pretrained(root / "fitted")
-        others = made_timings(fitted.config.sparsity, lm.shapes, model="other")
+        others = made_timings(model="other")
         (root / "others.json").write_text(others.model_dump_json())
-        elsewhere = made_timings(fitted.config.sparsity, lm.shapes, model="model", backend="torch float32")
+        elsewhere = made_timings(model="model", backend="torch float32")
         (root / "elsewhere.json").write_text(elsewhere.model_dump_json())
     weights = root / "damaged" / "policy.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")

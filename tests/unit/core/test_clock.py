@@ -13,14 +13,23 @@ DENSE, CHEAP = (1.0, 1.0, 1.0), (1.0, 0.5, 1.0)
 
 
 def test_steps_cost_what_was_measured():
-    cost = made_clock().cost(CPU, SHAPES)
-    assert cost.dense(0) == 10
-    assert cost.dense(4000) == 14
+    cost = made_clock()
+    assert cost.dense_ms(0) == 10
+    assert cost.dense_ms(4000) == 14
     shares = np.array([DENSE, CHEAP, (0.5, 1.0, 1.0)])
     assert cost.milliseconds(shares, 1000).tolist() == pytest.approx([11, 11 + 0.4 - 3, 11 + 0.4 - 0.25])
-    busy = made_clock(dense=2.0, cheap=2.2).cost(CPU, SHAPES)
-    assert busy.dense(0) == 20
+    assert made_clock(bits_ms=4.0).milliseconds(np.array([1, 1, 4 / 16]), 0) == pytest.approx(10.4 - 3)
+    busy = made_clock(dense=2.0, cheap=2.2)
+    assert busy.dense_ms(0) == 20
     assert busy.share(CHEAP, 0) == pytest.approx(1.1 * cost.share(CHEAP, 0))
+
+
+def test_the_cost_of_an_average_is_the_average_cost():
+    known, shares = made_clock(), np.random.default_rng(0).random((3, 7, 3))
+    every = known.milliseconds(shares, np.full(7, 230))
+    assert every.shape == (3, 7)
+    assert np.allclose(every.mean(1), known.milliseconds(shares.mean(1), 230.0))
+    assert known.dense_ms(230) + known.extra(230) - (1 - shares[0, 0]) @ known.rates(230) == pytest.approx(every[0, 0])
 
 
 @pytest.mark.parametrize("scales", [{}, {"dense": 3.0, "cheap": 3.0}, {"cheap": 1.1}])
@@ -61,7 +70,7 @@ class Seconds:
 
 
 def taken(clock: StepClock, shares, factor: float, keys: int = 100) -> float:
-    return factor * float(clock.cost(CPU, SHAPES).milliseconds(np.array(shares), keys))
+    return factor * float(clock.milliseconds(np.array(shares), keys))
 
 
 def run(running: RunningClock, measured: StepClock, steps: int, **factors: float) -> None:
@@ -78,7 +87,7 @@ def test_scales_follow_the_medians_of_both_kinds_of_steps():
     run(running, measured, 64, dense=2.0, cheap=2.0)
     assert (running.now.dense, running.now.cheap) == (2.0, 2.0)
     assert begun.dense == 1, "a reply keeps the clock of its start"
-    before, after = (clock.cost(CPU, SHAPES).share(CHEAP, 100) for clock in (begun, running.now))
+    before, after = (clock.share(CHEAP, 100) for clock in (begun, running.now))
     assert after == pytest.approx(before), "a busy machine changes both alike"
     run(running, measured, 400, dense=2.0, cheap=2.2)
     assert running.now.cheap == pytest.approx(2.2)

@@ -3,7 +3,7 @@
 import pytest
 from pydantic import ValidationError
 
-from helpers.timings import CPU, SHAPES, made_clock, made_curve, made_timings
+from helpers.timings import made_clock, made_curve
 from solm.core.curve import BudgetCurve, CurvePoint
 
 
@@ -15,7 +15,7 @@ def point(context: int, budget: float, nats: float) -> CurvePoint:
 
 
 def curve(*points: CurvePoint) -> BudgetCurve:
-    return BudgetCurve(timings=made_timings(CPU, SHAPES), points=points, texts=8, tokens=512)
+    return BudgetCurve(clock=made_clock(), points=points, texts=8, tokens=512)
 
 
 KNOWN = curve(point(512, 0.6, 0.3), point(512, 0.8, 0.04), point(512, 0.9, 0.05), point(2048, 0.5, 0.1))
@@ -44,7 +44,7 @@ def test_points_are_ordered_and_given_once():
 
 
 def test_points_take_the_time_of_another_machine_and_lose_what_they_lost():
-    curve, clock = made_curve(CPU, SHAPES), made_clock()
+    curve, clock = made_curve(), made_clock()
     (old,), (point,) = curve.points, curve.on(clock).points
     assert (point.nats, point.mlp, point.attention) == (old.nats, old.mlp, old.attention)
     assert point.step_ms == pytest.approx(10.5 + 0.4 - 0.6 * 6)
@@ -54,4 +54,11 @@ def test_points_take_the_time_of_another_machine_and_lose_what_they_lost():
     assert curve.on(made_clock(mlp_ms=0.1)) is None, "nothing is saved there"
     assert curve.opening() == pytest.approx(1 - 0.3 * 0.1)
     assert curve.on(clock).model_dump_json() == curve.on(clock).model_dump_json()
-    assert "clock" not in curve.on(clock).model_dump()
+    assert curve.on(clock).model_dump()["clock"] == curve.clock.model_dump()
+
+
+def test_older_files_have_timings_that_nothing_needs():
+    found = BudgetCurve.model_validate({**KNOWN.model_dump(exclude={"clock"}), "timings": {"attention_ms": []}})
+    assert found.clock is None
+    assert found.points == KNOWN.points
+    assert found.about.startswith("Measured, on 64 tokens") or found.about.startswith("Measured on 64 tokens")

@@ -183,7 +183,7 @@ def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, strea
     with pytest.raises(BudgetError, match="needs step timings"):
         evaluate(lm, [stream], timed)
     lm = under_values(tiny_lm, lm.sparsity)
-    lm.timings = made_timings(lm.sparsity, lm.shapes)
+    lm.timings = made_timings()
     result = evaluate(lm, [stream], timed)
     assert result.points[0].step_ms == pytest.approx(10)
     for budget in timed.budgets:

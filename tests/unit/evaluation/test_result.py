@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from helpers.timings import CPU, SHAPES, made_curve
+from helpers.timings import made_curve
 from solm.evaluation.perplexity import EvaluationSettings, evaluate, held_out_windows
 from solm.evaluation.result import shares_of, text_facts, unlike
 from solm.evaluation.texts import TokenStream, stream_of
@@ -30,7 +30,7 @@ def test_every_source_has_its_loss_and_its_characters(tiny_lm, byte_tokenizer):
 def test_text_unlike_that_of_the_curve_is_named_with_what_it_loses(value_lm, byte_tokenizer):
     result = evaluate(value_lm, sources(byte_tokenizer), SETTINGS)
     assert [source.name for source in result.sources] == ["plain", "umlauts"]
-    curve = made_curve(CPU, SHAPES)
+    curve = made_curve()
     known = curve.sources[0]
 
     def told(*characters: float) -> str | None:

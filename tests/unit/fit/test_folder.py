@@ -8,7 +8,7 @@ from solm.fit.plan import Sizes
 
 ABOUT = About(model="{}", backend="cpu int8", processor="p", threads=2, data={"a": "1"}, minutes=5, seed=0)
 SIZES = Sizes(
-    context=64, timing_contexts=(64,), timing_rounds=1, threshold_texts=1, allocation_axes=("mlp",), allocation_texts=2,
+    context=64, timing_seconds=1.0, threshold_texts=1, allocation_axes=("mlp",), allocation_texts=2,
     allocation_length=8, sample_batches=4, sample_length=8, cost_texts=1, cost_length=8, comparisons=(),
 )  # fmt: skip
 
@@ -63,7 +63,7 @@ def test_a_folder_holds_one_fit(tmp_path, change, message):
 
 
 def test_other_minutes_are_taken_while_no_phase_is_done(tmp_path):
-    short, long = SIZES, SIZES.model_copy(update={"timing_rounds": 9})
+    short, long = SIZES, SIZES.model_copy(update={"timing_seconds": 9.0})
     with FitFolder.opened(tmp_path, ABOUT) as folder:
         assert not folder.is_planned
         assert folder.sizes("one", lambda: short) == short

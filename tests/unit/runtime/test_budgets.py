@@ -3,6 +3,7 @@
 import json
 import math
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,6 @@ from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve, made_timings
 from solm.core.actions import AXES, ActionSpace
 from solm.core.budget import Budget, Budgets, mean_terms
-from solm.core.cost import MeasuredCost
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Random, Static
@@ -94,9 +94,9 @@ def test_the_policys_own_weights_are_charged(value_lm):
 
 def timed(lm, **changes) -> Budgets:
     """The budgets of a model whose steps take known times; with a curve where it has a policy."""
-    timings = made_timings(lm.sparsity, lm.shapes, (100, 4000), **changes)
+    timings = made_timings(0.04, **changes)
     if lm.trained is not None:
-        lm.trained.curve = made_curve(lm.sparsity, lm.shapes, **changes)
+        lm.trained.curve = made_curve(**changes)
     return Budgets(lm.space, lm.sparsity, lm.shapes, lm.trained, timings=timings)
 
 
@@ -107,7 +107,7 @@ def test_a_share_of_the_time_is_met_in_all_its_words(tiny_lm, kind, context):
         kind, lambda: tiny_lm.with_policy(None, SparsityConfig.preset("cpu"))
     )()
     budgets = timed(lm)
-    known = MeasuredCost.of(budgets.timings, lm.sparsity, lm.shapes)
+    known = budgets.timings
     floor = budgets.time_floor(context)
     for share in ((floor + 1) / 2, floor + 0.05):
         for words in (share, f"speed={1 / share}", f"ms={10 * share}"):
@@ -125,7 +125,7 @@ def test_a_share_of_the_time_is_met_in_all_its_words(tiny_lm, kind, context):
 
 def test_pages_are_left_out_only_where_they_save_time(value_lm):
     """One price for a millisecond: what saves nothing is not given up, whatever net keep it would bring."""
-    budgets = timed(value_lm, attention=(0.0, 0.45))
+    budgets = timed(value_lm, page_ms=4.5 / 4000)
     short, long = budgets.budget(0.8, 100), budgets.budget(0.8, 4000)
     assert short.attention == 1
     assert long.attention < 0.9
@@ -138,14 +138,14 @@ def test_a_loss_is_what_the_curve_says(value_lm):
     assert budgets.budget("loss=0.05", 500) == budgets.budget(0.85, 500)
     value_lm.trained.curve = None
     with pytest.raises(BudgetError, match="needs a policy with a measured curve"):
-        budgets.budget("loss=0.05", 500)
+        replace(budgets).budget("loss=0.05", 500)
 
 
 @pytest.fixture
 def fitted_lm(tiny_lm):
     """The tiny model with a policy that brings a curve."""
     policy = under_values(tiny_lm, SPARSITY).trained
-    policy.curve = made_curve(SPARSITY, tiny_lm.shapes)
+    policy.curve = made_curve()
     return tiny_lm.with_policy(policy)
 
 
@@ -181,7 +181,7 @@ def test_a_reply_says_what_its_steps_come_to(fitted_lm):
     reply = fitted_lm.generate(ids, budget="speed=1.25", max_new_tokens=60, min_new_tokens=60)
     asked, met = reply.compute.requested, reply.compute.realised
     assert met.keys() == asked.keys()
-    known = MeasuredCost.of(fitted_lm.timings, fitted_lm.sparsity, fitted_lm.shapes)
+    known = fitted_lm.timings
     times = [
         float(known.milliseconds(np.array([token.realised[axis] for axis in AXES]), 200 + place))
         for place, token in enumerate(reply.tokens)
