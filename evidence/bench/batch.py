@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import solm
-from evidence.bench.common import STEPS, constant_step, finish, in_turns, numbers, parser, spread
+from evidence.bench.common import STEPS, Kept, constant_step, finish, in_turns, numbers, parser, spread
 from evidence.bench.timed_engines import shown, steps
 from solm.backends.session import Session
 from solm.evaluation.result import paired_difference
@@ -115,7 +115,7 @@ def main() -> int:
     if options.texts < max(options.rows):
         options_parser.error(f"--texts {options.texts}: must be at least {max(options.rows)}, the most of --rows")
     lm = solm.load(options.model, sparsity=solm.SparsityConfig.preset("cpu"), dtype=options.dtype, backend="cpu")
-    stream, points = token_stream(options.data, lm.tokenizer), []
+    stream, points, kept = token_stream(options.data, lm.tokenizer), [], Kept(options)
     for context in options.contexts:
         try:
             texts = stream.spaced(options.texts, context + _LENGTH + 1, torch.Generator().manual_seed(0))
@@ -123,7 +123,7 @@ def main() -> int:
             options_parser.error(f"--contexts {context}: {error}")
         if len(texts) < options.texts:
             options_parser.error(f"--texts {options.texts}: {options.data} has {len(texts)} of {texts.shape[1]} tokens")
-        points += measured(lm, texts, context, options)
+        points += kept.get(f"after {context:,} tokens", lambda: measured(lm, texts, context, options))  # noqa: B023
     lines = [f"{'context':>7}  {'rows':>4}  {'setting':22} {'ms':>24} {'ratio':>6}  loss"]
     for point in points:
         loss = point["loss"]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import solm
-from evidence.bench.common import draw_text, finish, numbers, parser
+from evidence.bench.common import Kept, draw_text, finish, numbers, parser
 from solm.core.errors import BudgetError
 from solm.runtime.reply import Reply
 
@@ -103,14 +103,19 @@ def main() -> int:
     begun = time.perf_counter()
     lm = lm.timed()
     results: dict[str, Any] = {"seconds": time.perf_counter() - begun, "machines": {}}
-    lines = [f"timed in {results['seconds']:.1f} s"]
+    lines, kept = [f"timed in {results['seconds']:.1f} s"], Kept(options)
     for machine in ("quiet", "busy"):
         arms: list[dict[str, Any]] = []
         results["machines"][machine] = found = {"contexts": {}, "missed": {}}
         with neighbour(machine == "busy"):
             for context in map(int, numbers(options.contexts)):
-                replies = Replies(lm, draw_text(lm, 1, context).numpy(), options.tokens)
-                made = found["contexts"][str(context)] = confirmed(replies, options.budgets.split(","), options.rounds)
+
+                def measured(context: int = context) -> dict[str, Any]:
+                    replies = Replies(lm, draw_text(lm, 1, context).numpy(), options.tokens)
+                    return confirmed(replies, options.budgets.split(","), options.rounds)
+
+                made = kept.get(f"{machine}, after {context:,} tokens", measured)
+                found["contexts"][str(context)] = made
                 for budget, arm in made.items():
                     words = arm.get("reason")
                     if words is None:

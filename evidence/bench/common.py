@@ -2,6 +2,7 @@
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable, Hashable
 from pathlib import Path
@@ -12,12 +13,14 @@ import torch
 import solm
 from evidence.record import record
 from solm.backends.session import AnyPolicy, Session
-from solm.core.files import write_text
+from solm.core.files import Parts, write_text
 from solm.evaluation.texts import token_stream
 
 MODEL, TEXT = "builtin:smollm2-135m", "pydoc:heldout"
 STEPS = 24
 """Steps of a round."""
+PARTIAL = ".partial"
+"""The ending of the file beside --out."""
 _Name = TypeVar("_Name", bound=Hashable)
 
 
@@ -44,17 +47,34 @@ def numbers(text: str) -> list[float]:
     return [float(part) for part in text.split(",")]
 
 
-def finish(
-    kind: str, options: argparse.Namespace, results: dict[str, Any], lines: list[str], quiet: bool = False
-) -> None:
-    """Print or write the result of the benchmark `kind`; `lines` are for a terminal. quiet: only write it."""
-    settings = {name: _without_folders(value) for name, value in vars(options).items()}
-    ours = {name: value for name, value in settings.items() if name not in ("json", "out")}
-    found = record(kind, ours | {"threads": torch.get_num_threads()}, results)
+class Kept(Parts):
+    """The parts of a benchmark, each told of on stderr when it begins. Beside --out they are kept until `finish`: the
+    same command goes on where it was interrupted."""
+
+    def __init__(self, options: argparse.Namespace):
+        beside = None if options.out is None else options.out.with_name(options.out.name + PARTIAL)
+        super().__init__(beside, _settings(options))
+        self._begun = time.perf_counter()
+
+    def get(self, name: str, make: Callable[[], Any]) -> Any:
+        taken = f"{time.perf_counter() - self._begun:4.0f} s"
+        print(f"[{taken}] {name}{' (kept)' if name in self else ''}", file=sys.stderr, flush=True)
+        return super().get(name, make)
+
+
+def finish(kind: str, options: argparse.Namespace, results: dict[str, Any], lines: list[str]) -> None:
+    """Print or write the result of the benchmark `kind`; `lines` are for a terminal."""
+    found = record(kind, _settings(options), results)
     if options.out is not None:
         write_text(options.out, found.model_dump_json(indent=2) + "\n")
-    if not quiet:
-        print(found.model_dump_json() if options.json else "\n".join(lines))
+        options.out.with_name(options.out.name + PARTIAL).unlink(missing_ok=True)
+    print(found.model_dump_json() if options.json else "\n".join(lines))
+
+
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """What results keep of the options."""
+    ours = {name: _without_folders(value) for name, value in vars(options).items() if name not in ("json", "out")}
+    return ours | {"threads": torch.get_num_threads()}
 
 
 def _without_folders(value: Any) -> Any:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from evidence.bench import peers, starts
-from evidence.bench.common import STEPS, draw_text, finish, in_turns, parser, spread
+from evidence.bench.common import STEPS, Kept, draw_text, finish, in_turns, parser, spread
 from evidence.bench.timed_engines import LOOKUP, TRANSFORMERS, Lookup, Ours, Theirs, Timed, shown
 from solm.backends.cpu.engine import check_precision
 from solm.backends.cpu.files.sources import source_of
@@ -41,7 +41,7 @@ READ_ONCE = 4096
 def measure(engines: dict[str, Timed], texts: torch.Tensor, rows: list[int], rounds: int) -> dict[str, dict[str, Any]]:
     """At one context, texts [T, context + 1] of at least `rows`: by engine, `prefill_tokens_per_second`, and `step_ms`
     by setting and number of rows, and of the cpu backend `known_ms` by the number of known tokens of a row that one
-    pass computes. Those of an engine that failed are NaN."""
+    pass computes. Without engines that failed."""
     for engine in engines.values():
         engine.texts(texts)
     # The first text warms up, where there are several.
@@ -65,7 +65,7 @@ def measure(engines: dict[str, Timed], texts: torch.Tensor, rows: list[int], rou
     for name, engine in engines.items():
         if isinstance(engine, Ours) and not engine.stock:
             found[name]["known_ms"] = engine.known_ms(rounds)
-    return found
+    return {name: one for name, one in found.items() if not engines[name].error}
 
 
 def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
@@ -120,7 +120,7 @@ def main() -> None:
     )
     options.add_argument("--no-starts", action="store_true", help="leave out how long fresh processes take")
     asked = checked(options)
-    bandwidth, file = memory_bandwidth(), gguf_of(asked.model)
+    bandwidth, file, kept = memory_bandwidth(), gguf_of(asked.model), Kept(asked)
     others: dict[str, peers.Asked] = {}
     if file is not None and asked.peers:
         others = peers.find(asked, file, torch.get_num_threads())
@@ -128,7 +128,7 @@ def main() -> None:
     theirs: dict[str, Any] = {name: {} for name in others}
     if not asked.no_starts:
         plain = {name: peer for name, peer in others.items() if peer.name not in peers.LOOKUPS}
-        ours, started = starts.measure(asked, plain)
+        ours, started = kept.get("starts", lambda: starts.measure(asked, plain))
         theirs |= started
     loaded = {kind: Ours(asked, kind) for kind in asked.precision}
     capability = torch.backends.cpu.get_cpu_capability()
@@ -154,36 +154,20 @@ def main() -> None:
                 told = {"version": process.peer.version, "instructions": process.peer.instructions}
                 theirs[name] = {"weights": peer.precision, **told} | theirs[name]
     results = {**ours, **theirs}
-    points: list[dict[str, Any]] = []
     lm = loaded[asked.precision[0]].lm
     for context in asked.contexts:
         read = 1 if context >= READ_ONCE else asked.rounds + 1
         texts = draw_text(lm, max(*asked.rows, read), context + 1)
-        found = measure(engines, texts, asked.rows, asked.rounds)
+        found = kept.get(f"after {context:,} tokens", lambda: measure(engines, texts, asked.rows, asked.rounds))  # noqa: B023
         for name in list(engines):
             if engines[name].error:
                 results[name]["error"] = engines.pop(name).error
-            else:
+            elif name in found:
                 results[name].setdefault("contexts", {})[str(context)] = found[name]
-                points += listed(engines[name], context, found[name])
     first, *more = asked.precision
     whole = {"bandwidth_gb_per_second": bandwidth, **results[first]}
-    whole |= {"precisions": {kind: results[kind] for kind in more}, "peers": theirs, "points": points}
+    whole |= {"precisions": {kind: results[kind] for kind in more}, "peers": theirs}
     finish("engine", asked, whole, [f"memory: {bandwidth:.1f} GB/s", *lines(results, asked.rows)])
-
-
-def listed(engine: Timed, context: int, found: dict[str, Any]) -> list[dict[str, Any]]:
-    """The steps of one engine one by one, as `published.py` reads them."""
-    fused = engine.name == peers.FUSED
-    return [
-        {
-            "context": context, "rows": int(rows), "engine": "llama.cpp" if fused else engine.name,
-            "precision": engine.precision, "kv_cache": engine.kv_cache,
-            "setting": f"{setting}, fused attention" if fused else setting, "milliseconds": taken,
-        }
-        for setting, by_rows in found["step_ms"].items()
-        for rows, taken in by_rows.items()
-    ]  # fmt: skip
 
 
 def lines(results: dict[str, dict[str, Any]], rows: list[int]) -> list[str]:

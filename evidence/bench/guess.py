@@ -26,13 +26,12 @@ from typing import Any
 import numpy as np
 
 import solm
-from evidence.bench.common import draw_text, finish, numbers, parser, spread
+from evidence.bench.common import Kept, draw_text, finish, numbers, parser, spread
 from evidence.bench.timed_engines import KNOWN, known_passes
 from evidence.studies import problems
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.guess import Guesser
 
-"""Tokens of a pass."""
 Messages = list[dict[str, str]]
 
 
@@ -139,15 +138,17 @@ def main() -> int:
     options = options_parser.parse_args()
     lm = solm.load(options.model, backend="cpu", draft=options.draft)
     results: dict[str, Any] = {"passes": {}, "works": {}}
-    lines = []
+    lines, kept = [], Kept(options)
     for context in map(int, numbers(options.contexts)):
-        results["passes"][str(context)] = found = passes(lm, context, options.rounds)
+        found = kept.get(f"passes after {context:,}", lambda: passes(lm, context, options.rounds))  # noqa: B023
+        results["passes"][str(context)] = found
         lines.append(
             f"after {context:,}: " + ", ".join(f"{count} {ms['median']:.1f} ms" for count, ms in found.items())
         )
     compared = arms(lm, *([int(count) for count in numbers(given)] for given in (options.texts, options.drafts)))
     for name, prompts in works(options.count, options.gsm8k).items():
-        results["works"][name] = work = measured(compared, prompts, options.tokens)
+        work = kept.get(name, lambda: measured(compared, prompts, options.tokens))  # noqa: B023
+        results["works"][name] = work
         gains = ", ".join(f"{arm} {found['value']:.2f}" for arm, found in work["gains"].items())
         low, high = (work["gain"][end] for end in ("low", "high"))
         lines.append(

@@ -26,7 +26,7 @@ from typing import Any
 import httpx
 
 from evidence.bench.clients import DENSE, WHOLE, Load, line, some_texts
-from evidence.bench.common import MODEL, finish, parser
+from evidence.bench.common import MODEL, Kept, finish, parser
 from evidence.bench.server_process import free_port, on_cpu, ours, server
 from solm.backends.torch.load import load_base
 
@@ -64,7 +64,7 @@ def _save(options: Any, folder: Path) -> None:
 
 def throughput(options: Any) -> dict[str, Any]:
     """Every server in turn, for every number of clients: medians over rounds, and peak memory."""
-    results: dict[str, dict[str, list[dict[str, float]]]] = {}
+    results, kept = dict[str, dict[str, dict[str, float]]](), Kept(options)
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         loads, running = {}, {}
         for name, (command, more) in commands(options, Path(folder)).items():
@@ -82,19 +82,26 @@ def throughput(options: Any) -> dict[str, Any]:
             more = {"efficiency": {"budget": budget}} | WHOLE
             loads[f"{name} at {budget}"] = Load(loads[name].address, "served", more, options.tokens)
         for clients in options.clients:
-            each = max(1, options.replies // clients)
-            count = clients * each * (options.rounds + 1) * len(loads)
-            texts = some_texts(options.model, count, options.prompt, clients, options.shared)
-            for turn in range(options.rounds + 1):
-                for name, load in loads.items():
-                    taken, texts = texts[: clients * each], texts[clients * each :]
-                    print(f"{clients} clients, round {turn} of {options.rounds}: {name}", file=sys.stderr, flush=True)
-                    found = asyncio.run(load.run(clients, each, taken)).numbers()
-                    if turn:
-                        results.setdefault(name, {}).setdefault(str(clients), []).append(found)
+            found = kept.get(f"{clients} clients", lambda: in_rounds(options, loads, clients))  # noqa: B023
+            for name, medians in found.items():
+                results.setdefault(name, {})[str(clients)] = medians
         peaks = {name: one.peak_gib for name, one in running.items()}
-    medians = {name: {count: middle(runs) for count, runs in found.items()} for name, found in results.items()}
-    return {"servers": medians, "peak_gib": peaks}
+    return {"servers": results, "peak_gib": peaks}
+
+
+def in_rounds(options: Any, loads: dict[str, Load], clients: int) -> dict[str, dict[str, float]]:
+    """By server, the medians of its rounds with so many clients."""
+    each, found = max(1, options.replies // clients), dict[str, list[dict[str, float]]]()
+    count = clients * each * (options.rounds + 1) * len(loads)
+    texts = some_texts(options.model, count, options.prompt, clients, options.shared)
+    for turn in range(options.rounds + 1):
+        for name, load in loads.items():
+            taken, texts = texts[: clients * each], texts[clients * each :]
+            print(f"round {turn} of {options.rounds}: {name}", file=sys.stderr, flush=True)
+            numbers = asyncio.run(load.run(clients, each, taken)).numbers()
+            if turn:
+                found.setdefault(name, []).append(numbers)
+    return {name: middle(runs) for name, runs in found.items()}
 
 
 def middle(runs: list[dict[str, float]]) -> dict[str, float]:

@@ -8,7 +8,7 @@ gets all rates, then one with it, each the same arrivals.
 
     python evidence/bench/shedding.py --model FILE.gguf --policy builtin:qwen2.5-coder-0.5b-instruct --out FILE
 
-With `--out` the file is written after every phase, so that what was measured is kept whatever happens later.
+With `--out` every phase is kept; the same command goes on where it was interrupted.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ import httpx
 import numpy as np
 import torch
 
-from evidence.bench.common import TEXT, finish, parser
+from evidence.bench.common import TEXT, Kept, finish, parser
 from evidence.bench.server_process import free_port, server
 from solm.backends.tokenizer import model_tokenizer
 from solm.evaluation.texts import token_stream
@@ -169,34 +169,22 @@ def summary(replies: list[Reply], seconds: float, objective: float, first: float
     }  # fmt: skip
 
 
-class Progress:
-    """Says on stderr which phase runs and when all will have ended."""
-
-    def __init__(self, phases: int, seconds: float):
-        self._left, self._seconds, self._begun = phases, seconds, time.perf_counter()
-
-    def phase(self, name: str) -> None:
-        taken = time.perf_counter() - self._begun
-        print(f"[{taken:4.0f} s] {name}; about {self._left * self._seconds:.0f} s left", file=sys.stderr, flush=True)
-        self._left -= 1
-
-
 def command(options: Any, *more: str) -> list[str]:
     fixed = ["--model", options.model, "--policy", options.policy, "--backend", "cpu", "--name", "served"]
     queue = ["--max-rows", str(options.rows), "--set", f"max_waiting={options.waiting}", "--set", "prefix_mb=0"]
     return [sys.executable, "-m", "solm.cli", "serve", *fixed, *queue, *more]
 
 
-def measured(options: Any, keep: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Capacity, and by arm and multiple of it what became of the requests. keep: called with what is known so far."""
+def measured(options: Any) -> dict[str, Any]:
+    """Capacity, and by arm and multiple of it what became of the requests."""
     tokenizer = model_tokenizer(options.model)
     windows = token_stream(TEXT, tokenizer).random(options.rows * 8, options.context, torch.Generator().manual_seed(0))
     texts = [tokenizer.decode(row) for row in windows]
-    found: dict[str, Any] = {"complete": False, "arms": {}}
-    progress = Progress(1 + len(ARMS) * len(options.factors), options.seconds)
+    found: dict[str, Any] = {"arms": {}}
+    kept = Kept(options)
 
     @contextmanager
-    def serving(*more: str) -> Iterator[Callable[[str, dict[str, Any], Callable[[Client], None]], list[Reply]]]:
+    def serving(*more: str) -> Iterator[Callable[[dict[str, Any], Callable[[Client], None]], list[Reply]]]:
         """A server that has answered once, and what runs a phase on it."""
         with tempfile.TemporaryDirectory() as folder, server(
             command(options, *more), free_port(), Path(folder) / "log"
@@ -205,8 +193,7 @@ def measured(options: Any, keep: Callable[[dict[str, Any]], None]) -> dict[str, 
             warm = {"model": "served", "prompt": texts[0], "max_tokens": 4}
             httpx.post(f"{address}/v1/completions", json=warm, timeout=120).raise_for_status()
 
-            def run(name: str, efficiency: dict[str, Any], work: Callable[[Client], None]) -> list[Reply]:
-                progress.phase(name)
+            def run(efficiency: dict[str, Any], work: Callable[[Client], None]) -> list[Reply]:
                 client = Client(address, options.tokens, efficiency, texts)
                 work(client)
                 idle(address)
@@ -217,29 +204,29 @@ def measured(options: Any, keep: Callable[[dict[str, Any]], None]) -> dict[str, 
     def rates(arm: str, run: Callable[..., list[Reply]]) -> None:
         for factor in options.factors:
             rate, seed = factor * found["capacity_per_second"], round(10 * factor)
-            replies = run(
-                f"{arm}, {factor:g} times capacity", {"budget": 1.0, "policy": "policy"},
-                lambda client, rate=rate, seed=seed: arriving(client, rate, options.seconds, seed),
-            )  # fmt: skip
-            told = summary(replies, options.seconds, found["objective_ms"], options.first)
-            found["arms"].setdefault(arm, {})[f"{factor:g}"] = told
-            keep(found)
+
+            def phase(rate: float = rate, seed: int = seed) -> dict[str, Any]:
+                efficiency = {"budget": 1.0, "policy": "policy"}
+                replies = run(efficiency, lambda client: arriving(client, rate, options.seconds, seed))
+                return summary(replies, options.seconds, found["objective_ms"], options.first)
+
+            found["arms"].setdefault(arm, {})[f"{factor:g}"] = kept.get(f"{arm}, {factor:g} times capacity", phase)
+
+    def capacity() -> dict[str, Any]:
+        replies = run({"policy": "dense"}, lambda client: in_turn(client, options.rows, options.seconds))
+        return summary(replies, options.seconds, float("inf"), float("inf"))
 
     with serving() as run:
-        replies = run(
-            "capacity", {"policy": "dense"}, lambda client: in_turn(client, options.rows, options.seconds)
-        )  # fmt: skip
-        full = summary(replies, options.seconds, float("inf"), float("inf"))
+        full = kept.get("capacity", capacity)
         if not full["served"]:
             raise SystemExit(f"no reply of {options.tokens} tokens was complete in {options.seconds:g} s; allow more")
         found |= {"full": full, "capacity_per_second": full["served_per_second"]}
         found["objective_ms"] = float(full["tpot_p95_ms"] or 0) * options.slack
-        keep(found)
         rates("no governor", run)
     more = [part.format(objective=found["objective_ms"], floor=options.floor) for part in ARMS["governor"]]
     with serving(*more) as run:
         rates("governor", run)
-    return found | {"complete": True}
+    return found
 
 
 def main() -> None:
@@ -256,7 +243,7 @@ def main() -> None:
     options.add_argument("--slack", type=float, default=1.0, help="objective over the time per token at capacity")
     options.add_argument("--floor", default="keep=0.5", help="budget below which the governor does not go")
     asked = options.parse_args()
-    results = measured(asked, lambda found: finish("shedding", asked, found, [], quiet=True))
+    results = measured(asked)
     finish("shedding", asked, results, lines(results))
 
 

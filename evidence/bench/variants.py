@@ -4,8 +4,8 @@
 
 Engines take turns on this machine: they read one text after another, and decode in interleaved rounds, as in engine.py.
 `--llama NAME=FOLDER` names a folder with libllama.so and its libraries, of the version that llama-cpp-python was made
-for, compiled for that instruction set; which one it is, llama.cpp is asked. README.md says how to make them. llama.cpp
-runs with its default attention and its cache in float16.
+for, compiled for that instruction set; which one it is, llama.cpp is asked. llama.cpp runs with its default
+attention and its cache in float16.
 
 An engine that would read a context's texts for longer than --most-seconds, by its rate after the context before,
 decodes one row there, or is left out.
@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from evidence.bench import peers
-from evidence.bench.common import draw_text, finish, in_turns, parser, spread
+from evidence.bench.common import Kept, draw_text, finish, in_turns, parser, spread
 from evidence.bench.timed_engines import EVERY_LOGIT, Ours, Theirs, Timed, Turns
 from solm.backends.cpu.library import NATIVE, usable_features, variant_named, variants_of
 from solm.backends.names import gguf_of
@@ -170,14 +170,15 @@ def main() -> None:
             engines[f"{LLAMA} {name}"] = peer = theirs(python, asked.llama[name], file)
             results[name][LLAMA] = {"weights": peer.precision, "version": peer.peer.version, **told, "contexts": {}}
     lm = next(one.lm for one in engines.values() if isinstance(one, Variant))
-    rates = dict.fromkeys(engines, float("inf"))
+    rates, kept = dict.fromkeys(engines, float("inf")), Kept(asked)
     for context in sorted(asked.contexts):
         rows = {name: rows_within(asked.rows, context, rates[name], asked.most_seconds) for name in engines}
         taking = {name: engine for name, engine in engines.items() if rows[name] and not engine.error}
         if not taking:
             continue
         texts = draw_text(lm, max(2, *asked.rows), context + 1)
-        for name, found in measure(taking, texts, rows, asked.rounds).items():
+        measured = kept.get(f"after {context:,} tokens", lambda: measure(taking, texts, rows, asked.rounds))  # noqa: B023
+        for name, found in measured.items():
             if engines[name].error:
                 sys.exit(f"{name}: {engines[name].error}")
             rates[name] = found["prefill_tokens_per_second"]["median"]
