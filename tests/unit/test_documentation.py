@@ -25,15 +25,11 @@ FENCED = re.compile(r"^```\w*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INLINE = re.compile(r"`((?:solm|python evidence/)[^`]*)`")
 
 
-def without_code(text: str) -> str:
-    return FENCED.sub("", text)
-
-
 def commands(page: Path) -> Iterator[tuple[list[str], bool]]:
     """Every command of solm and of the benchmarks on a page, as a shell splits it, and whether it can be pasted."""
     text = page.read_text()
     blocks = [line for block in FENCED.findall(text) for line in block.replace("\\\n", " ").splitlines()]
-    spans = [" ".join(found.split()) for found in INLINE.findall(without_code(text))]
+    spans = [" ".join(found.split()) for found in INLINE.findall(FENCED.sub("", text))]
     for line, whole in [*((line, True) for line in blocks), *((line, False) for line in spans)]:
         for part in re.split(r" && | \| |; ", re.sub(r"\s#.*", "", line)):
             words = shlex.split(re.sub(r"^[A-Z_]+=\S* | <.*", "", part))
@@ -110,6 +106,12 @@ def test_the_table_of_families_is_written_from_the_code() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_to_files_lead_somewhere(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]+)\)", without_code(page.read_text()))
+    links = re.findall(r"\]\(([^)\s]+)\)", FENCED.sub("", page.read_text()))
     files = [link.partition("#")[0] for link in links if not link.startswith(("http", "#"))]
     assert [name for name in files if not (page.parent / name).exists()] == []
+
+
+def test_pages_stay_within_their_words() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert (len(readme.splitlines()) <= 150, len(FENCED.sub("", readme).split()) <= 950) == (True, True)
+    assert sum(len(page.read_text().split()) for page in (ROOT / "docs").rglob("*.md")) <= 20_000

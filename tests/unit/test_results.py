@@ -10,9 +10,7 @@ import pytest
 from evidence.record import Record
 from solm.evaluation.result import EvaluationResult
 
-ROOT = Path(__file__).parent
-while not (ROOT / "pyproject.toml").exists():
-    ROOT = ROOT.parent
+ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "evidence" / "results"
 FILES = sorted(path.relative_to(RESULTS).as_posix() for path in RESULTS.rglob("*.json"))
 
