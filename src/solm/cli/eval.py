@@ -50,7 +50,7 @@ def evaluate(
     Examples:
       solm eval --policy builtin:smollm2-135m-cpu --data pydoc:heldout --out result.json --out page.html
       solm eval --space joint-27 --data wiki.txt --budgets 0.6
-      solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal,random
+      solm eval --policy builtin:smollm2-135m-cpu --data wiki.txt --baselines teal --tuning pydoc
       solm eval --model qwen.gguf --backend cpu --policy runs/qwen/policy --data wiki.txt --budgets auto
 
     Args:

@@ -27,16 +27,16 @@ class ServeSettings(BaseModel):
     prefill_chunk: int = Field(128, ge=1, le=8192)
     """Prompt tokens read between two steps of the rows that decode, up to half as many more at the end of a prompt."""
     prefix_mb: float = Field(256.0, ge=0, le=1e6)
-    """Megabytes of keys and values of earlier prompts that are kept, so that what a prompt begins with like one of them
-    is not read again; 0: none."""
+    """Megabytes of keys and values of earlier prompts that are kept, so that a beginning that prompts share is read once;
+    0: none."""
     max_seconds: float = Field(600.0, gt=0)
-    """From a request's arrival to its last token."""
+    """Seconds from a request's arrival to its last token."""
     default_max_tokens: int = Field(512, ge=1)
     """Longest reply of a chat request that does not say."""
     drain_seconds: float = Field(30.0, ge=0)
-    """What requests in flight get to finish when the server stops."""
+    """Seconds that requests in flight get to finish when the server stops."""
     slo_tpot_ms: float | None = Field(None, gt=0)
-    """Time per output token of a reply that the governor holds; None: it changes nothing."""
+    """Milliseconds per output token of a reply that the governor holds; None: there is no objective."""
     slo_floor: float | str | None = None
     """Budget below which the governor never goes, in any form of a budget; None: the least that there is."""
     priority_floors: dict[Priority, float | str] = Field(default_factory=dict)
@@ -48,7 +48,7 @@ class ServeSettings(BaseModel):
     slo_rows: bool = True
     """Whether the governor also lets prompts wait where the lowest budgets are not enough."""
     always_skip: bool = False
-    """Whether steps skip the channels that budgets ask for even with so many rows that it saves no time."""
+    """Whether steps skip channels in batches of four and more rows, too, where that saves no time."""
     key_floors: dict[str, float | str] = Field(default_factory=dict, exclude=True)
     """As `slo_floor`, for requests under a named API key."""
     key_priorities: dict[str, Priority] = Field(default_factory=dict, exclude=True)
