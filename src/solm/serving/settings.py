@@ -27,8 +27,7 @@ class ServeSettings(BaseModel):
     prefill_chunk: int = Field(128, ge=1, le=8192)
     """Prompt tokens read between two steps of the rows that decode, up to half as many more at the end of a prompt."""
     prefix_mb: float = Field(256.0, ge=0, le=1e6)
-    """Megabytes of keys and values of earlier prompts that are kept, so that a beginning that prompts share is read once;
-    0: none."""
+    """Megabytes of keys and values of earlier prompts that are kept; what prompts share is then read once. 0: none."""
     max_seconds: float = Field(600.0, gt=0)
     """Seconds from a request's arrival to its last token."""
     default_max_tokens: int = Field(512, ge=1)
