@@ -131,7 +131,7 @@ def clock(result: Result) -> str:
     "Dense greedy replies with and without guesses, in turns. *gain*: how many times as fast with guesses, geometric "
     "mean over prompts with a 95 % interval. *best constant*: the gain where every pass has the same number of guesses "
     "of one source, the best for this work. *same*: prompts that all ways answer with the same tokens. Below, "
-    "milliseconds of one pass over so many tokens of a row.",
+    "the milliseconds of one pass that processes so many tokens of a row.",
 )
 def guess(result: Result) -> str:
     rows, best = [], list[str]()
@@ -144,13 +144,11 @@ def guess(result: Result) -> str:
         rows.append([name, *times, gain, *best, f"{work['guessed']}", number(share, 2), same])
     constant = ["best constant"] if best else []
     head = ("work", "ms without", "ms with", "gain", *constant, "guessed", "accepted", "same")
-    known = [
-        [f"{int(context):,}", *(median(ms, 1) for ms in found.values())]
-        for context, found in result["results"]["passes"].items()
-    ]
-    counts = next(iter(result["results"]["passes"].values()))
-    passes = markdown(("after tokens, ms of a pass over", *counts), known, words=0)
-    return f"{markdown(head, rows)}\n\n{passes}"
+    passes = result["results"]["passes"]
+    counts = next(iter(passes.values()))
+    known = [[count, *(median(found[count], 1) for found in passes.values())] for count in counts]
+    after = (f"after {int(context):,}, ms" for context in passes)
+    return f"{markdown(head, rows)}\n\n{markdown(('tokens of a pass', *after), known, words=0)}"
 
 
 @kind(
