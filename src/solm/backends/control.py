@@ -16,13 +16,13 @@ from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes, axis_levels
 from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
-from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Dense, Levels, Policy, Static, take, two_levels, unroll
+from solm.policies.value_policy import ValuePolicy
 
 if TYPE_CHECKING:
     import torch
 
-AnyPolicy = Policy | PricedPolicy
+AnyPolicy = Policy | ValuePolicy
 
 
 class Group(NamedTuple):
@@ -42,7 +42,7 @@ def groups_of(policies: Sequence[AnyPolicy | None]) -> list[Group]:
         if policy is not None:
             rows.setdefault(id(policy), []).append(row)
     groups = [Group(policies[some[0]], np.array(some)) for some in rows.values()]  # type: ignore[arg-type]
-    layers = list(dict.fromkeys(group.policy.layer for group in groups if isinstance(group.policy, PricedPolicy)))
+    layers = list(dict.fromkeys(group.policy.layer for group in groups if isinstance(group.policy, ValuePolicy)))
     if len(layers) > 1:
         raise SolmError(f"policies of one batch must decide before the same layer, got {layers[0]} and {layers[1]}")
     return groups
@@ -88,7 +88,7 @@ class Control:
                 continue
             state, policy = budgets[group.rows], group.policy
             kv_lengths = lengths[group.rows, None] + np.arange(1, count + 1)
-            if isinstance(policy, PricedPolicy):
+            if isinstance(policy, ValuePolicy):
                 # The layers before the policy's follow the static schedule of the same budget.
                 ledger = Ledger(state["early"].copy(), state["counted"].copy())
                 found = unroll(Static(policy.space), *self._possible(policy.space, kv_lengths), state["target"], ledger)
@@ -111,7 +111,7 @@ class Control:
             rest = keep.copy()
             for group, kv_lengths, before in later:
                 policy, state = group.policy, budgets[group.rows]
-                assert isinstance(policy, PricedPolicy)
+                assert isinstance(policy, ValuePolicy)
                 here = hidden if len(group.rows) == rows else hidden[as_tensor(group.rows).to(hidden.device)]
                 actions[group.rows] = self.decide_inside(policy, here, before, kv_lengths, state)
                 rest[group.rows] = policy.space.numbers[actions[group.rows]]
@@ -119,7 +119,7 @@ class Control:
                 budgets["expected"][group.rows] = state["expected"]
             return rest
 
-        layer = next(group.policy.layer for group, *_ in later if isinstance(group.policy, PricedPolicy))
+        layer = next(group.policy.layer for group, *_ in later if isinstance(group.policy, ValuePolicy))
         return Decision(keep, actions, Split(layer, choose))
 
     def _possible(
@@ -132,7 +132,7 @@ class Control:
 
     def decide_inside(
         self,
-        policy: PricedPolicy,
+        policy: ValuePolicy,
         hidden: "torch.Tensor",
         before: np.ndarray,
         kv_lengths: np.ndarray,

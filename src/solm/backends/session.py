@@ -24,8 +24,8 @@ from solm.core.budget import Ledger
 from solm.core.cost import ModelShapes
 from solm.core.errors import ContextLengthError, DataError, UnsupportedModelError
 from solm.core.sparsity import MLP_SITES, ChannelThresholds, SparsityConfig
-from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Dense
+from solm.policies.value_policy import ValuePolicy
 
 if TYPE_CHECKING:
     import torch
@@ -301,7 +301,7 @@ class Session(ABC):
         """Let rows follow policies [N]; None: none."""
         groups = groups_of(policies)
         own = frozenset(number for number, group in enumerate(groups) if self._decider_of(group.policy))
-        inside = {number for number, group in enumerate(groups) if isinstance(group.policy, PricedPolicy)}
+        inside = {number for number, group in enumerate(groups) if isinstance(group.policy, ValuePolicy)}
         # If Python decides inside the pass for some rows, it does so for all.
         self._policies, self._groups, self._own_groups = policies, groups, own if inside <= own else frozenset()
 

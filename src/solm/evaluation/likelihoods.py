@@ -14,8 +14,8 @@ from solm.core.actions import AXES
 from solm.core.arrays import as_numpy, as_tensor
 from solm.core.budget import Ledger, Spent
 from solm.core.cost import axis_levels
-from solm.policies.priced import PricedPolicy
 from solm.policies.schedules import Random, Static, unroll
+from solm.policies.value_policy import ValuePolicy
 from solm.runtime.language_model import LanguageModel
 
 Controlled = Literal["answer", "question"]
@@ -176,7 +176,7 @@ class Scorer:
             return
         sums = (each.expand(session.rows, -1) for each in (self.ledger.spent, self.ledger.steps))
         ledger, early = Ledger(*sums), None
-        if isinstance(self.policy, PricedPolicy):
+        if isinstance(self.policy, ValuePolicy):
             # What the layers before the policy's owe or own, on top of what the budget has allowed so far.
             early = self._phases(session, Static(self.policy.space)).spent + target * ledger.steps
         session.control(self.policy, target, max(self.left, length), ledger=ledger, early=early)
@@ -187,7 +187,7 @@ class Scorer:
         phase = (self.steps + torch.arange(session.rows)) % _PHASES
         if isinstance(policy, Random):
             policy, phase = Static(policy.space), self.shuffled[phase]
-        assert not isinstance(policy, PricedPolicy)
+        assert not isinstance(policy, ValuePolicy)
         target, sparsity = np.tile(as_numpy(self.target), (session.rows, 1)), self.lm.sparsity
         kv_lengths = as_numpy(session.lengths)[:, None] + np.arange(1, _PHASES + 1)
         levels = axis_levels(policy.space, kv_lengths, sparsity, self.lm.shapes)

@@ -101,11 +101,11 @@ class TrainedPolicy:
 
     def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
         """As `solm.core.budget.Split`."""
-        return self.policy().split_cost(cost, levels, tuple(rates.tolist()), 1 - float(rates.sum()), context)
+        return self.policy().budget_of_cost(cost, levels, rates, context)
 
     def _split(self, net: float) -> Budget:
         Budget.from_net(net, self.config.space)  # refuses what cannot be met
-        return self.policy().split(net)
+        return self.policy().budget(net)
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on

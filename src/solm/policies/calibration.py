@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
 from solm.core.sparsity import Allocation, ChannelThresholds, SparsityConfig
-from solm.policies.priced import NET_RATES, PriceCurve, equal_prices
+from solm.policies.priced import PriceCurve, equal_prices
 
 
 class Calibration(BaseModel):
@@ -41,11 +41,11 @@ class Calibration(BaseModel):
 
     def budget(self, net: float) -> Budget:
         """As `solm.core.budget.Split`."""
-        return equal_prices(self._curves(self.space.shares), net, NET_RATES)
+        return equal_prices(self._curves(self.space.shares), net)
 
     def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
         """As `solm.core.budget.Split`."""
-        return equal_prices(self._curves(levels), cost, tuple(rates.tolist()), 1 - float(rates.sum()))
+        return equal_prices(self._curves(levels), cost, rates, 1 - float(rates.sum()))
 
     def _curves(self, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
         """Per axis, for levels that realise these shares."""

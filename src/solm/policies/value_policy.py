@@ -1,13 +1,16 @@
 """The value policy: a small network predicts how sensitive the current token is to each axis."""
 
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import as_numpy
+from solm.core.budget import Budget
 from solm.core.errors import PolicyMismatchError
-from solm.policies.priced import LevelCosts, PriceCurve, PricedPolicy
+from solm.policies.priced import LevelCosts, PriceCurve, equal_prices, feasible_levels, nominal_share, without_bias
+from solm.policies.schedules import SHORTEST_HORIZON, Count, due_share
 from solm.policies.value_weights import ValueConfig as ValueConfig
 from solm.policies.value_weights import ValueWeights
 
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
 
     from solm.policies.value_network import ValueNetwork
 
+_KEPT_CURVES = 64
 _LEAST_COST = 1e-9  # nats; the logarithm of a level cost needs a positive one
 
 
@@ -50,12 +54,21 @@ def costs_between(known: np.ndarray, costs: np.ndarray, wanted: np.ndarray) -> n
     return np.where(wanted > known[-2], above, between)
 
 
-class ValuePolicy(PricedPolicy):
-    """Buys by the level costs that a value network predicts, in an action space within the network's grid.
+class ValuePolicy:
+    """Takes for every token the action of the lowest level costs plus price, by the level costs that a value network
+    predicts, in an action space within the network's grid.
 
-    own_cost: per axis [levels] float64, the part of a level's cost that is multiplied with the token's sensitivity;
-    fixed_cost: the part that is not. Raises `PolicyMismatchError` where the space has levels below the grid's.
+    It decides in the middle of a pass, before layer `layer`. The layers before it follow the static schedule of the
+    same budget, so that nothing the policy reads depends on its own earlier decisions: known tokens are decided in one
+    pass.
+
+    curves: per axis the average share that every price gives. clamp: rule out actions after which the budget could no
+    longer be met. own_cost: per axis [levels] float64, the part of a level's cost that is multiplied with the token's
+    sensitivity; fixed_cost: the part that is not. Raises `PolicyMismatchError` where the space has levels below the
+    grid's.
     """
+
+    reads_model = True
 
     def __init__(self, network: "ValueNetwork | ValueWeights", space: ActionSpace, clamp: bool = True):
         """network: what predicts, or its weights alone, which is all that the compiled engine needs."""
@@ -70,20 +83,30 @@ class ValuePolicy(PricedPolicy):
             own.append(borne)
             fixed.append(cost - borne)
         self.own_cost, self.fixed_cost = LevelCosts(*own), LevelCosts(*fixed)
-        curves = [PriceCurve(cost, shares) for cost, shares in zip(self.training_costs, space.shares, strict=True)]
-        super().__init__(space, config.layer, curves, clamp)
+        self.space, self.layer, self.clamp = space, config.layer, clamp
+        self.training_costs = self.level_costs(self.weights.arrays["training_sensitivities"])
+        """Level costs [M, levels] of tokens seen in training."""
+        self.curves = [PriceCurve(cost, shares) for cost, shares in zip(self.training_costs, space.shares, strict=True)]
+        self._realised_curve = lru_cache(_KEPT_CURVES)(self._curve)
 
     @property
     def size(self) -> int:
         """Fitted numbers that are read at every step."""
         return self.weights.size
 
-    @property
-    def training_costs(self) -> LevelCosts:
-        return self.level_costs(self.weights.arrays["training_sensitivities"])
+    def budget(self, net: float) -> Budget:
+        """As `solm.core.budget.Split`."""
+        return equal_prices(self.curves, net)
 
-    def cost_factors(self, context: int) -> tuple[float, float, float]:
-        return self.weights.config.cost_factors(context)
+    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
+        """As `solm.core.budget.Split`."""
+        curves = [self._realised_curve(axis, shares.tobytes()) for axis, shares in enumerate(levels)]
+        return equal_prices(curves, cost, rates, 1 - float(rates.sum()), self.weights.config.cost_factors(context))
+
+    def _curve(self, axis: int, shares: bytes) -> PriceCurve:
+        """The price curve of one axis at realised shares, float64. A server needs those of the same shares again and
+        again, and one takes ten milliseconds."""
+        return PriceCurve(self.training_costs[axis], np.frombuffer(shares))
 
     @property
     def network(self) -> "ValueNetwork":
@@ -100,15 +123,55 @@ class ValuePolicy(PricedPolicy):
         own_and_fixed = zip(of_axes, self.own_cost, self.fixed_cost, strict=True)
         return LevelCosts(*(fixed + sensitivity * own for sensitivity, own, fixed in own_and_fixed))
 
-    def sensitivities(self, hidden: "torch.Tensor", before: "torch.Tensor") -> "torch.Tensor":
-        """Predicted sensitivities [N, Q, 3], 1 on average in training; arguments as for `costs`."""
+    def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
+        """Level costs [N, Q, levels], from the residual stream hidden [N, Q, H] that enters the layer and the numbers
+        (attention, MLP, bits) of the layers before it, before [N, Q, 3]."""
         import torch
 
         with torch.no_grad():
             hidden = hidden.to(self.network.read.weight.device)
             shares = before.clone()
             shares[..., 2] /= FULL_BITS
-            return self.network(hidden, shares.to(hidden.device))
+            return self.level_costs(as_numpy(self.network(hidden, shares.to(hidden.device))))
 
-    def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
-        return self.level_costs(as_numpy(self.sensitivities(hidden, before)))
+    def allocate(
+        self,
+        costs: tuple[np.ndarray, ...],
+        levels: tuple[np.ndarray, ...],
+        target: np.ndarray,
+        spent: np.ndarray,
+        expected: np.ndarray,
+        counted: np.ndarray,
+        remaining: Count,
+        later: tuple[np.ndarray, np.ndarray] | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The action [N] int64 of one step, at the price that the rest of the budget sets per remaining step, and the
+        shares [N, 3] that the price was set for.
+
+        costs, levels: per axis [N, levels], level costs in nats and the shares that the levels would realise. target,
+        spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N, 3] steps. expected: [N, 3] the
+        sums of those that prices were set for. remaining: steps left, this one included. later: lowest and highest
+        average shares [N, 3] that the steps after this one can realise, by default this step's.
+        """
+        # In NumPy: these are a few numbers a row, and a call of torch takes about ten times as long to start.
+        horizon = np.maximum(remaining, SHORTEST_HORIZON)
+        action = np.zeros(len(target), dtype=np.int64)
+        due = np.stack([realised[:, -1] for realised in levels], 1)
+        for axis, (cost, realised, curve) in enumerate(zip(costs, levels, self.curves, strict=True)):
+            size = realised.shape[1]
+            if size == 1:
+                continue
+            wanted = due_share(target[:, axis], spent[:, axis], counted[:, axis], horizon)
+            wanted = without_bias(wanted, spent[:, axis], expected[:, axis], counted[:, axis])
+            due[:, axis] = np.minimum(np.maximum(wanted, realised[:, 0]), realised[:, -1])
+            # Prices are those of nominal shares. A step realises other ones: some pages are always read, and pages
+            # are read whole.
+            price = curve.price(nominal_share(due[:, axis], realised, curve.shares))
+            score = cost.astype(np.float64) + price[:, None] * curve.shares
+            if self.clamp:
+                ends = (realised[:, 0], realised[:, -1]) if later is None else (later[0][:, axis], later[1][:, axis])
+                allowed = feasible_levels(realised, target[:, axis], spent[:, axis], counted[:, axis], remaining, ends)
+                score = np.where(allowed, score, np.inf)
+            # Axes share neither costs nor budgets: the best action has the best level of each.
+            action = action * size + score.argmin(1)
+        return action, due

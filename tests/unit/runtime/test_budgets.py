@@ -83,7 +83,7 @@ def test_without_a_policy_every_axis_is_at_the_same_fraction_of_what_it_realises
 
 
 def test_net_keep_follows_the_price_split_of_a_value_policy(value_lm):
-    assert value_lm.budget("keep=0.6") == value_lm.trained.budget(0.6) == value_lm.trained.policy().split(0.6)
+    assert value_lm.budget("keep=0.6") == value_lm.trained.budget(0.6) == value_lm.trained.policy().budget(0.6)
 
 
 def test_the_policys_own_weights_are_charged(value_lm):
