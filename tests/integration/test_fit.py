@@ -15,7 +15,7 @@ from solm.cli.main import main
 from solm.core.errors import RunMismatchError
 from solm.core.interrupt import Interrupted
 from solm.evaluation.texts import token_stream
-from solm.fit import job, timings
+from solm.fit import costs, job
 from solm.fit.job import OWN
 from solm.fit.plan import Compared, Speed
 from solm.fit.run import fit
@@ -31,7 +31,7 @@ MINUTES = "0.1"
 def timed(monkeypatch):
     """Timings and speeds that are known, as those of a tiny model are noise."""
 
-    monkeypatch.setattr(timings, "measure_clock", as_measured)
+    monkeypatch.setattr(costs, "measure_clock", as_measured)
     monkeypatch.setattr(
         "solm.runtime.language_model.measure_clock",
         lambda lm, progress: made_clock(model=lm.name, backend=lm.backend.name),

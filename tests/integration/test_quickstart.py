@@ -31,7 +31,7 @@ def small(tiny_folder, tmp_path, monkeypatch):
     }  # fmt: skip
     for name, value in changes.items():
         monkeypatch.setattr(quickstart, name, value)
-    monkeypatch.setattr("solm.fit.timings.measure_clock", as_measured)
+    monkeypatch.setattr("solm.fit.costs.measure_clock", as_measured)
 
     def timed(lm, progress):
         return made_clock(model=lm.name, backend=lm.backend.name)

@@ -1,4 +1,4 @@
-"""What every level costs where all steps take it, after the usual context and after long ones."""
+"""What steps take, how large an activation must be to be kept, and what every level costs where all steps take it."""
 
 from collections.abc import Callable
 
@@ -6,17 +6,66 @@ import torch
 
 from solm.backends.logits import LOGITS_AT_ONCE, divergences
 from solm.backends.session import Session
-from solm.core.actions import AXES, DENSE
-from solm.core.files import Parts, read_json, resumable, write_json
-from solm.fit.folder import COSTS, LONG_COSTS
+from solm.core.actions import AXES, DENSE, ActionSpace
+from solm.core.budget import Budgets
+from solm.core.clock import UNSURE, StepClock
+from solm.core.errors import SolmError
+from solm.core.files import Parts, read_json, resumable, write_json, write_text
+from solm.fit.folder import COSTS, LONG_COSTS, THRESHOLDS, TIMINGS
 from solm.fit.job import Job
 from solm.fit.plan import GRID
 from solm.fit.texts import draw_windows
 from solm.policies.priced import SAME_COSTS
+from solm.runtime.clock import measure_clock
+from solm.runtime.language_model import LanguageModel
 
 _MOST_TEXTS = 8
 """That share a pass."""
 _LEAST_FACTOR = 0.01
+_TRIES = 3
+"""Measurements of steps at most, as long as a busy machine leaves them unsure."""
+_WORST_FLOOR = 0.98
+"""Share of the dense step's time above which the lowest levels save nothing that is worth a fit."""
+
+
+def time_steps(job: Job) -> None:
+    """What steps take on this machine. Raises `SolmError` where no level saves any time."""
+    sizes, progress = job.sizes("timings"), job.progress("timings")
+    found: StepClock | None = None
+    for _ in range(_TRIES):
+        again = measure_clock(job.lm, lambda _, done, total: progress(done, total), sizes.timing_seconds)
+        found = again if found is None or again.error < found.error else found
+        if found.error <= UNSURE:
+            break
+    assert found is not None
+    if found.error > UNSURE:
+        job.remark(
+            f"timings: steps are known to within {found.error:.0%} of a dense step, so budgets in time are no surer "
+            "than that; other processes use this machine"
+        )
+    check_worth(job.lm, found, sizes.context)
+    write_text(job.folder.path / TIMINGS, found.model_dump_json(indent=2) + "\n")
+
+
+def check_worth(lm: LanguageModel, timings: StepClock, context: int) -> None:
+    """Raises `SolmError` where even the lowest levels save no time after `context` tokens."""
+    space = ActionSpace.preset("cpu-fine")
+    floor = Budgets(space, lm.sparsity, lm.shapes, timings=timings).time_floor(context)
+    if floor > _WORST_FLOOR:
+        raise SolmError(
+            f"steps of this model take at least {floor:.3f} of the dense step's time, whatever they leave out "
+            f"({timings.backend}, {context} tokens): there is nothing to fit"
+        )
+
+
+def find_thresholds(job: Job) -> None:
+    """How large an activation must be for its channel to be kept, by the share of channels to keep."""
+    sizes, progress = job.sizes("thresholds"), job.progress("thresholds")
+    windows = draw_windows(job.texts.train, sizes.threshold_texts, sizes.context, job.generator())
+    progress(0, 1)
+    thresholds = job.lm.backend.channel_thresholds(windows, job.lm.sparsity.sites)
+    progress(1, 1)
+    write_text(job.folder.path / THRESHOLDS, thresholds.model_dump_json() + "\n")
 
 
 def cost_levels(job: Job) -> None:

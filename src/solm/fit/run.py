@@ -13,14 +13,13 @@ from solm.evaluation.texts import TokenStream
 from solm.fit import folder as files
 from solm.fit.allocation import allocate
 from solm.fit.comparison import compare, evaluations, write_policy, write_report
-from solm.fit.costs import cost_levels, cost_long_contexts
+from solm.fit.costs import cost_levels, cost_long_contexts, find_thresholds, time_steps
 from solm.fit.folder import About, Files, FitFolder
 from solm.fit.job import Job, Report
 from solm.fit.plan import PHASES, default_minutes
 from solm.fit.regression import fit_network
 from solm.fit.samples import collect, continue_texts
 from solm.fit.texts import Texts
-from solm.fit.timings import find_thresholds, time_steps
 from solm.runtime.language_model import LanguageModel
 
 _ALLOCATED = [files.TIMINGS, files.THRESHOLDS, files.ALLOCATION]
@@ -106,26 +105,21 @@ def plan_lines(job: Job, strict: bool) -> list[str]:
     speed = job.speed()
     sizes = job.planned(speed, strict=strict)
     compared = ", ".join(f"{_texts(c.texts)} of {c.length} tokens after {c.context}" for c in sizes.comparisons)
-    clock = {name: f"{job.minutes * share:.1f} min" for name, share in PHASES.items()}
     after = f"{sizes.cost_length} tokens after {' and '.join(map(str, sizes.long_contexts))}"
-    long = (
-        [f"  long contexts{clock['long contexts']:>9}  {_texts(sizes.long_texts)} of {after}"]
-        if sizes.long_contexts
-        else []
-    )
-    return [
-        f"plan for {counted(job.minutes, 'minute')}, reading {speed.prefill:.0f} and scoring {speed.score:.0f} "
-        "tokens/s:",
-        f"  timings      {sizes.timing_seconds / 60:>5.1f} min  steps that leave out more and less",
-        f"  thresholds   {clock['thresholds']:>9}  {_texts(sizes.threshold_texts)} of {sizes.context} tokens",
-        f"  allocation   {clock['allocation']:>9}  {_texts(sizes.allocation_texts)} of {sizes.allocation_length} "
-        f"tokens after {sizes.context}, or fewer and KV heads too where pages are worth it",
-        f"  own texts    {clock['own texts']:>9}  {_texts(sizes.own_texts)} that the model continues, for the samples",
-        f"  samples      {clock['samples']:>9}  {_texts(sizes.sample_batches)} of {sizes.sample_length} tokens",
-        f"  level costs  {clock['level costs']:>9}  {_texts(sizes.cost_texts)} of {sizes.cost_length} tokens",
-        *long,
-        f"  comparison   {clock['comparison']:>9}  {compared} that nothing else reads",
-    ]
+    told = {
+        "timings": "steps that leave out more and less",
+        "thresholds": f"{_texts(sizes.threshold_texts)} of {sizes.context} tokens",
+        "allocation": f"{_texts(sizes.allocation_texts)} of {sizes.allocation_length} tokens after {sizes.context}, or "
+        "fewer and KV heads too where pages are worth it",
+        "own texts": f"{_texts(sizes.own_texts)} that the model continues, for the samples",
+        "samples": f"{_texts(sizes.sample_batches)} of {sizes.sample_length} tokens",
+        "level costs": f"{_texts(sizes.cost_texts)} of {sizes.cost_length} tokens",
+        **({"long contexts": f"{_texts(sizes.long_texts)} of {after}"} if sizes.long_contexts else {}),
+        "comparison": f"{compared} that nothing else reads",
+    }
+    speeds = f"reading {speed.prefill:.0f} and scoring {speed.score:.0f} tokens/s"
+    lines = (f"  {name:13} {job.minutes * PHASES[name]:5.1f} min  {words}" for name, words in told.items())
+    return [f"plan for {counted(job.minutes, 'minute')}, {speeds}:", *lines]
 
 
 def _texts(count: int) -> str:

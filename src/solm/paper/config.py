@@ -74,15 +74,13 @@ class TrainConfig(BaseModel):
     """Optimiser steps per update. With one, the ratio is always 1 and the objective is REINFORCE with a group
     baseline."""
     gamma: float = Field(0.85, gt=0, le=1)
-    advantage: Literal["process", "outcome", "priced"] = "process"
+    advantage: Literal["process", "outcome"] = "process"
     """How advantages are computed: see `solm.paper.grpo.advantages`."""
     budgets: tuple[float, ...] = ()
     """Net keeps to train at. Empty: every axis is drawn uniformly from its range, independently."""
 
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
-    budget_prior: bool = False
-    """Add the log-odds of `solm.paper.policy.budget_prior` to the network's output, which the paper does not."""
     checkpoint_every: int = Field(50, ge=1)
     accumulate: int = Field(1, ge=1)
     """Parts in which the gradient of an update is computed. More parts need less memory; the result is the same but for

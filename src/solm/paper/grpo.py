@@ -49,17 +49,15 @@ def budget_penalty(
 
 
 def advantages(
-    rewards: torch.Tensor, realised: torch.Tensor, penalty: torch.Tensor, counted: torch.Tensor, config: TrainConfig
+    rewards: torch.Tensor, penalty: torch.Tensor, counted: torch.Tensor, config: TrainConfig
 ) -> torch.Tensor:
     """Advantages [S, K, T] of S texts, K rollouts each, T steps, whitened over the counted steps of the batch.
 
-    rewards: [S, K, T] log-probabilities; realised: [S, K, T, 3] shares spent; penalty: [S, K]; counted: [S, K, T].
+    rewards: [S, K, T] log-probabilities; penalty: [S, K]; counted: [S, K, T].
 
     ``process`` centres the return-to-go of every step over the K rollouts of a text; ``outcome`` gives every step the
     episode's total, centred likewise (both arXiv 2605.10875). With both, a step that spends more has a higher return,
-    and a lower one only through the penalty and through later steps. ``priced`` subtracts what a step spends times a
-    price per axis, the least-squares return per share spent in the batch. What is left says whether compute had more
-    effect on this token than on average.
+    and a lower one only through the penalty and through later steps.
     """
     rewards = rewards * counted
     if config.advantage == "outcome":
@@ -67,10 +65,6 @@ def advantages(
     else:
         value = returns_to_go(rewards, config.gamma) - penalty[..., None]
     value = value - value.mean(1, keepdim=True)
-    if config.advantage == "priced":
-        spent = realised - realised.mean(1, keepdim=True)
-        prices = torch.linalg.lstsq(spent[counted], value[counted][:, None], driver="gelsd").solution
-        value = value - (spent @ prices)[..., 0]
     used = value[counted]
     return (value - used.mean()) / used.std().clamp(min=1e-6)
 
@@ -107,7 +101,7 @@ def optimise(
     penalty, gap = budget_penalty(realised, episode.target, config)
     rewards = episode.log_probabilities
     advantage = advantages(
-        rewards.unflatten(0, group).double(), episode.realised.unflatten(0, group), penalty.unflatten(0, group),
+        rewards.unflatten(0, group).double(), penalty.unflatten(0, group),
         counted.unflatten(0, group), config,
     ).flatten(0, 1).float()  # fmt: skip
     weight = counted.float() / counted.sum()
@@ -157,7 +151,6 @@ def train(
     torch.manual_seed(config.seed)
     sizes = NetworkConfig(
         base_hidden=lm.shapes.hidden, actions=len(config.space), width=config.width, heads=config.heads,
-        budget_prior=config.budget_prior,
     )  # fmt: skip
     network = PolicyNetwork(sizes).to(lm.backend.device).eval()
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)

@@ -1,6 +1,6 @@
 """The policy network: a causal transformer over observations with relative positions and bounded memory."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,8 +26,14 @@ class NetworkConfig(BaseModel):
     scalar_width: int = Field(64, ge=1)
     previous_width: int = Field(32, ge=1)
     temperature: float = Field(1.3, gt=0)
-    budget_prior: bool = False
-    """Add the log-odds of `solm.paper.policy.budget_prior` to the network's output."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_prior(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Policies of earlier versions say whether they have a prior."""
+        if values.get("budget_prior"):
+            raise ValueError("a budget_prior is no longer there; train the policy again")
+        return {name: value for name, value in values.items() if name != "budget_prior"}
 
     @model_validator(mode="after")
     def _check_width(self) -> "NetworkConfig":
@@ -37,14 +43,12 @@ class NetworkConfig(BaseModel):
 
 
 class Features(NamedTuple):
-    """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T] int64, prior
-    [N, T, A] log-odds of `solm.paper.policy.budget_prior`."""
+    """Observations of N rows over T steps: hidden, embedding [N, T, H], scalars [N, T, 8], previous [N, T] int64."""
 
     hidden: torch.Tensor
     embedding: torch.Tensor
     scalars: torch.Tensor
     previous: torch.Tensor
-    prior: torch.Tensor
 
 
 class Memory(NamedTuple):
@@ -81,7 +85,7 @@ class PolicyNetwork(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.actions)
         self.budget_head = nn.Sequential(nn.Linear(3, 32), nn.GELU(), nn.Linear(32, config.actions))
-        # A new policy is its prior, or uniform without one, for all inputs.
+        # A new policy is uniform for all inputs.
         for last in (*self.head.parameters(), *self.budget_head[-1].parameters()):
             nn.init.zeros_(last)
 
@@ -91,10 +95,7 @@ class PolicyNetwork(nn.Module):
         return Memory(empty, empty)
 
     def forward(self, features: Features, memory: Memory) -> tuple[torch.Tensor, Memory]:
-        """Logits [N, T, A] float32 and the memory after the last step.
-
-        The network's output is divided by the temperature; the prior, which is a distribution already, is not.
-        """
+        """Logits [N, T, A] float32, divided by the temperature, and the memory after the last step."""
         config, dtype = self.config, self.project.weight.dtype
         normed = [F.layer_norm(part.to(dtype), part.shape[-1:]) for part in (features.hidden, features.embedding)]
         scalars = features.scalars.to(dtype)
@@ -103,8 +104,7 @@ class PolicyNetwork(nn.Module):
         x = x + attended
         x = x + self.mlp(self.mlp_norm(x))
         logits = self.head(self.norm(x)) + self.budget_head(scalars[..., 2:5])
-        logits = logits.float() / config.temperature
-        return (logits + features.prior if config.budget_prior else logits), memory
+        return logits.float() / config.temperature, memory
 
     def _attend(self, x: torch.Tensor, memory: Memory) -> tuple[torch.Tensor, Memory]:
         heads, limit = self.config.heads, self.config.memory

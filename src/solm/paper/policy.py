@@ -20,7 +20,6 @@ from solm.policies.priced import feasible_levels
 from solm.runtime.language_model import LanguageModel
 
 CONFIG, WEIGHTS = "paper_policy.json", "policy.safetensors"
-_PRIOR_SHARPNESS = 3.0
 
 
 @dataclass(frozen=True)
@@ -75,25 +74,8 @@ def features(rows: Rows, situation: Situation, embedding: torch.Tensor) -> Featu
     average = rows.spent / rows.counted.clamp(min=1)
     deviation = (average - rows.target) * (rows.counted > 0)
     scalars = torch.cat([progress, situation.controllable[:, :1].double(), rows.target, deviation], 1).float()
-    parts = (rows.hidden, embedding, scalars, rows.previous, budget_prior(rows, situation))
+    parts = (rows.hidden, embedding, scalars, rows.previous)
     return Features(*(part[:, None].to(rows.hidden.device) for part in parts))
-
-
-def budget_prior(rows: Rows, situation: Situation) -> torch.Tensor:
-    """Log-odds [N, A] float32 of a schedule that sees the budget and nothing else.
-
-    Per axis the score of a level is minus the squared distance between the share it realises and the share that is due
-    at this step, where the axis's range is 1. The best action is that of the static schedule. A network whose output is
-    added to this meets its budgets from the first update on and starts as good as that schedule.
-    """
-    due = rows.target * (rows.counted + 1) - rows.spent
-    parts = []
-    for axis, levels in enumerate(situation.levels):
-        span = levels[:, -1:] - levels[:, :1]
-        distance = (levels - due[:, axis, None]) / span.clamp(min=1e-9)
-        parts.append(torch.where(span > 1e-9, -_PRIOR_SHARPNESS * distance**2, 0.0))
-    attention, mlp, bits = parts
-    return (attention[:, :, None, None] + mlp[:, None, :, None] + bits[:, None, None, :]).flatten(1).float()
 
 
 def feasible(rows: Rows, situation: Situation) -> torch.Tensor:

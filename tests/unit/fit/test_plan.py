@@ -6,9 +6,9 @@ import torch
 from helpers.timings import SHAPES, made_timings
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
+from solm.fit.costs import check_worth
 from solm.fit.plan import PHASES, Speed, default_minutes, measure_speed
 from solm.fit.plan import plan as planned
-from solm.fit.timings import check_worth
 
 SMALL = ModelShapes(
     layers=24, hidden=896, intermediate=4864, heads=14, kv_heads=2, head_dim=64, vocabulary=151_936, gated=True

@@ -1,4 +1,4 @@
-"""The policy network: steps equal one pass, memory is bounded, a new network gives its prior."""
+"""The policy network: steps equal one pass, memory is bounded, a new network is uniform."""
 
 import pytest
 import torch
@@ -22,7 +22,6 @@ def random_features(rows: int, steps: int, actions: int = 8, hidden: int = 64) -
         torch.randn(rows, steps, hidden, generator=generator),
         torch.rand(rows, steps, 8, generator=generator),
         torch.randint(actions, (rows, steps), generator=generator),
-        torch.randn(rows, steps, actions, generator=generator),
     )
 
 
@@ -50,8 +49,14 @@ def test_positions_are_relative_so_a_run_may_start_anywhere():
     torch.testing.assert_close(tail[:, 4:], whole[:, 34:], atol=1e-5, rtol=1e-5)
 
 
-def test_a_new_policy_is_its_prior():
-    network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=32, budget_prior=True)).eval()
-    features = random_features(2, 4)
-    logits, _ = network(features, network.start(2, torch.device("cpu")))
-    torch.testing.assert_close(logits, features.prior)
+def test_a_new_policy_is_uniform():
+    network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=32)).eval()
+    logits, _ = network(random_features(2, 4), network.start(2, torch.device("cpu")))
+    assert logits.std() == 0
+
+
+def test_a_policy_of_an_earlier_version_loads_unless_it_has_a_prior():
+    sizes = {"base_hidden": 64, "actions": 8}
+    assert NetworkConfig(**sizes, budget_prior=False) == NetworkConfig(**sizes)
+    with pytest.raises(ValueError, match="train the policy again"):
+        NetworkConfig(**sizes, budget_prior=True)
