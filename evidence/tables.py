@@ -8,47 +8,54 @@ from results import NONE, interval, markdown, median, number, result
 TABLES: dict[str, Callable[[], str]] = {}
 VALUES: dict[str, Callable[[], str]] = {}
 MODELS = {"Qwen2.5-Coder-0.5B": "engine-0.5b", "Qwen2.5-Coder-1.5B": "engine-1.5b"}
-STARTS = ("first", "first, engine built", "second")
+STARTS = (
+    ("peak memory, GiB: first / later starts", "peak_gib", 2, ("first", "second")),
+    (
+        "start to first token, s: first / engine built / later",
+        "start_seconds",
+        1,
+        ("first", "first, engine built", "second"),
+    ),
+)
 LOSSES = {"Qwen2.5-Coder-0.5B": "settings-0.5b"}
 
 
 def larger() -> str:
-    """Steps and prompts of the larger models beside llama.cpp, from one run per model."""
-    shown = ("MLP 0.6", "pages 0.2, MLP 0.6")
-    rows = []
+    """Steps and what they lose, then prompts and starts, of the larger models beside llama.cpp, from one run each."""
+    shown, rows = ("MLP 0.6", "pages 0.2, MLP 0.6"), []
     for model, name in MODELS.items():
-        found = result(name)["results"]
-        theirs = found["peers"]["llama.cpp"]
-        for context in (each for each in ("1024", "16384") if each in found["contexts"]):
-            ours = {
-                setting: by_rows["1"]["median"] for setting, by_rows in found["contexts"][context]["step_ms"].items()
-            }
+        contexts = result(name)["results"]["contexts"]
+        for context in (each for each in ("1024", "16384") if each in contexts):
+            ours = {setting: by_rows["1"]["median"] for setting, by_rows in contexts[context]["step_ms"].items()}
             peer, dense = llama_cpp(name, context), ours["dense"]
             cells = [f"{peer:.1f}", *(f"{ms:.1f} ({peer / ms:.2f}×)" for ms in (ours["dense, every logit"], dense))]
-            cells += [f"{ms:.1f} ({dense / ms:.2f}×)" for ms in (ours[name.lower()] for name in shown)]
+            cells += [f"{ms:.1f} ({dense / ms:.2f}×)" for ms in (ours[setting.lower()] for setting in shown)]
             rows.append([model, f"step after {int(context):,}, ms", *cells])
         if model in LOSSES:
             losses = {point["setting"]: interval(point["loss"]) for point in result(LOSSES[model])["results"]["points"]}
-            rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *(losses[name] for name in shown)])
-        engines = ([found["peers"][peer] for peer in ("llama.cpp", "llama.cpp fused")], [found])
-        read = [max(each["contexts"]["1024"]["prefill_tokens_per_second"]["median"] for each in of) for of in engines]
-        prompts = [f"{read[0]:,.0f}", f"{read[1]:,.0f} ({read[1] / read[0]:.2f}×)"]
-        rows.append([model, "prompt of 1,024, tokens/s", *prompts, *[NONE] * 3])
-        for words, key, digits, starts in (
-            ("peak memory, GiB: first / later starts", "peak_gib", 2, ("first", "second")),
-            ("start to first token, s: first / engine built / later", "start_seconds", 1, STARTS),
-        ):
-            cells = (" / ".join(median(of[key].get(start), digits) for start in starts) for of in (theirs, found))
-            rows.append([model, words, *cells, *[NONE] * 3])
+            rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *(losses[each] for each in shown)])
     head = (
         "Q4_K_M file of",
         "",
         "llama.cpp",
         "solm, every logit",
         "solm, greedy",
-        *(f"solm, {name}" for name in shown),
+        *(f"solm, {each}" for each in shown),
     )
-    return markdown(head, rows, words=2)
+    return f"{markdown(head, rows, words=2)}\n\n{starts()}"
+
+
+def starts() -> str:
+    """Prompts, memory and starts of the larger models beside llama.cpp."""
+    rows = [["prompt of 1,024, tokens/s"], *([words] for words, *_ in STARTS)]
+    for name in MODELS.values():
+        found = result(name)["results"]
+        engines = ([found["peers"][peer] for peer in ("llama.cpp", "llama.cpp fused")], [found])
+        read = [max(each["contexts"]["1024"]["prefill_tokens_per_second"]["median"] for each in of) for of in engines]
+        rows[0] += [f"{read[0]:,.0f}", f"{read[1]:,.0f} ({read[1] / read[0]:.2f}×)"]
+        for row, (_, key, digits, kinds) in zip(rows[1:], STARTS, strict=True):
+            row += [" / ".join(median(of[0][key].get(kind), digits) for kind in kinds) for of in engines]
+    return markdown(("", *(f"{model}, {engine}" for model in MODELS for engine in ("llama.cpp", "solm"))), rows)
 
 
 TABLES["larger"] = larger
