@@ -1,7 +1,5 @@
 """`solm bench`."""
 
-import statistics
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,14 +12,10 @@ from solm.cli.output import Progress, Result, read_weights, table
 from solm.core.errors import SolmError, argument, counted
 
 if TYPE_CHECKING:
-    import torch
     from rich.table import Table
 
     from solm.core.clock import StepClock
-    from solm.runtime.language_model import LanguageModel
 
-_PASSES = (1, 2, 4, 8, 16)
-"""Tokens of the passes that are timed."""
 _ACCEPTED = (0.5, 0.7, 0.8, 0.9, 0.95)
 """Shares of guesses that are accepted."""
 _STEPS = 16
@@ -54,7 +48,7 @@ def bench(
 
     from solm.core.files import write_text
     from solm.evaluation.texts import token_stream
-    from solm.runtime.clock import measure_clock
+    from solm.runtime.clock import PASSES, measure_clock, pass_milliseconds
 
     checks.out_file(out)
     with argument("context"):
@@ -63,35 +57,18 @@ def bench(
     with argument("context"):
         prepared.check_room(lengths[-1] + _STEPS)
     lm = read_weights(prepared)
-    longest, generator = lengths[-1] + max(_PASSES), torch.Generator().manual_seed(0)
+    longest, generator = lengths[-1] + max(PASSES), torch.Generator().manual_seed(0)
     tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, longest, generator)
     with Progress() as progress:
         lm = lm.timed(progress.show)  # with a calibration, as replies under budgets in time
         measured = measure_clock(lm, progress.show, float(rounds))
         progress.show("measuring passes", 0, None)
-        passes = {length: _pass_milliseconds(lm, tokens, length, rounds) for length in lengths}
+        passes = {length: pass_milliseconds(lm, tokens, length, rounds) for length in lengths}
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
     paying = {length: _paying(times) for length, times in passes.items()}
     content = measured.model_dump(mode="json") | {"pass_ms": passes, "guesses_that_pay": paying}
     return Result(content, [_table(measured, lengths), _pass_table(passes, paying)])
-
-
-def _pass_milliseconds(lm: "LanguageModel", tokens: "torch.Tensor", context: int, rounds: int = 5) -> dict[int, float]:
-    """Medians of dense passes over so many known tokens of a row, as they verify guesses, after a context. tokens:
-    [1, context + 16]."""
-    import torch
-
-    session = lm.session(capacity=context + max(_PASSES))
-    session.prefill(tokens[:, :context])
-    found: dict[int, list[float]] = {count: [] for count in _PASSES}
-    for _ in range(rounds + 1):
-        for count, times in found.items():
-            begun = time.perf_counter()
-            session.extend(tokens[:, context : context + count], exact_largest=1)
-            times.append(1000 * (time.perf_counter() - begun))
-            session.truncate(torch.tensor([context]))
-    return {count: statistics.median(times[1:]) for count, times in found.items()}
 
 
 def _paying(times: dict[int, float]) -> dict[float, int]:

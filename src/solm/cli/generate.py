@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.reply import Reply, Token
 
-_NOTICEABLE = 0.02
-"""Share of the tokens read above what was requested."""
-
 
 def generate(
     prompt: str,
@@ -79,9 +76,6 @@ def generate(
         return
     print()
     saved = show_cost(lm, budget, reply, moments, ids.shape[1])
-    if reply.compute.realised["attention"] > reply.compute.requested["attention"] + _NOTICEABLE:
-        first, last = lm.sparsity.sinks, lm.sparsity.window
-        say(f"           attention always reads the first {first} and the last {last} tokens, more than asked for")
     say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
     if reply.trace.guessed:
         sources = ", ".join(f"{kept} of {made} by {name}" for name, (made, kept) in reply.trace.guesses.items())

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Literal
 
 import numpy as np
 import torch
@@ -18,9 +17,6 @@ from solm.policies.schedules import Random, Static, unroll
 from solm.policies.value_policy import ValuePolicy
 from solm.runtime.language_model import LanguageModel
 
-Controlled = Literal["answer", "question"]
-"""What is under control: the continuation alone, after a context that was read densely, or also what is the context's
-own, after the beginning that contexts share."""
 Tokens = tuple[int, ...]
 Pair = tuple[Sequence[int], Sequence[int]]
 """Token ids of a context (at least one) and of its continuation (at least one)."""
@@ -57,10 +53,6 @@ class Scorer:
     schedule that does not starts every row at another phase of itself. Contexts and continuations that exceed the
     model's context lose their beginning, as in lm-eval.
 
-    With control "question" only what contexts begin with alike is read densely, such as the examples of a few-shot
-    prompt, and every row has a ledger of its own from there on. A context is then processed once for every continuation
-    of several tokens.
-
     target: [axes] float64 budget shares. spent: what the steps of all calls spent.
     """
 
@@ -71,9 +63,8 @@ class Scorer:
         target: torch.Tensor,
         batch: int = 16,
         seed: int = 0,
-        control: Controlled = "answer",
     ):
-        self.lm, self.policy, self.target, self.batch, self.control = lm, policy, target, batch, control
+        self.lm, self.policy, self.target, self.batch = lm, policy, target, batch
         self.spent = Spent(lm.budgets(policy))
         self.shuffled = torch.randperm(_PHASES, generator=torch.Generator().manual_seed(seed))
 
@@ -86,7 +77,7 @@ class Scorer:
         self.scores = torch.zeros(len(pairs), dtype=torch.float64)
         self.greedy = torch.ones(len(pairs), dtype=torch.bool)
         self.ledger, self.steps = Ledger(torch.zeros(1, len(AXES)).double(), torch.zeros(1, len(AXES)).long()), 0
-        clusters = _clustered(pairs, self.control, self.lm.context)
+        clusters = _clustered(pairs, self.lm.context)
         self.left = sum(len(row.inputs) for _, groups in clusters for group in groups for row in group.rows)
         done = 0
         for prefix, groups in clusters:
@@ -168,9 +159,6 @@ class Scorer:
     def _control(self, session: Session, counts: torch.Tensor) -> None:
         """Put rows that have counts [N] steps to go under the policy, within what is left of the budget."""
         target, length = self.target.expand(session.rows, -1), int(counts.max())
-        if self.control == "question":
-            session.control(self.policy, target, counts.clamp(min=1).numpy())
-            return
         if not self.policy.reads_model:
             session.control(self.policy, target, length, ledger=self._phases(session, self.policy))
             return
@@ -224,7 +212,7 @@ def _slots(rows: torch.Tensor, positions: torch.Tensor, count: int, filler: int)
     return keep, place[which]
 
 
-def _clustered(pairs: Sequence[Pair], control: Controlled, limit: int | None) -> list[tuple[Tokens, list[_Group]]]:
+def _clustered(pairs: Sequence[Pair], limit: int | None) -> list[tuple[Tokens, list[_Group]]]:
     """What is processed, by the beginning that contexts share.
 
     limit: tokens that a model's context holds; longer pairs lose their beginning.
@@ -239,12 +227,11 @@ def _clustered(pairs: Sequence[Pair], control: Controlled, limit: int | None) ->
     for prefix, contexts in _alike(list(known)):
         groups = []
         for context in contexts:
-            dense = context if control == "answer" else prefix or context[:1]
             rows: dict[Tokens, _Row] = {}
             for index, whole in known[context]:
-                inputs = whole[len(dense) : -1]
+                inputs = whole[len(context) : -1]
                 rows.setdefault(inputs, _Row(inputs, [])).pairs.append(index)
-            groups.append(_Group(dense, sorted(rows.values(), key=lambda row: len(row.inputs))))
+            groups.append(_Group(context, sorted(rows.values(), key=lambda row: len(row.inputs))))
         found.append((prefix, groups))
     return found
 

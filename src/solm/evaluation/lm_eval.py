@@ -16,7 +16,7 @@ from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES, WHOLE, ActionSpace
 from solm.core.budget import Budget, BudgetLike
 from solm.core.errors import BudgetError, SolmError
-from solm.evaluation.likelihoods import Controlled, Scorer
+from solm.evaluation.likelihoods import Scorer
 from solm.runtime.controlled import UNTRAINED
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.load import load
@@ -41,10 +41,9 @@ class ControlledLM(TemplateLM):
     Model arguments: pretrained (a model's name or a `LanguageModel`); backend, precision; policy, who decides (as for
     `solm.load`, or ``dense``, ``static`` or ``random``; by default ``dense``, or ``static`` with a budget); space
     (without a trained policy: an action space preset); budget (in any form of `LanguageModel.budget`) or attention,
-    mlp, bits; context (tokens seen, for which a share of bytes or milliseconds are meant); control, ``answer`` or
-    ``question`` (see `Scorer`); sparsity, seed, dtype, max_length (tokens of a context and its continuation). In
-    Python, policy may be a policy itself, or ``policy`` for that of a `LanguageModel`. max_batch_size: lm-eval's
-    command line passes it, and it means nothing here.
+    mlp, bits; context (tokens seen, for which a share of bytes or milliseconds are meant); sparsity, seed, dtype,
+    max_length (tokens of a context and its continuation). In Python, policy may be a policy itself, or ``policy`` for
+    that of a `LanguageModel`. max_batch_size: lm-eval's command line passes it, and it means nothing here.
     """
 
     max_gen_toks = 256
@@ -68,7 +67,6 @@ class ControlledLM(TemplateLM):
         max_batch_size: int | None = None,
         max_length: int | None = None,
         device: str | None = None,
-        control: Controlled = "answer",
     ):
         super().__init__()
         if str(batch_size).startswith("auto"):
@@ -93,7 +91,7 @@ class ControlledLM(TemplateLM):
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
         self.target = pretrained.budget(budget, int(context), self.policy)
         target = torch.tensor(self.target.shares, dtype=torch.float64)
-        self.scorer = Scorer(pretrained, self.policy, target, int(batch_size), seed, control)
+        self.scorer = Scorer(pretrained, self.policy, target, int(batch_size), seed)
         self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
         self.max_length = int(max_length or pretrained.context or _LENGTH)
 

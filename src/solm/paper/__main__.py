@@ -81,8 +81,8 @@ def evaluate(
       python -m solm.paper eval --policy runs/a/policy --data pydoc:heldout --budgets 0.8,0.6
     """
     from solm.core.budget import Budget
-    from solm.paper.evaluate import compare
     from solm.paper.policy import PaperPolicy
+    from solm.paper.rollout import compare
     from solm.runtime.load import load
 
     trained = PaperPolicy.load(policy)

@@ -1,6 +1,8 @@
-"""Episodes: the tokens of a text, taken one by one under the actions that a policy draws."""
+"""Episodes: the tokens of a text, taken one by one under the actions that a policy draws; and what they lose against
+the static schedule that spends as much."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -8,10 +10,12 @@ from solm.backends.logits import log_probabilities
 from solm.backends.session import Session
 from solm.core.actions import DENSE
 from solm.core.budget import Budget
-from solm.evaluation.texts import TokenStream
+from solm.evaluation.result import paired_difference
+from solm.evaluation.texts import TokenStream, token_stream
 from solm.paper.config import TrainConfig
 from solm.paper.network import Features
 from solm.paper.policy import PaperPolicy, Situation
+from solm.policies.schedules import Static
 from solm.runtime.language_model import LanguageModel
 
 
@@ -100,3 +104,49 @@ def collect(
     tokens = windows[:, config.context :].repeat_interleave(config.rollouts, 0)
     draw = step_generator(config.seed, update, 2)
     return play(lm, policy, forks, hidden.repeat_interleave(config.rollouts, 0), tokens, target, draw)
+
+
+def compare(
+    lm: LanguageModel,
+    policy: PaperPolicy,
+    data: str,
+    budgets: list[float],
+    texts: int,
+    context: int,
+    length: int,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """By net keep the mean losses, nats per token, of the policy, of a static schedule within the averages that the
+    policy realised in each text, and of dense steps; policy minus static with a 95 % interval over texts.
+
+    data: a source of text, of which `texts` windows of `context` tokens, which are read densely, and `length` further
+    ones are used, or as many as there are.
+    """
+    stream = token_stream(data, lm.tokenizer)
+    windows = stream.spaced(texts, context + length + 1, torch.Generator().manual_seed(seed))
+    session, hidden = read_context(lm, windows[:, :context])
+    tokens, space = windows[:, context:], policy.config.space
+    policy.network.to(lm.backend.device)
+    everything = torch.tensor(DENSE, dtype=torch.float64).expand(len(windows), length, 3)
+    dense = -session.fork(1).score(tokens, everything).log_probabilities.double().mean(1)
+    points = []
+    for number, net in enumerate(budgets):
+        target = torch.tensor([Budget.from_net(net, space).shares] * len(windows), dtype=torch.float64)
+        draw = step_generator(seed, number, 3)
+        episode = play(lm, policy, session.fork(1), hidden, tokens, target, draw)
+        spent = episode.averages
+        plain = session.fork(1)
+        plain.control(Static(space), spent, length)
+        ours = -episode.log_probabilities.double().mean(1)
+        theirs = -plain.score(tokens).log_probabilities.double().cpu().mean(1)
+        points.append(
+            {
+                "budget": net,
+                "realised": float(spent.mean()),
+                "policy": float(ours.mean()),
+                "static": float(theirs.mean()),
+                "dense": float(dense.mean()),
+                "difference": paired_difference(ours.numpy(), theirs.numpy()).model_dump(),
+            }
+        )
+    return points

@@ -19,9 +19,9 @@ SPACE = ActionSpace(attention=(0.2, 1.0), mlp=(0.4, 1.0), bits=(5, 16))
 DENSE = torch.ones(3, dtype=torch.float64)
 
 
-def likelihoods(lm, pairs, policy, target, batch=16, control="answer"):
+def likelihoods(lm, pairs, policy, target, batch=16):
     """Log-probabilities of pairs, whether they are greedy, and what their steps spent."""
-    scorer = Scorer(lm, policy, target, batch, control=control)
+    scorer = Scorer(lm, policy, target, batch)
     scores, greedy = zip(*scorer.score(pairs), strict=True)
     return SimpleNamespace(log_probabilities=list(scores), greedy=list(greedy), spent=scorer.spent)
 
@@ -103,38 +103,3 @@ def test_a_pair_longer_than_the_context_loses_its_beginning(lm):
     logits = lm.model(torch.tensor([(context + continuation)[-513:-1]])).logits[0, -4:].detach()
     expected = float(logits.log_softmax(-1)[torch.arange(4), torch.tensor(continuation)].sum())
     assert found.log_probabilities[0] == pytest.approx(expected, abs=1e-5)
-
-
-def questions(count: int = 6) -> list[tuple[list[int], list[int]]]:
-    """Contexts that begin alike, of several lengths; one continuation of one token each and one of three."""
-    start = words(5, 50)
-    contexts = [start + words(10 + index, 3 + 4 * index) for index in range(count)]
-    return [pair for at, context in enumerate(contexts) for pair in ((context, [9 + at]), (context, words(40 + at, 3)))]
-
-
-@pytest.mark.parametrize("batch", [1, 16])
-def test_questions_under_control_equal_single_steps_after_what_they_share(lm, batch):
-    keep = torch.tensor([1.0, 0.4, 5.0], dtype=torch.float64)
-    space = ActionSpace(mlp=(0.4, 1.0), bits=(5, 16))
-    target = keep / torch.tensor([1, 1, 16])
-    found = likelihoods(lm, questions(), Static(space), target, batch, control="question")
-    shared = words(5, 50)
-    steps = 0
-    for (context, continuation), got in zip(questions(), found.log_probabilities, strict=True):
-        session = lm.session()
-        session.prefill(torch.tensor([shared]))
-        row = session.fork(1)
-        tokens = torch.tensor([[*context[50:], *continuation[:-1]]])
-        logits = row.extend(tokens, keep.expand(1, tokens.shape[1], 3)).logits[0]
-        scores = logits[-len(continuation) :].log_softmax(-1)[torch.arange(len(continuation)), continuation]
-        assert got == pytest.approx(float(scores.sum()), abs=1e-5)
-        steps += tokens.shape[1]
-    assert found.spent.steps == steps
-    assert found.spent.ledger.average.tolist() == pytest.approx(target.tolist(), abs=0.01)  # channels are whole
-
-
-def test_dense_questions_are_scored_as_dense_answers(lm):
-    for pairs in (questions(), varied_pairs()):
-        answers, asked = (likelihoods(lm, pairs, Dense(SPACE), DENSE, control=how) for how in ("answer", "question"))
-        assert asked.log_probabilities == pytest.approx(answers.log_probabilities, abs=1e-4)
-        assert asked.greedy == answers.greedy

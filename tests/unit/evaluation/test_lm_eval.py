@@ -76,7 +76,7 @@ def test_the_harness_scores_alike_on_both_backends_and_tells_milliseconds(byte_t
     found = []
     for backend, precision in (("torch", None), ("cpu", "float32")):
         with solm.attach(model, tokenizer=byte_tokenizer, backend=backend, precision=precision, sparsity=how) as lm:
-            asked = {"space": "cpu-wide", "budget": "keep=0.8", "control": "question"}
+            asked = {"space": "cpu-wide", "budget": "keep=0.8"}
             ours = ControlledLM(lm, **asked)
             found.append([score for score, _ in ours.loglikelihood(requests, disable_tqdm=True)])
             assert ours.compute.realised["mlp"] == pytest.approx(ours.compute.requested["mlp"], abs=0.02)

@@ -7,10 +7,9 @@ from helpers.training import tiny_config
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation.texts import stream_of
 from solm.paper.config import GRIDS, SPARSITY
-from solm.paper.evaluate import compare
 from solm.paper.network import NetworkConfig, PolicyNetwork
 from solm.paper.policy import PaperPolicy, PolicyConfig
-from solm.paper.rollout import collect, play, read_context, step_generator
+from solm.paper.rollout import collect, compare, play, read_context, step_generator
 
 
 def policy_of(lm, space="joint-8", clamp=False):
