@@ -30,7 +30,7 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
     "guesses": ("Guesses and the clock", {"guess-0.5b": SMALL, "guess-1.5b": LARGE, "clock-0.5b": SMALL}),
     "quality": ("Quality at equal time", {
         "fitted-0.5b-1024": f"{SMALL} after 1,024 tokens", "divergences-1.5b-1024": f"{LARGE} after 1,024 tokens",
-        "fitted-0.5b-8192": f"{SMALL} after 8,192 tokens", "settings-0.5b": SMALL,
+        "fitted-0.5b-8192": f"{SMALL} after 8,192 tokens", "settings-0.5b": SMALL, "settings-1.5b": LARGE,
     }),
     "context": ("Long contexts", {"long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL}),
     "tasks": ("Tasks and replies", {

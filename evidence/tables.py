@@ -17,7 +17,7 @@ STARTS = (
         ("first", "first, engine built", "second"),
     ),
 )
-LOSSES = {"Qwen2.5-Coder-0.5B": "settings-0.5b"}
+LOSSES = {"Qwen2.5-Coder-0.5B": "settings-0.5b", "Qwen2.5-Coder-1.5B": "settings-1.5b"}
 
 
 def larger() -> str:
@@ -31,9 +31,8 @@ def larger() -> str:
             cells = [f"{peer:.1f}", *(f"{ms:.1f} ({peer / ms:.2f}×)" for ms in (ours["dense, every logit"], dense))]
             cells += [f"{ms:.1f} ({dense / ms:.2f}×)" for ms in (ours[setting.lower()] for setting in shown)]
             rows.append([model, f"step after {int(context):,}, ms", *cells])
-        if model in LOSSES:
-            losses = {point["setting"]: interval(point["loss"]) for point in result(LOSSES[model])["results"]["points"]}
-            rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *(losses[each] for each in shown)])
+        losses = {point["setting"]: interval(point["loss"]) for point in result(LOSSES[model])["results"]["points"]}
+        rows.append([model, "loss after 1,024, nats per token", NONE, "0", "0", *(losses[each] for each in shown)])
     head = (
         "Q4_K_M file of",
         "",

@@ -13,8 +13,8 @@ weights as well. From 4,096 tokens on a prompt is read once and not for every ro
 
 Peers: llama.cpp with and without its fused attention, its caches in float16, and OpenVINO GenAI, where they are
 installed here or in the environments of --peer-python; transformers, dense and of one row, where it is named. Where
-they are named, too, the same libraries with prompt lookup: they go on with a text greedily, guessing the next tokens
-from it, and a figure is milliseconds over tokens. It depends on the text how often they guess right.
+they are named, llama.cpp and OpenVINO also with prompt lookup: they go on with a text greedily, guessing the next
+tokens from it, and a figure is milliseconds over tokens. It depends on the text how often they guess right.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import torch
 
 from evidence.bench import peers, starts
 from evidence.bench.common import STEPS, Kept, draw_text, finish, in_turns, parser, spread
-from evidence.bench.timed_engines import LOOKUP, TRANSFORMERS, Lookup, Ours, Theirs, Timed, shown
+from evidence.bench.timed_engines import TRANSFORMERS, Ours, Theirs, Timed, shown
 from solm.backends.cpu.engine import check_precision
 from solm.backends.cpu.files.sources import source_of
 from solm.backends.cpu.library import NATIVE, asked_engine, choose_engine
@@ -83,8 +83,8 @@ def checked(options: argparse.ArgumentParser) -> argparse.Namespace:
         options.error(f"--rounds {asked.rounds}: must be at least 1")
     asked.precision = asked.precision.split(",")
     asked.peers = asked.peers.split(",") if asked.peers else []
-    known = (*peers.NAMES, *peers.LOOKUPS, TRANSFORMERS, LOOKUP)
-    libraries = {name.partition(":")[0] for name in asked.peers} - {TRANSFORMERS, LOOKUP}
+    known = (*peers.NAMES, *peers.LOOKUPS, TRANSFORMERS)
+    libraries = {name.partition(":")[0] for name in asked.peers} - {TRANSFORMERS}
     for name in libraries - set(known):
         options.error(f"--peers {name}: must be among {', '.join(known)}")
     try:
@@ -137,13 +137,11 @@ def main() -> None:
     for kind, engine in loaded.items():
         ours[kind] = {"weights": str(engine.lm.backend.dtype), "instructions": variant} | ours[kind]
     engines: dict[str, Timed] = dict(loaded)
-    for name, make in ((TRANSFORMERS, lambda: Ours(asked, "auto", stock=True)), (LOOKUP, lambda: Lookup(asked))):
-        if name in asked.peers:
-            engines[name] = made = make()
-            theirs[name] = {
-                "weights": made.precision, "version": version("transformers"),
-                "instructions": capability,
-            }  # fmt: skip
+    if TRANSFORMERS in asked.peers:
+        engines[TRANSFORMERS] = made = Ours(asked, "auto", stock=True)
+        theirs[TRANSFORMERS] = {
+            "weights": made.precision, "version": version("transformers"), "instructions": capability,
+        }  # fmt: skip
     for name, peer in others.items():
         if "error" not in theirs[name]:
             try:

@@ -3,7 +3,6 @@
 import argparse
 import statistics
 from collections.abc import Callable
-from copy import deepcopy
 from math import nan
 from typing import Protocol, TypeVar
 
@@ -13,9 +12,7 @@ import torch
 import solm
 from evidence.bench import peers
 from evidence.bench.common import STEPS, clock, constant_step, in_turns, numbers, policy_step, spread
-from solm.backends.names import dtype_name
 from solm.backends.session import Session
-from solm.backends.torch.load import load_base
 
 SETTINGS = {
     "dense": (1.0, 1.0, 16), "mlp 0.8": (1.0, 0.8, 16), "mlp 0.6": (1.0, 0.6, 16), "pages 0.2": (0.2, 1.0, 16),
@@ -27,7 +24,7 @@ HALVES = {"high halves": (1.0, 1.0, 4), "high halves, pages 0.2, mlp 0.8": (0.2,
 """Of nested weights."""
 KNOWN = (1, 2, 3, 4, 5, 6, 8, 12, 16)
 """Tokens of a pass over known tokens of a row."""
-TRANSFORMERS, LOOKUP = "transformers", "transformers lookup"
+TRANSFORMERS = "transformers"
 Turns = dict[str, Callable[[], list[float]]]
 _Found = TypeVar("_Found")
 
@@ -108,36 +105,6 @@ class Ours:
         """Milliseconds of passes over known tokens of the first row, by their number; see `known_passes`."""
         tokens = np.resize(self.ids[0].numpy(), max(KNOWN))
         return known_passes(self.sessions[0].fork(1, max(KNOWN)), tokens, rounds)
-
-
-class Lookup:
-    """transformers' own generation with prompt lookup."""
-
-    kv_cache, error, name = "auto", "", LOOKUP
-
-    def __init__(self, asked: argparse.Namespace):
-        self.model, _ = load_base(asked.model, asked.dtype)
-        self.precision = dtype_name(self.model.dtype)
-
-    def texts(self, texts: torch.Tensor) -> None:
-        self.ids, self.caches = texts, {}
-
-    def read(self, row: int) -> float:
-        with torch.inference_mode():
-            return clock(
-                lambda: self.caches.update({row: self.model(self.ids[row : row + 1, :-1], logits_to_keep=1).cache})
-            )
-
-    def turns(self, rows: int) -> Turns:
-        return {peers.LOOKED_UP: self._generate} if rows == 1 else {}
-
-    def _generate(self) -> list[float]:
-        cache = deepcopy(self.caches[0])
-        options = {"max_new_tokens": STEPS, "min_new_tokens": STEPS, "do_sample": False}
-        taken = clock(
-            lambda: self.model.generate(self.ids[:1], cache=cache, prompt_lookup_num_tokens=peers.GUESSES, **options)
-        )
-        return [taken / STEPS]
 
 
 class Theirs:
