@@ -10,6 +10,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -26,8 +27,13 @@ _TOPS = (0.2, 0.4, 0.6, 0.75, 0.87, 0.95, 0.985)
 """Probabilities of the draft model's likeliest token from which on its guess belongs to the next class."""
 _PER_PASS = 3
 """Tokens that a pass with a draft model gives, roughly."""
+_FEWEST_TRIED, _HOPED = 4, 0.9
+"""Guesses of the draft model for a reply from which on their acceptance decides whether it guesses at all. Until then
+it is taken to be at least this: a draft model guesses some replies much better than others."""
+_READING = 0.6
+"""Time per token of a long text over that of a pass of many tokens."""
 _ALONG = len(_TOPS) + 1
-"""The class of all guesses of the draft model together."""
+"""The class of all guesses of the draft model together, of all replies."""
 _PRIORS = {
     "lookup": (0.25, 0.4, 0.5, 0.6, 0.75, 0.85),
     "prediction": (0.3, 0.45, 0.6, 0.7, 0.8, 0.9),
@@ -212,6 +218,8 @@ class Guesser:
         self.memory = Memory()
         """Of recent replies."""
         self._kinds: dict[tuple[str, int, bool], _Acceptance] = {}
+        self._drafted = WeakKeyDictionary[Any, _Acceptance]()
+        """By row the same of all guesses of the draft model for it."""
         self._lock = threading.Lock()
 
     def choose(self, wishes: Sequence[Wish], drafting: Drafting | None = None) -> list[Guess]:
@@ -252,9 +260,11 @@ class Guesser:
                 if guess.tokens and cut.source != guess.source:
                     guess.kinds[0].fade(_RECOVERY)
             if drafting is not None and not drafted:
-                for key, acceptance in self._kinds.items():
-                    if key[0] == DRAFT:
-                        acceptance.fade(_RECOVERY)
+                for acceptance in (
+                    *self._drafted.values(),
+                    *(self._kinds[key] for key in self._kinds if key[0] == DRAFT),
+                ):
+                    acceptance.fade(_RECOVERY)
         return made
 
     def paying(self, probability: float) -> int:
@@ -269,6 +279,7 @@ class Guesser:
             for place, kind in enumerate(guess.kinds[: accepted + 1]):
                 kind.learn(place < accepted)
                 if guess.source == DRAFT:
+                    self._along(wish).learn(place < accepted)
                     self._kind(DRAFT, _ALONG, wish.drawn).learn(place < accepted)
 
     def passed(self, tokens: int, seconds: float) -> None:
@@ -281,6 +292,12 @@ class Guesser:
         if key not in self._kinds:
             self._kinds[key] = _Acceptance(_PRIORS[source][kind])
         return self._kinds[key]
+
+    def _along(self, wish: Wish) -> _Acceptance:
+        """Of all guesses of the draft model for a row; at first as for other rows."""
+        if wish.row not in self._drafted:
+            self._drafted[wish.row] = _Acceptance(self._kind(DRAFT, _ALONG, wish.drawn).probability)
+        return self._drafted[wish.row]
 
     def _proposal(self, wish: Wish) -> Guess:
         """The best guess without a draft model."""
@@ -330,9 +347,9 @@ class Guesser:
         guessed without it, which should give `speed` tokens per second."""
         places, behind, given, size = list[int](), 0, float(len(wishes)), len(wishes)
         for place, (wish, guess) in enumerate(zip(wishes, made, strict=True)):
-            along = self._kind(DRAFT, _ALONG, wish.drawn).probability
             unread = None if wish.row is None or wish.wanted == 0 or wish.most < 1 else drafting.behind(wish.row)
-            if unread is None or (guess.tokens and wish.wanted is None and guess.kinds[0].probability > along):
+            known = guess.tokens and wish.wanted is None  # what is guessed without it
+            if unread is None or (known and guess.kinds[0].probability > self._along(wish).probability):
                 given, size = given + sum(guess.chances()), size + len(guess.tokens)
             else:
                 places.append(place)
@@ -341,12 +358,15 @@ class Guesser:
             return places
         step = self._draft_seconds(len(places), drafting)
         # What it has to read besides the last tokens, such as the prompt, pays off over the rest of the reply.
-        reading = self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES * max(0, behind - 2 * len(places))
-        spent = step + reading * _PER_PASS / max(_PER_PASS, max(wishes[place].left for place in places))
+        reading = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
+        passes = max(1.0, max(wishes[place].left for place in places) / _PER_PASS)
+        spent = step + reading * max(0, behind - 2 * len(places)) / passes
+        chances = [self._along(wishes[place]) for place in places]
+        hoped = [max(each.probability, _HOPED * (each.tried < _FEWEST_TRIED)) for each in chances]
         for number in range(1, MOST_GUESSES + 1):
-            for place in places:
+            for place, chance in zip(places, hoped, strict=True):
                 if number <= wishes[place].most:
-                    given += self._kind(DRAFT, _ALONG, wishes[place].drawn).probability ** number
+                    given += chance**number
                     size += 1
             if given / (self.pace.seconds(size) + spent) > speed:
                 return places
@@ -362,7 +382,7 @@ class Guesser:
             given, size = given + sum(chances), size + len(chances)
             number = len(guess.tokens) if place in drafted else wish.most
             if number < min(wish.most, MOST_GUESSES if wish.wanted is None else wish.wanted):
-                more += 1.0 if wish.wanted else chances[-1] * self._kind(DRAFT, _ALONG, wish.drawn).probability
+                more += 1.0 if wish.wanted else chances[-1] * self._along(wish).probability
                 longer += 1
             if longer and wish.wanted:
                 return True

@@ -14,7 +14,7 @@ from solm.core.errors import SolmError
 from solm.runtime.batch import Batch, Row, decode
 from solm.runtime.draft import Drafter, check_vocabulary
 from solm.runtime.grammars import Grammar
-from solm.runtime.guess import DRAFT, Guesser, Pace
+from solm.runtime.guess import DRAFT, Drafted, Guesser, Pace, Wish
 from solm.runtime.sampling import Sampler
 
 ENDLESS = {"eos_token_id": -1}
@@ -222,6 +222,44 @@ def test_the_draft_is_asked_no_more_where_it_is_wrong(other_lm):
     paced(other_lm, 0.2)
     traces = [other_lm.generate(ids(1), max_new_tokens=100, **ENDLESS).trace for _ in range(4)]
     assert traces[0].guesses[DRAFT][0] > 5 * traces[-1].guesses.get(DRAFT, [0])[0]
+
+
+class Text:
+    """A reply, to be told from others."""
+
+
+class Certain:
+    """A draft model that gives its next tokens this probability. asked: how often it was."""
+
+    weight = 0.2
+
+    def __init__(self):
+        self.asked, self.probability = 0, 0.0
+
+    def behind(self, row):
+        return 1
+
+    def draft(self, rows):
+        self.asked += 1
+        while True:
+            yield Drafted(dict.fromkeys(rows, (7, self.probability)), len(rows), 0.2)
+
+
+def test_another_reply_is_tried_anew():
+    """One reply that the draft model cannot guess says little about the next one."""
+    draft, guesser = Certain(), Guesser()
+    guesser.pace, guesser.draft_pace = Fixed(1.0, 0.1), Fixed(0.2, 0.02)
+
+    def passes(probability, accepts):
+        draft.asked, draft.probability, text = 0, probability, Text()
+        for _ in range(20):
+            wish = Wish(text, (), 5, None, 50, False)
+            (guess,) = guesser.choose([wish], draft)
+            guesser.learn(wish, guess, len(guess.tokens) if accepts else 0)
+        return draft.asked
+
+    assert passes(0.3, accepts=False) < 10
+    assert passes(0.99, accepts=True) == 20
 
 
 def test_torch_drafts_where_a_number_is_asked_for(tiny_lm, byte_tokenizer):

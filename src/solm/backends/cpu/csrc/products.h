@@ -128,7 +128,7 @@ struct Products {
     if (!std::is_same_v<W, int8_t>) return next;
     const Range range = range_of(m, in);
     const size_t stride = stride_of(m);
-    if (in_panels(rows)) set_slab(m, high_only, 0, next.slices);
+    if (in_panels(rows)) set_slab(m, high_only, 0, slab_of(rows), next.slices);
     else next.slices[0].bytes = bytes_read(m, high_only);
     for (int i = range.from * range.size; i < std::min(in, (range.from + 1) * range.size); ++i)
       if (kept >> (i % GROUP) & 1) next.row[next.count++] = static_cast<const uint8_t*>(m.data) + i * stride;
@@ -209,9 +209,9 @@ struct Products {
     }
   }
 
-  // Where rows have the slab of outputs from `from` on: its upper bits, or bytes, and its lower bits.
-  static void set_slab(const Matrix& m, bool high_only, int from, Slice* slices) {
-    const int count = std::min(Panel::SLAB, padded(m.outputs) - from);
+  // Where rows have the `slab` outputs from `from` on: their upper bits, or bytes, and their lower bits.
+  static void set_slab(const Matrix& m, bool high_only, int from, int slab, Slice* slices) {
+    const int count = std::min(slab, padded(m.outputs) - from);
     if (!m.bits) {
       slices[0] = {size_t(from), size_t(count)};
       return;
@@ -229,16 +229,16 @@ struct Products {
                      Takes takes) {
     const Range range = range_of(m, in);
     const auto* weights = static_cast<const uint8_t*>(m.data);
-    const int count = range.to - range.from, out = padded(m.outputs);
+    const int count = range.to - range.from, out = padded(m.outputs), slab = slab_of(rows);
     for (int i = 0; i < count; ++i)
       groups[i].gather(range.from + i, range.size, rounded.data(), rows, weights, stride_of(m), takes);
-    for (int from = 0; from < out; from += Panel::SLAB) {
-      const int to = std::min(from + Panel::SLAB, out);
+    for (int from = 0; from < out; from += slab) {
+      const int to = std::min(from + slab, out);
       bool first = !again;
       for (int i = 0; i < count; ++i) {
-        const int next = i + 1 < count ? i + 1 : 0, next_from = next ? from : from + Panel::SLAB;
+        const int next = i + 1 < count ? i + 1 : 0, next_from = next ? from : from + slab;
         Slice slices[2];
-        if (next_from < out) set_slab(m, high_only, next_from, slices);
+        if (next_from < out) set_slab(m, high_only, next_from, slab, slices);
         PrefetchCursor cursor = next_from < out ? PrefetchCursor(groups[next], slices[0], slices[1]) : PrefetchCursor(after);
         const uint16_t* grid = m.bits && next_from < out ? Grid(m, range.from + next).step + next_from : nullptr;
         if (groups[i].count) {
