@@ -30,9 +30,9 @@ from evidence.bench.timed_engines import TRANSFORMERS, Ours, Theirs, Timed, show
 from solm.backends.cpu.engine import check_precision
 from solm.backends.cpu.files.sources import source_of
 from solm.backends.cpu.library import NATIVE, asked_engine, choose_engine
-from solm.backends.machine import memory_bandwidth
 from solm.backends.names import gguf_of
 from solm.core.errors import SolmError
+from solm.core.provenance import memory_bandwidth
 
 READ_ONCE = 4096
 """Tokens of a context from which on one text is read, and not one for every round."""

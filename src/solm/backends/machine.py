@@ -2,12 +2,9 @@
 
 import ctypes
 import gc
-import mmap
 import os
 import platform
-import statistics
 import sys
-import time
 from collections.abc import Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -213,17 +210,3 @@ def give_back_freed_memory() -> None:
 
 def _glibc() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if platform.libc_ver()[0] == "glibc" else None
-
-
-def memory_bandwidth() -> float:
-    """Gigabytes per second of a sum over more memory than any cache holds."""
-    import torch
-
-    # Mapped for itself: the heap would keep this size.
-    data = torch.frombuffer(mmap.mmap(-1, 1 << 27), dtype=torch.float32).fill_(1.0)
-    times = []
-    for _ in range(7):
-        begun = time.perf_counter()
-        data.sum()
-        times.append(time.perf_counter() - begun)
-    return data.nbytes / 1e9 / statistics.median(times)

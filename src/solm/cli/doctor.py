@@ -33,7 +33,8 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
 
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features, variants_of
-    from solm.backends.machine import default_threads, memory_bandwidth, usable_cores
+    from solm.backends.machine import default_threads, usable_cores
+    from solm.core.provenance import memory_bandwidth
 
     fixes = []
     compiler = find_compiler()

@@ -1,10 +1,13 @@
 """Where an artefact comes from: command, commit, versions, machine."""
 
+import mmap
 import os
 import platform
 import shlex
+import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -99,3 +102,17 @@ def processor() -> str:
     name, family, model = (fields.get(key, "") for key in ("model name", "cpu family", "model"))
     told = f"{name} (family {family}, model {model})" if name and family and model else name
     return told or platform.processor() or platform.machine()
+
+
+def memory_bandwidth() -> float:
+    """Gigabytes per second of a sum over more memory than any cache holds."""
+    import torch
+
+    # Mapped for itself: the heap would keep this size.
+    data = torch.frombuffer(mmap.mmap(-1, 1 << 27), dtype=torch.float32).fill_(1.0)
+    times = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        data.sum()
+        times.append(time.perf_counter() - begun)
+    return data.nbytes / 1e9 / statistics.median(times)

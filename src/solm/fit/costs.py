@@ -1,5 +1,6 @@
 """What steps take, how large an activation must be to be kept, and what every level costs where all steps take it."""
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -24,16 +25,16 @@ _MOST_TEXTS = 8
 _LEAST_FACTOR = 0.01
 _TRIES = 3
 """Measurements of steps at most, as long as a busy machine leaves them unsure."""
-_WORST_FLOOR = 0.98
+_WORST_FLOOR = 0.99
 """Share of the dense step's time above which the lowest levels save nothing that is worth a fit."""
 
 
 def time_steps(job: Job) -> None:
     """What steps take on this machine. Raises `SolmError` where no level saves any time."""
-    sizes, progress = job.sizes("timings"), job.progress("timings")
-    found: StepClock | None = None
+    sizes, lm, found = job.sizes("timings"), job.lm.with_policy(None, job.rules), None
     for _ in range(_TRIES):
-        again = measure_clock(job.lm, lambda _, done, total: progress(done, total), sizes.timing_seconds)
+        tell = functools.partial(_told, job.progress("timings"))
+        again = measure_clock(lm, tell, sizes.timing_seconds)
         found = again if found is None or again.error < found.error else found
         if found.error <= UNSURE:
             break
@@ -43,8 +44,12 @@ def time_steps(job: Job) -> None:
             f"timings: steps are known to within {found.error:.0%} of a dense step, so budgets in time are no surer "
             "than that; other processes use this machine"
         )
-    check_worth(job.lm, found, sizes.context)
+    check_worth(lm, found, sizes.context)
     write_text(job.folder.path / TIMINGS, found.model_dump_json(indent=2) + "\n")
+
+
+def _told(progress: Callable[[int, int], None], _: str, done: int, total: int) -> None:
+    progress(done, total)
 
 
 def check_worth(lm: LanguageModel, timings: StepClock, context: int) -> None:

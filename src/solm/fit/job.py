@@ -112,13 +112,19 @@ class Job:
         return read_model(self.folder.path / TIMINGS, StepClock)
 
     @property
-    def plain(self) -> SparsityConfig:
-        """How actions are carried out: by thresholds, shares of channels count milliseconds, and all layers alike."""
-        parts, clock = worth_parts(self.lm.shapes), self.timings
-        if self.lm.sparsity.bits_site == "weights" and clock.mlp_ms > 0:
-            parts["upper_bits_part"] = round(min(max(1 - clock.bits_ms * _UPPER / clock.mlp_ms, 0.5), 1.0), 3)
+    def rules(self) -> SparsityConfig:
+        """How actions are carried out: by thresholds, shares of channels count about milliseconds, all layers alike."""
         thresholds = read_model(self.folder.path / THRESHOLDS, ChannelThresholds)
-        return self.lm.sparsity.model_copy(update={**parts, "thresholds": thresholds})
+        return self.lm.sparsity.changed(**worth_parts(self.lm.shapes), thresholds=thresholds)
+
+    @property
+    def plain(self) -> SparsityConfig:
+        """The same where weights' upper bits count what they take, as it was timed."""
+        clock, rules = self.timings, self.rules
+        if rules.bits_site != "weights" or not clock.mlp_ms:
+            return rules
+        part = 1 - clock.bits_ms * _UPPER / clock.mlp_ms
+        return rules.changed(upper_bits_part=round(min(max(part, 0.5), 1.0), 3))
 
     @property
     def sparsity(self) -> SparsityConfig:

@@ -14,7 +14,7 @@ from solm.policies.curves import BIT_PROBES, CHECKED, PROBED, PROBES
 from solm.runtime.language_model import LanguageModel
 
 PHASES = {
-    "timings": 0.08, "thresholds": 0.02, "allocation": 0.25, "own texts": 0.02, "samples": 0.28, "level costs": 0.1,
+    "thresholds": 0.02, "timings": 0.08, "allocation": 0.25, "own texts": 0.02, "samples": 0.28, "level costs": 0.1,
     "long contexts": 0.07, "comparison": 0.18,
 }  # fmt: skip
 """Shares of the minutes, in the order of the phases."""

@@ -24,8 +24,8 @@ from solm.runtime.language_model import LanguageModel
 
 _ALLOCATED = [files.TIMINGS, files.THRESHOLDS, files.ALLOCATION]
 ORDER: tuple[tuple[str, str, list[str], Callable[[Job], Files]], ...] = (
-    ("timings", files.TIMINGS, [], time_steps),
     ("thresholds", files.THRESHOLDS, [], find_thresholds),
+    ("timings", files.TIMINGS, [files.THRESHOLDS], time_steps),
     ("allocation", files.ALLOCATION, [files.TIMINGS, files.THRESHOLDS], allocate),
     ("own texts", files.OWN_TEXTS, [], continue_texts),
     ("samples", files.COLLECTED, [*_ALLOCATED, files.OWN_TEXTS], collect),
@@ -107,8 +107,8 @@ def plan_lines(job: Job, strict: bool) -> list[str]:
     compared = ", ".join(f"{_texts(c.texts)} of {c.length} tokens after {c.context}" for c in sizes.comparisons)
     after = f"{sizes.cost_length} tokens after {' and '.join(map(str, sizes.long_contexts))}"
     told = {
-        "timings": "steps that leave out more and less",
         "thresholds": f"{_texts(sizes.threshold_texts)} of {sizes.context} tokens",
+        "timings": "steps that leave out more and less",
         "allocation": f"{_texts(sizes.allocation_texts)} of {sizes.allocation_length} tokens after {sizes.context}, or "
         "fewer and KV heads too where pages are worth it",
         "own texts": f"{_texts(sizes.own_texts)} that the model continues, for the samples",

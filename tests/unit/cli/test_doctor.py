@@ -8,7 +8,7 @@ from solm.cli.doctor import doctor
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr("solm.backends.machine.memory_bandwidth", lambda: 1.0)
+    monkeypatch.setattr("solm.core.provenance.memory_bandwidth", lambda: 1.0)
 
 
 def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, quick, byte_tokenizer, monkeypatch):
@@ -28,7 +28,7 @@ def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch):
 def test_a_cache_folder_of_no_use_is_not_blamed_on_the_compiler(tiny_folder, monkeypatch):
     monkeypatch.setenv("SOLM_CACHE", "/proc/solm")
     monkeypatch.setenv("SOLM_CXXFLAGS", "-DFRESH")  # an engine that is not built yet
-    monkeypatch.setattr("solm.backends.machine.memory_bandwidth", lambda: 1.0)
+    monkeypatch.setattr("solm.core.provenance.memory_bandwidth", lambda: 1.0)
     (fix,) = (fix for fix in doctor(model=str(tiny_folder)).content["fixes"] if "/proc/solm" in fix)
     assert fix.startswith("the cpu backend cannot be compiled to /proc/solm: ")
     assert fix.endswith("; set SOLM_CACHE to another folder")
