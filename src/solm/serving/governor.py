@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 
 from solm.core.arrays import Array
-from solm.serving.settings import PRIORITIES
 
 _SMOOTHING = 0.03
 """Weight of the latest gap in the mean. Small, so that a prompt that is read every dozen steps makes no peak."""
@@ -195,11 +194,6 @@ class Governor:
         if self.savings.measuring:
             return 0.0 if self.savings.lowered else 1.0
         return min(1.0, max(0.0, rank + 1 - self.pressure))
-
-    @property
-    def dials(self) -> list[float]:
-        """By rank, as `dial`."""
-        return [self.dial(rank) for rank in range(len(PRIORITIES))]
 
     def dial_for(self, rank: int, deadline: float | None, now: float, left: int) -> float:
         """The dial of a row with `left` tokens to go until `deadline` (seconds on the clock); 0 where no time is

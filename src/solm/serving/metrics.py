@@ -1,7 +1,7 @@
 """Metrics of a server in the format of Prometheus, also by vLLM's names."""
 
 from collections import Counter as Count
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -53,31 +53,24 @@ class Metrics:
         self.prefix_bytes = Gauge("solm_prefix_cache_bytes", "What their keys and values take.", registry=of)
         self.pages = Gauge("solm_pages", "Pages of keys and values held, on the cpu backend.", registry=of)
         self.page_bytes = Gauge("solm_page_bytes", "What they take.", registry=of)
-        of_class = Gauge("solm_class_rows", "Rows by priority and state.", ["priority", "state"], registry=of)
-        self.class_running = [of_class.labels(name, "running") for name in PRIORITIES]
-        self.class_waiting = [of_class.labels(name, "waiting") for name in PRIORITIES]
-        dials = Gauge("solm_class_dial", "By priority; 1: budgets as requested, 0: floors.", ["priority"], registry=of)
-        self.class_dial = [dials.labels(name) for name in PRIORITIES]
-        nets = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", ["priority"], registry=of)
-        self.class_net = [nets.labels(name) for name in PRIORITIES]
-        requested = Summary("solm_class_net_requested", "Net keep that they requested.", ["priority"], registry=of)
-        self.class_requested = [requested.labels(name) for name in PRIORITIES]
-        floors = Summary("solm_class_net_floor", "Net keep of their floors.", ["priority"], registry=of)
-        self.class_floor = [floors.labels(name) for name in PRIORITIES]
+        rows, priority = "Rows by priority and state.", ["priority"]
+        self.class_rows = Gauge("solm_class_rows", rows, [*priority, "state"], registry=of)
+        dial = "By priority; 1: budgets as requested, 0: floors."
+        self.class_dial = Gauge("solm_class_dial", dial, priority, registry=of)
+        self.class_net = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", priority, registry=of)
+        requested, floor = "Net keep that they requested.", "Net keep of their floors."
+        self.class_requested = Summary("solm_class_net_requested", requested, priority, registry=of)
+        self.class_floor = Summary("solm_class_net_floor", floor, priority, registry=of)
+        for name in PRIORITIES:  # all there from the start
+            for summary in (self.class_net, self.class_requested, self.class_floor):
+                summary.labels(name)
 
-    def set_classes(self, running: Sequence[int], waiting: Sequence[int], dials: Sequence[float]) -> None:
-        """Set the numbers of rows and the dials, all by rank of their priority."""
-        for rank, dial in enumerate(dials):
-            self.class_running[rank].set(running[rank])
-            self.class_waiting[rank].set(waiting[rank])
-            self.class_dial[rank].set(dial)
-
-    def spent(self, rank: int, requested: float, floor: float, net: float) -> None:
+    def spent(self, priority: str, requested: float, floor: float, net: float) -> None:
         """Count the net keeps that a row of a priority requested, of its floor, and that it spent."""
         self.net.observe(net)
-        self.class_net[rank].observe(net)
-        self.class_requested[rank].observe(requested)
-        self.class_floor[rank].observe(floor)
+        self.class_net.labels(priority).observe(net)
+        self.class_requested.labels(priority).observe(requested)
+        self.class_floor.labels(priority).observe(floor)
 
     def told(self, realised: Mapping[str, float]) -> None:
         """Count what a reply said of its time and, where it is expected or measured, its loss."""
@@ -86,11 +79,6 @@ class Metrics:
             self.dense.set(realised["dense_ms"])
         if "loss" in realised:
             self.loss.observe(realised["loss"])
-
-    def count_pages(self, held: Callable[[], tuple[int, int] | None]) -> None:
-        """Report what `held` says, as `Backend.pages_held` does, whenever the metrics are read."""
-        self.pages.set_function(lambda: (held() or (0, 0))[0])
-        self.page_bytes.set_function(lambda: (held() or (0, 0))[1])
 
     def text(self) -> bytes:
         """All metrics in the text format of Prometheus."""

@@ -251,7 +251,7 @@ class Scheduler:
     clock = staticmethod(time.perf_counter)
 
     def __init__(self, lm: LanguageModel, settings: ServeSettings, metrics: Metrics, thread: Executor | None = None):
-        self.lm, self.settings, self.metrics = lm, settings, metrics
+        self.lm, self.settings = lm, settings
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
         self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
@@ -270,6 +270,26 @@ class Scheduler:
         self.stopping = self.failed = False  # it is to end; it ended with an error
         self._thread = thread or ThreadPoolExecutor(1, thread_name_prefix="solm-decode")
         self.running: Future[None] | None = None
+        self.count_in(metrics)
+
+    def count_in(self, metrics: Metrics) -> None:
+        """Count what happens from here on in `metrics`. What there is at a time is looked up when they are read."""
+        self.metrics = metrics
+        metrics.running.set_function(lambda: len(self._batch.rows))
+        metrics.waiting.set_function(lambda: sum(map(len, self._waiting)))
+        for rank, name in enumerate(PRIORITIES):
+            metrics.class_rows.labels(name, "running").set_function(partial(self._running, rank))
+            metrics.class_rows.labels(name, "waiting").set_function(partial(len, self._waiting[rank]))
+            metrics.class_dial.labels(name).set_function(partial(self.governor.dial, rank))
+        metrics.allowed.set_function(lambda: self.governor.rows)
+        metrics.prefix_tokens.set_function(lambda: self.prefixes.tokens)
+        metrics.prefix_bytes.set_function(lambda: self.prefixes.bytes)
+        metrics.pages.set_function(lambda: (self.lm.backend.pages_held() or (0, 0))[0])
+        metrics.page_bytes.set_function(lambda: (self.lm.backend.pages_held() or (0, 0))[1])
+
+    def _running(self, rank: int) -> int:
+        """Rows of a priority that decode."""
+        return sum(row.job.budget.rank == rank for row in list(self._batch.rows))
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begin to decode. loop: the one that reads the queues of `post`."""
@@ -350,17 +370,14 @@ class Scheduler:
         for row in left:
             self._fail(row.job, end)
         self._send()
-        self._measure()
 
     def _decode(self) -> None:
         while True:
             with self._changed:
-                self._measure()
                 idle = False
                 while not (self.stopping or self.busy or idle):
                     self.governor.idle()
                     idle = not self._changed.wait(FORGETS) and self.clock() > self._timed + STALE
-                    self._measure()
                 if self.stopping:
                     return
             if idle:
@@ -370,21 +387,6 @@ class Scheduler:
             for act in (self._drop, self._read, self._step):
                 act()
                 self._send()
-
-    def _measure(self) -> None:
-        metrics, governor, rows = self.metrics, self.governor, self._batch.rows
-        running, waiting = [0] * len(PRIORITIES), list(map(len, self._waiting))
-        for row in rows:
-            running[row.job.budget.rank] += 1
-        metrics.running.set(len(rows))
-        metrics.waiting.set(sum(waiting))
-        metrics.set_classes(running, waiting, governor.dials)
-        if rows:  # else what was measured last stays
-            saved = governor.savings.of(len(rows), sum(self._lowerable()))
-            metrics.saving.set(float("nan") if saved is None else saved)
-        metrics.allowed.set(governor.rows)
-        metrics.prefix_tokens.set(self.prefixes.tokens)
-        metrics.prefix_bytes.set(self.prefixes.bytes)
 
     def _drop(self) -> None:
         """Drop cancelled jobs, and fail those that have expired."""
@@ -496,6 +498,8 @@ class Scheduler:
             else:
                 self._broken(row.job, row.error)
         self.governor.stepped(rows, lowerable, seconds * rows / tokens)  # for a token of every row
+        saved = self.governor.savings.of(rows, sum(lowerable))
+        self.metrics.saving.set(float("nan") if saved is None else saved)
 
     def _aim(self) -> None:
         """Tell rows what their next step may spend, as governor, deadlines and the size of the batch leave it.
@@ -544,7 +548,7 @@ class Scheduler:
             metrics.told(ended.compute.realised)
             net = ended.compute.realised["net"]
             requested = row.mean(*({"net": each.budget.net} for each in (budget.resolved, budget.reasoning)))["net"]
-            metrics.spent(budget.rank, requested, budget.resolved.floor.net, net)
+            metrics.spent(budget.priority, requested, budget.resolved.floor.net, net)
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
         """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises

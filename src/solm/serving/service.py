@@ -65,7 +65,6 @@ class Service:
         self._names = {name, *aliases}
         self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
-        self.metrics.count_pages(lm.backend.pages_held)
         self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
         self.budgets = RequestBudgets(lm, settings)
         self.scheduler = Scheduler(lm, settings, Metrics(), thread)  # until the server is warm
@@ -94,7 +93,7 @@ class Service:
         # What is there by now stays: a full collection would walk through all of it, a quarter of a second in mid-step.
         gc.collect()
         gc.freeze()
-        self.scheduler.metrics = self.metrics
+        self.scheduler.count_in(self.metrics)
         self.ready = True
 
     async def _warm_up(self) -> None:

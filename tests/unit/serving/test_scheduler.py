@@ -31,7 +31,6 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
     model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
     with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
         metrics = Metrics()
-        metrics.count_pages(lm.backend.pages_held)
         scheduler = Scheduler(lm, ServeSettings(prefix_mb=memory, max_rows=3), metrics)
         texts: dict[int, list[int]] = {}
         ends: dict[int, object] = {}

@@ -5,7 +5,8 @@ from solm.serving.metrics import Metrics, VllmNames
 
 def test_the_same_numbers_have_vllms_names_with_the_models():
     metrics, held = Metrics(), [(10, 1000)]
-    metrics.count_pages(lambda: held[0])
+    metrics.pages.set_function(lambda: held[0][0])
+    metrics.page_bytes.set_function(lambda: held[0][1])
     metrics.registry.register(VllmNames(metrics, "m", lambda page_bytes: 4000 / page_bytes))
 
     def value(name, **labels):
