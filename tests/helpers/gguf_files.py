@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from gguf import GGUFWriter, quants
+from gguf import GGUFWriter, RopeScalingType, quants
 from gguf.constants import GGML_QUANT_SIZES
 from gguf.constants import GGMLQuantizationType as TensorType
 
@@ -14,7 +14,7 @@ from helpers.models import tiny_model
 from helpers.weights import random_blocks as centred_blocks
 from solm.backends.cpu import border
 from solm.backends.cpu.files.layout import Form
-from solm.backends.cpu.files.sources import FLOATS, QUANTISED, LoadedModel, Tensor, WeightSource
+from solm.backends.cpu.files.sources import FLOATS, QUANTISED, ROTATED, VECTORS, LoadedModel, Tensor, WeightSource
 from solm.backends.cpu.files.spec import ModelSpec, Place
 from solm.backends.cpu.library import library
 
@@ -77,6 +77,10 @@ def write_gguf(
     writer = GGUFWriter(path, spec.description.architecture)
     positions = model.config.rope_parameters
     write_sizes(writer, spec, positions.get("full_attention", positions)["rope_theta"])
+    if positions.get("rope_type") == "yarn":
+        writer.add_rope_scaling_type(RopeScalingType.YARN)
+        writer.add_rope_scaling_factor(positions["factor"])
+        writer.add_rope_scaling_orig_ctx_len(positions["original_max_position_embeddings"])
     for key, value in (fields or {}).items():
         add = writer.add_string if isinstance(value, str) else writer.add_float32
         (writer.add_uint32 if type(value) is int else add)(key, value)
@@ -87,9 +91,9 @@ def write_gguf(
             if name in place.fused[1:] and not place.of_experts:
                 continue  # written with the first of them
             weight = stored_values(source, place, name, layer)
-            if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
-                weight = interleaved(weight, spec.head_dim)
-            kind = TensorType.F32 if weight.ndim == 1 or name == "router" else type_of(name)
+            if (spec.description.interleaved or spec.description.neighbours) and name in ROTATED:
+                weight = interleaved(weight, spec.head_dim, 2 * len(spec.rope.inverse_frequencies))
+            kind = TensorType.F32 if name.endswith(VECTORS) else type_of(name)
             rows = weight.reshape(-1, weight.shape[-1])
             blocks = weight if kind == TensorType.F32 else encoded(rows, kind).reshape(*weight.shape[:-1], -1)
             writer.add_tensor(place.gguf, blocks, raw_dtype=kind)
@@ -131,6 +135,8 @@ def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
         (scales.softmax, spec.head_dim**-0.5, writer.add_attention_scale),
         (scales.residual, 1, writer.add_residual_scale),
         (1 / scales.logits, 1, writer.add_logit_scale),
+        (scales.attention_cap, 0, writer.add_attn_logit_softcapping),
+        (scales.logit_cap, 0, writer.add_final_logit_softcapping),
         (scales.embedding, spec.hidden**0.5 if spec.description.root_embeddings else 1, writer.add_embedding_scale),
     ):
         if value != usual:
@@ -144,10 +150,13 @@ def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
     writer.add_eos_token_id(2)
 
 
-def interleaved(weight: np.ndarray, head_dim: int) -> np.ndarray:
-    """Rows in the order of llama.cpp's files: those that are rotated together next to each other."""
-    halves = weight.reshape(-1, 2, head_dim // 2, *weight.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(weight.shape)
+def interleaved(weight: np.ndarray, head_dim: int, rotary: int) -> np.ndarray:
+    """Rows in the order of llama.cpp's files: those that are rotated together, the first of a head, next to each
+    other."""
+    heads = weight.reshape(-1, head_dim, *weight.shape[1:]).copy()
+    halves = heads[:, :rotary].reshape(-1, 2, rotary // 2, *weight.shape[1:])
+    heads[:, :rotary] = halves.swapaxes(1, 2).reshape(heads[:, :rotary].shape)
+    return heads.reshape(weight.shape)
 
 
 def tensor_of(kind: TensorType, outputs: int, inputs: int, seed: int = 0, order: np.ndarray | None = None) -> Tensor:

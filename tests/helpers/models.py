@@ -35,6 +35,7 @@ EXTRA = {
         "num_local_experts": 8, "num_experts_per_tok": 3,
         "embedding_multiplier": 6.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 4.0,
     },
+    "gpt_oss": {"num_local_experts": 8, "num_experts_per_tok": 3, "sliding_window": 40},
     "exaone4": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
 }  # fmt: skip
 

@@ -20,8 +20,13 @@ _QWEN2 = (
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 _LLAMA3 = _QWEN2.replace(r"\p{N}| ?", r"\p{N}{1,3}| ?")
+_CASED = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]%s[\p{Ll}\p{Lm}\p{Lo}\p{M}]%s(?i:'s|'t|'re|'ve|'m|'ll|'d)?|"
+_GPT_4O = (
+    _CASED % ("*", "+") + _CASED % ("+", "*") + (r"\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+")
+)
 SPLITS: dict[str, str | None] = {
     "qwen2": _QWEN2, "deepseek-r1-qwen": _QWEN2, "llama-bpe": _LLAMA3,
+    "glm4": _LLAMA3, "chatglm-bpe": _LLAMA3, "gpt-4o": _GPT_4O,
     "smollm": None, "gpt-2": None, "olmo": None, "default": None,
 }  # fmt: skip
 """By what a file says in ``tokenizer.ggml.pre``, how texts are cut before merges apply; None: as GPT-2 cuts them."""

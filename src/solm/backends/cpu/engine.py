@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from solm.backends.cpu import border
 from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
 from solm.backends.cpu.files.config import from_config
-from solm.backends.cpu.files.layout import FLOATS, PRECISIONS, Part, layout_of, with_stored_bits
+from solm.backends.cpu.files.layout import FLOATS, MLP, PRECISIONS, SITES, Part, layout_of, with_stored_bits
 from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, vector
 from solm.backends.cpu.files.rope import Rope
 from solm.backends.cpu.files.sources import Tensor, WeightSource
@@ -195,8 +195,11 @@ class Engine:
         layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
             layer.qkv, layer.out, *products = [_product(parts, address) for parts in layout.layers[number].values()]
-            pairs = list(zip(products[::2], products[1::2], strict=True))
-            mlps = (border.Mlp * len(pairs))(*(border.Mlp(gate_up, down) for gate_up, down in pairs))
+            mlps = (border.Mlp * (len(products) // 2))()
+            for expert, mlp in enumerate(mlps):
+                mlp.gate_up, mlp.down = products[2 * expert : 2 * expert + 2]
+                for site in MLP:
+                    setattr(mlp, f"{site}_bias", self._bias(site, number, expert if spec.experts else None))
             self._kept.append(mlps)
             layer.mlps = ctypes.addressof(mlps)
             for name, value in self._vectors(number).items():
@@ -216,6 +219,7 @@ class Engine:
             experts_used=spec.experts_used, shares_normed=spec.shares_normed, epsilon=spec.epsilon,
             embedding_scale=self._embedding_scale(embedding), softmax_scale=spec.scales.softmax,
             residual_scale=spec.scales.residual, logit_scale=spec.scales.logits,
+            attention_cap=spec.scales.attention_cap, logit_cap=spec.scales.logit_cap,
         )  # fmt: skip
         return border.Model(
             sizes=sizes,
@@ -244,14 +248,18 @@ class Engine:
         self._kept.append(kept)
         return kept.ctypes.data
 
-    def _vectors(self, layer: int) -> dict[str, int]:
-        """The addresses of a layer's norms and bias by their names in `border.Layer`."""
-        norms = [name for name in self.spec.places(layer) if name.endswith(("norm", "router"))]
-        vectors = {name: self._floats(vector(self.source, name, layer)) for name in norms}
-        if self.spec.qkv_bias:
-            biases = [vector(self.source, f"{name}_bias", layer) for name in ("q", "k", "v")]
-            vectors["qkv_bias"] = self._floats(np.concatenate(biases))
-        return vectors
+    def _vectors(self, layer: int) -> dict[str, int | None]:
+        """The addresses of a layer's norms, router, sinks and biases by their names in `border.Layer`."""
+        names = [name for name in self.spec.places(layer) if name.endswith(("norm", "router", "sinks", "router_bias"))]
+        biases = {f"{site}_bias": self._bias(site, layer) for site in ("qkv", "out")}
+        return biases | {name: self._floats(vector(self.source, name, layer)) for name in names}
+
+    def _bias(self, site: str, layer: int, expert: int | None = None) -> int | None:
+        """The address of the bias of a product, see `SITES`, of a layer or its expert; None where it has none."""
+        names = [f"{name}_bias" for name in SITES[site]]
+        if names[0] not in self.spec.places(layer):
+            return None
+        return self._floats(np.concatenate([vector(self.source, name, layer, expert) for name in names]))
 
 
 def _product(parts: Sequence[Part], address: int) -> Any:

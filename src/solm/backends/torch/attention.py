@@ -3,7 +3,7 @@ function that transformers calls for it: the model's own when dense, ours under 
 
 import sys
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -17,14 +17,22 @@ from solm.backends.torch.plan import Layout, Plan, active_pass
 from solm.core.errors import UnsupportedModelError
 
 
+class Scoring(NamedTuple):
+    """How scores are made. scaling: of products. softcap: what they are softly kept below. sinks: a score of each query
+    head [Hq] beside those of tokens, whose weight goes to no value."""
+
+    scaling: float
+    softcap: float | None = None
+    sinks: torch.Tensor | None = None
+
+
 def attend(
     query: torch.Tensor,
     prefix: KeyValues | None,
     own: KeyValues,
     layout: Layout,
     plan: Plan,
-    scaling: float,
-    softcap: float | None = None,
+    scoring: Scoring,
     sliding_window: int | None = None,
 ) -> torch.Tensor:
     """Attention output [N, Hq, Q, Dv] of query [N, Hq, Q, D].
@@ -36,25 +44,27 @@ def attend(
     `kernels.reads_pages` names run as Triton kernels that read the chosen pages only; everything else is masked.
     """
     sparse = plan.sparse_attention and sliding_window is None
-    if sparse and kernels.reads_pages(query, plan):
+    if sparse and scoring.sinks is None and kernels.reads_pages(query, plan):
         from solm.backends.torch.triton.page_attention import attend_pages
 
-        return attend_pages(query, prefix, own, layout, plan, scaling, softcap)
+        return attend_pages(query, prefix, own, layout, plan, scoring.scaling, scoring.softcap)
     rows, heads, length, size = query.shape
     kv_heads = own.keys.shape[1]
-    folded = (query * scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
+    folded = (
+        (query * scoring.scaling).reshape(layout.sequences, layout.forks, kv_heads, -1, length, size).transpose(1, 2)
+    )
     mask = layout.visible(sliding_window)[:, :, :, None]
     if sparse:
         mask = mask & select_pages(folded, prefix, own, layout, plan)
-    if softcap is None and folded.shape[3] * length > 2 * size:
+    if scoring.softcap is None and scoring.sinks is None and folded.shape[3] * length > 2 * size:
         output = _fused(folded, prefix, own, mask)
     else:
-        output = _by_scores(folded, prefix, own, mask, softcap)
+        output = _by_scores(folded, prefix, own, mask, scoring)
     return output.transpose(1, 2).reshape(rows, heads, length, -1)
 
 
 def _by_scores(
-    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, mask: torch.Tensor, softcap: float | None
+    folded: torch.Tensor, prefix: KeyValues | None, own: KeyValues, mask: torch.Tensor, scoring: Scoring
 ) -> torch.Tensor:
     """Output [S, H, K, G, Q, Dv] of folded queries [S, H, K, G, Q, D] under a mask [S, H or 1, K, G or 1, Q, P + T] of
     the prefix's and own tokens."""
@@ -63,10 +73,15 @@ def _by_scores(
     if prefix is not None:
         shared = folded.flatten(2, 4) @ prefix.keys[:, :, 0].mT
         scores = torch.cat([shared.unflatten(2, (forks, groups, length)), scores], -1)
-    if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
+    if scoring.softcap is not None:
+        scores = torch.tanh(scores / scoring.softcap) * scoring.softcap
     scores += _bias(mask, scores.dtype)
+    if scoring.sinks is not None:
+        sinks = scoring.sinks.to(scores.dtype).reshape(scores.shape[1], 1, groups, 1, 1)
+        scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], -1)
     weights = torch.softmax(scores, -1)
+    if scoring.sinks is not None:
+        weights = weights[..., :-1]
     split = 0 if prefix is None else prefix.keys.shape[3]
     output = (weights[..., split:].flatten(3, 4) @ own.values).unflatten(3, (groups, length))
     if prefix is not None:
@@ -129,14 +144,12 @@ def _attention(
         eager = base == "eager"
         stock = sys.modules[type(module).__module__].eager_attention_forward if eager else ALL_ATTENTION_FUNCTIONS[base]
         return stock(module, query, key, value, mask, **kwargs)  # type: ignore[no-any-return]
-    for extra in ("position_bias", "s_aux"):
-        if kwargs.get(extra) is not None:
-            raise UnsupportedModelError(f"{type(module).__name__} uses {extra}, which controlled attention lacks")
+    if kwargs.get("position_bias") is not None:
+        raise UnsupportedModelError(f"{type(module).__name__} uses position_bias, which controlled attention lacks")
     current.follow(query.device)
     layer, scaling = current.cache.layers[module.layer_idx], kwargs.get("scaling")
     own = layer.own(with_bounds=current.plan.sparse_attention and layer.sliding_window is None)
-    output = attend(
-        query, layer.prefix, own, current.layout, current.plan, query.shape[-1] ** -0.5 if scaling is None else scaling,
-        kwargs.get("softcap"), layer.sliding_window,
-    )  # fmt: skip
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scoring = Scoring(scaling, kwargs.get("softcap"), kwargs.get("s_aux"))
+    output = attend(query, layer.prefix, own, current.layout, current.plan, scoring, layer.sliding_window)
     return output.transpose(1, 2).contiguous(), None

@@ -18,7 +18,7 @@ from solm.core.errors import SolmError, UnsupportedModelError
 TESTED_FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "granite",
     "qwen3_moe", "olmoe", "mixtral", "granitemoe", "starcoder2", "gpt_neox", "gpt2", "phi", "cohere", "olmo", "glm",
-    "exaone4", "ministral", "seed_oss", "helium",
+    "exaone4", "ministral", "seed_oss", "helium", "glm4", "gpt_oss",
 )  # fmt: skip
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")

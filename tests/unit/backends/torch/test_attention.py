@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from solm.backends.torch.attention import attend
+from solm.backends.torch.attention import Scoring, attend
 from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.plan import Layout, make_plan
 from solm.core.cost import ModelShapes
@@ -65,7 +65,7 @@ def drawn_attention(split, count, sparsity, seed=3):
     whole = (length - split) // 8 * 8
     own = KeyValues(own_k, own_v, page_bounds(own_k[:, :, :, :whole], 8))
     prefix = KeyValues(shared_k, shared_v, page_bounds(shared_k, 8)) if split else None
-    return (query, prefix, own, layout, plan, size**-0.5), keep
+    return (query, prefix, own, layout, plan, Scoring(size**-0.5)), keep
 
 
 @pytest.mark.parametrize("split", [0, 24, 40])
@@ -91,5 +91,7 @@ def test_fused_attention_equals_attention_by_scores(split, sliding_window, chang
     arguments, _ = drawn_attention(split, 20, SparsityConfig(page_size=8, window=16, sinks=4, **changes))
     fused = attend(*arguments, sliding_window=sliding_window)
     monkeypatch.delattr("solm.backends.torch.attention._fused")
-    by_scores = attend(*arguments, softcap=1e6, sliding_window=sliding_window)  # which needs scores, and caps none
+    by_scores = attend(
+        *arguments[:-1], Scoring(arguments[-1].scaling, 1e6), sliding_window
+    )  # which needs scores, and caps none
     torch.testing.assert_close(fused, by_scores, atol=1e-7, rtol=1e-7)

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from helpers.models import keep_of, tiny_model, tokens
 from solm.backends.torch import triton as kernels
-from solm.backends.torch.attention import attend
+from solm.backends.torch.attention import Scoring, attend
 from solm.backends.torch.backend import TorchBackend
 from solm.backends.torch.cache import KeyValues, page_bounds
 from solm.backends.torch.pages import select_pages
@@ -64,7 +64,7 @@ class Case:
         self.plan = make_plan(self.action, self.layout.positions.numpy() + 1, sparsity, SHAPES).at(layer)
 
     def attend(self, softcap=None):
-        return attend(self.query, self.prefix, self.own, self.layout, self.plan, self.scaling, softcap)
+        return attend(self.query, self.prefix, self.own, self.layout, self.plan, Scoring(self.scaling, softcap))
 
     def read(self):
         """A mask [S, H, K, P + T] of the prefix's and own tokens that plain torch reads."""

@@ -11,13 +11,16 @@ namespace solm {
 
 constexpr size_t PREFETCHED = 16384;  // bytes of pages that are fetched before they are read
 
-// The outputs [heads, dim] of some heads from all threads' parts: part(t) has, per head, what Attention::attend leaves.
+// The outputs [heads, dim] of some heads from all threads' parts: part(t) has, per head, what Attention::attend leaves. sinks:
+// null, or scores of their own that every `of_sinks` heads have.
 template <typename Part>
-void combine_parts(int heads, int dim, int threads, Part part, float* to) {
+void combine_parts(int heads, int dim, int threads, const float* sinks, int of_sinks, Part part, float* to) {
   for (int h = 0; h < heads; ++h, to += dim) {
     const size_t at = size_t(h) * (dim + 2);
-    float peak = -INFINITY, total = 0;
+    const float sink = sinks ? sinks[h % of_sinks] : -INFINITY;
+    float peak = sink;
     for (int t = 0; t < threads; ++t) peak = std::max(peak, part(t)[at + dim]);
+    float total = sinks ? std::exp(sink - peak) : 0;
     std::fill_n(to, dim, 0.0f);
     for (int t = 0; t < threads; ++t) {
       const float* own = part(t) + at;
@@ -161,6 +164,7 @@ struct Attention {
       query.score(keys[pages[p]], group, scores, next < to ? keys[pages[next]] : values[pages[from + next - to]]);
       const int first = pages[p] * PAGE;
       for (int g = 0; g < group; ++g) {
+        if (s.attention_cap > 0) soft_cap(scores[g], PAGE, s.attention_cap);
         for (int t = 0; t < plan.oldest - first; ++t) scores[g][t] = -INFINITY;
         for (int t = std::min(PAGE, seen - first); t < PAGE; ++t) scores[g][t] = -INFINITY;
       }

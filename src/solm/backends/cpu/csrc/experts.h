@@ -32,6 +32,7 @@ struct ChunkExperts {
     p.each_step(count, [&](int t) {
       std::copy_n(p.norm(l.mlp_norm, p.stream(t), H), H, of(t));
       for (int i = 0; i < s.experts; ++i) products[i] = dot(l.router + size_t(i) * H, of(t), H);
+      add_bias(products.data(), l.router_bias, s.experts);
       p.e.prompt.routing[t] = route(s, steps[t].plan.experts, products.data());
     });
     for (int site : {INPUT, HIDDEN})
@@ -49,6 +50,7 @@ struct ChunkExperts {
     p.each_step(count, [&](int t) {
       for (int k = 0; k < routing[t].count; ++k) {
         float* gate = p.result(place(INPUT, t, k), 2 * I);
+        add_bias(gate, l.mlps[routing[t].expert[k]].gate_up_bias, 2 * I);
         activate(s.activation, gate, gate + I, I, gate);
         p.take_kept(number, HIDDEN, input, place(HIDDEN, t, k), gate, steps[t]);
       }
@@ -56,8 +58,11 @@ struct ChunkExperts {
     multiply(l, HIDDEN, input, H);
     p.each_step(count, [&](int t) {
       std::fill_n(of(t), H, 0.0f);
-      for (int k = 0; k < routing[t].count; ++k)
-        add_share(p.result(place(HIDDEN, t, k), H), routing[t].share[k], H, of(t));
+      for (int k = 0; k < routing[t].count; ++k) {
+        float* found = p.result(place(HIDDEN, t, k), H);
+        add_bias(found, l.mlps[routing[t].expert[k]].down_bias, H);
+        add_share(found, routing[t].share[k], H, of(t));
+      }
       p.add_normed(of(t), l.mlp_output_norm, t);
     });
   }

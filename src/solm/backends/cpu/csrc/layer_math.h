@@ -32,16 +32,24 @@ inline float exponential(float x) {
 // 1 + e^-x. The bounds avoid subnormal numbers such as 1 / e^88, which take the processor fifteen times as long.
 inline float one_plus_power(float x) { return 1.0f + exponential(std::min(std::max(-x, -80.0f), 80.0f)); }
 
-enum Activation : int32_t { SILU = 0, GELU_TANH = 1 };
+enum Activation : int32_t { SILU = 0, GELU_TANH = 1, CLAMPED_SWIGLU = 2 };
 
 // out = activation(gate) * up, where silu(x) = x / (1 + e^-x), and GELU by its approximation with tanh is x / (1 + e^-2u) with
-// u = sqrt(2 / pi) (x + 0.044715 x^3).
+// u = sqrt(2 / pi) (x + 0.044715 x^3). The third is that of gpt-oss: x / (1 + e^-1.702x) (up + 1), of values up to 7.
 inline void activate(int32_t activation, const float* gate, const float* up, int n, float* out) {
   if (activation == GELU_TANH) {
 #pragma GCC ivdep
     for (int i = 0; i < n; ++i) {
       const float x = gate[i];
       out[i] = x / one_plus_power(1.59576912f * (x + 0.044715f * x * x * x)) * up[i];
+    }
+    return;
+  }
+  if (activation == CLAMPED_SWIGLU) {
+#pragma GCC ivdep
+    for (int i = 0; i < n; ++i) {
+      const float x = std::min(gate[i], 7.0f);
+      out[i] = x / one_plus_power(1.702f * x) * (std::min(std::max(up[i], -7.0f), 7.0f) + 1.0f);
     }
     return;
   }
@@ -62,6 +70,19 @@ inline float softmax_terms(float* scores, int n, float& total, float peak = -INF
   }
   total = sum_of(scores, n);
   return peak;
+}
+
+// Replaces x by cap * tanh(x / cap).
+inline void soft_cap(float* x, int64_t n, float cap) {
+#pragma GCC ivdep
+  for (int64_t i = 0; i < n; ++i) x[i] = cap - 2 * cap / one_plus_power(-2 / cap * x[i]);
+}
+
+// Adds a bias, if there is one.
+inline void add_bias(float* x, const float* bias, int n) {
+  if (!bias) return;
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) x[i] += bias[i];
 }
 
 inline void multiply_all(float* x, int n, float by) {

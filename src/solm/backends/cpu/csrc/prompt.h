@@ -40,8 +40,7 @@ inline void rotate(const RopeTable& rope, float* x, int position) {
 // Biases, norms and rotates queries, keys and values [(heads + 2 kv_heads) D] in place.
 inline void place_token(const Engine& e, const Layer& l, int position, float* queries) {
   const int D = e.s.head_dim, Q = e.s.heads, KV = e.s.kv_heads;
-  if (l.qkv_bias)
-    for (int o = 0; o < (Q + 2 * KV) * D; ++o) queries[o] += l.qkv_bias[o];
+  add_bias(queries, l.qkv_bias, (Q + 2 * KV) * D);
   if (e.s.whole_norms) {
     rms_norm(queries, l.q_norm, Q * D, e.s.epsilon, queries);
     rms_norm(queries + Q * D, l.k_norm, KV * D, e.s.epsilon, queries + Q * D);
@@ -215,7 +214,7 @@ struct Prompt {
     attend(number, steps);
     input = input_of(Q * D);
     each_step(count, [&](int t) { take_projected(number, OUT, input, t, &e.prompt.heads[size_t(t) * Q * D], steps[t]); });
-    add_product(l.out, input, l.attention_output_norm, count, {every});
+    add_product(l.out, l.out_bias, input, l.attention_output_norm, count, {every});
     if (e.s.experts) return experts.mix(number, steps, count);
 
     input = input_of(H);
@@ -231,10 +230,11 @@ struct Prompt {
     order.arrange_bits(*e.call->rules, steps, count, number, HIDDEN);
     each_step(count, [&](int t) {
       float* gate = result(t, 2 * I);
+      add_bias(gate, l.mlps->gate_up_bias, 2 * I);
       activate(e.s.activation, gate, gate + I, I, gate);
       take_kept(number, HIDDEN, input, order.place[t], gate, steps[t]);
     });
-    add_product(l.mlps->down, input, l.mlp_output_norm, count, {order.full, order.high});
+    add_product(l.mlps->down, l.mlps->down_bias, input, l.mlp_output_norm, count, {order.full, order.high});
   }
 
   // x [n], normed if there is a norm.
@@ -328,15 +328,19 @@ struct Prompt {
     }
   }
 
-  // Adds a product, normed if there is a norm, to the residual stream.
-  void add_product(const Product& p, const ChunkInput& x, const float* norm, int count, std::initializer_list<Range> ranges) {
+  // Adds a product and its bias, if there is one, normed if there is a norm, to the residual stream.
+  void add_product(const Product& p, const float* bias, const ChunkInput& x, const float* norm, int count,
+                   std::initializer_list<Range> ranges) {
     const bool in_order = ranges.size() == 1;
     const float scale = e.s.residual_scale;
     for (const Range& range : ranges)
       multiply(p, x, H, range, [&](int i, int o, int n, const float* y) {
         const int t = in_order ? i : order.at_place[i];
         float* to = (norm ? result(t, H) : stream(t)) + o;
-        for (int k = 0; k < n; ++k) to[k] = norm ? y[k] : to[k] + scale * y[k];
+        for (int k = 0; k < n; ++k) {
+          const float found = y[k] + (bias ? bias[o + k] : 0);
+          to[k] = norm ? found : to[k] + scale * found;
+        }
       });
     if (norm) each_step(count, [&](int t) { add_normed(result(t, H), norm, t); });
   }
@@ -372,7 +376,7 @@ struct Prompt {
       float* to = &e.prompt.heads[size_t(part.first) * Q * D + head * group];
       if (part.alone) attend_alone(number, head, step, queries, to);
       else
-        attention.attend(*step.cache, number, head, step.position, part.count, e.layers[number].window, queries, wide, to,
+        attention.attend(*step.cache, e.layers[number], number, head, step.position, part.count, queries, wide, to,
                          size_t(Q) * D);
     });
   }
@@ -390,7 +394,8 @@ struct Prompt {
     each_part([&] {
       alone.attend(rules, *step.cache, layer, head, seen, queries, plan, bounds.data(), part(alone.thread));
     });
-    combine_parts(Q / KV, D, threads, part, to);
+    const float* sinks = e.layers[layer].sinks;
+    combine_parts(Q / KV, D, threads, sinks ? sinks + head * (Q / KV) : nullptr, Q / KV, part, to);
   }
 
   // Mid-pass decision: the hidden layers of the deciders step by step in all threads, and then the decisions, in order.

@@ -56,17 +56,18 @@ struct PromptAttention {
   static int tokens(const Sizes& s) { return 4 * MOST_QUERIES / (s.heads / s.kv_heads); }
 
   // The outputs of the query heads of a KV head for `count` tokens, the first of them at `position`, each of which sees the
-  // last `window` tokens, 0: all. from: those heads' queries of the first token; to: where their outputs go. Both are
-  // `*_stride` floats apart from token to token.
-  void attend(const Cache& cache, int layer, int head, int position, int count, int window, const float* from,
+  // layer's window. from: those heads' queries of the first token; to: where their outputs go. Both are `*_stride` floats apart
+  // from token to token.
+  void attend(const Cache& cache, const Layer& l, int layer, int head, int position, int count, const float* from,
               size_t from_stride, float* to, size_t to_stride) {
-    const int rows = count * group, width = group * D;
+    const int rows = count * group, width = group * D, window = l.window;
     const float scale = s.softmax_scale;
     auto oldest = [&](int row) { return window ? std::max(0, position + row / group - window + 1) : 0; };
     for (int t = 0; t < count; ++t)
       for (int i = 0; i < width; ++i) queries[size_t(t) * width + i] = scale * from[t * from_stride + i];
     std::fill(out.begin(), out.end(), 0.0f);
-    std::fill(peak.begin(), peak.end(), -INFINITY), std::fill(total.begin(), total.end(), 0.0f);
+    std::fill(peak.begin(), peak.end(), -INFINITY), std::fill(total.begin(), total.end(), l.sinks ? 1.0f : 0.0f);
+    for (int r = 0; l.sinks && r < rows; ++r) peak[r] = l.sinks[head * group + r % group];
     const PageRange<K> key_pages = cache.keys<K>(s, layer, head);
     const PageRange<K> value_pages = cache.values<K>(s, layer, head);
     const int seen = position + count;
@@ -103,6 +104,7 @@ struct PromptAttention {
     std::fill(own, own + std::min(from, here), 0.0f);
     std::fill(own + std::max(to, 0), own + here, 0.0f);
     if (from >= to) return;
+    if (s.attention_cap > 0) soft_cap(own + from, to - from, s.attention_cap);
     float added;
     const float before = peak[row];
     peak[row] = softmax_terms(own + from, to - from, added, before);

@@ -56,11 +56,21 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   void reserve_prompt(int tokens) override { prompt.reserve(tokens), wanted_steps.reserve(tokens); }
 
   void run() override {
-    if (e.in_chunks) return read_chunks();
-    for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
+    if (e.in_chunks) read_chunks();
+    else
+      for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
+    if (e.s.logit_cap > 0 && e.call->last == e.s.layers) cap_logits();
   }
 
  private:
+  // Caps this thread's part of all logits.
+  void cap_logits() {
+    barrier();
+    const int64_t V = e.s.vocabulary, from = V * thread / threads, to = V * (thread + 1) / threads;
+    for (int i = 0; i < e.step_count; ++i)
+      if (float* logits = logits_of(i)) soft_cap(logits + from, to - from, e.s.logit_cap);
+  }
+
   // Steps [start, start + rows) of the call.
   void batch(int start, int rows) {
     const Call& c = *e.call;
@@ -159,12 +169,12 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     attend(number, steps, rows);
     fetch(first_rows(l.out, Q * D, rows));
     barrier();
-    combine_parts(rows * Q, D, threads, [&](int t) { return partial(t); }, heads.data());
+    combine_parts(rows * Q, D, threads, l.sinks, Q, [&](int t) { return partial(t); }, heads.data());
     half = !half;
     take(number, OUT, heads.data(), steps, rows);
     multiply(l.out, Q * D, H, rows, l.router ? Prefetch() : first_rows(l.mlps->gate_up, H, rows));
 
-    for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm);
+    for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm, l.out_bias);
     const Prefetch after = number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H, rows) : Prefetch();
     if (l.router) {
       mix_experts(number, steps, rows, after);
@@ -172,12 +182,13 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       take(number, INPUT, take_streams(l.mlp_norm, rows), steps, rows);
       multiply(l.mlps->gate_up, H, 2 * I, rows, first_rows(l.mlps->down, I, rows));
       for (int r = 0; r < rows; ++r) {
+        add_bias(result(r), l.mlps->gate_up_bias, 2 * I);
         activate(e.s.activation, result(r), result(r) + I, I, values.data());
         keep(number, HIDDEN, values.data(), steps[r], r, r);
       }
       multiply(l.mlps->down, I, H, rows, after);
     }
-    for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm);
+    for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm, l.router ? nullptr : l.mlps->down_bias);
   }
 
   // result(row) = the sum of what the experts give that its step visits. Each multiplies all of its steps at once, in the
@@ -194,8 +205,10 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       const Mlp& next = l.mlps[visits[following].expert];
       multiply(l.mlps[visits[first].expert].gate_up, H, 2 * I, end - first,
                first_rows(following ? next.gate_up : next.down, following ? H : I, visits_from(following)));
-      for (int v = first; v < end; ++v)
+      for (int v = first; v < end; ++v) {
+        add_bias(result(v - first), l.mlps[visits[first].expert].gate_up_bias, 2 * I);
         activate(e.s.activation, result(v - first), result(v - first) + I, I, &gates[size_t(v) * I]);
+      }
     });
     std::fill_n(normed.data(), size_t(rows) * H, 0.0f);
     each_expert([&](int first, int end, int following) {
@@ -203,8 +216,10 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
         keep(number, HIDDEN, &gates[size_t(v) * I], steps[visits[v].row], visits[v].row, v - first);
       multiply(l.mlps[visits[first].expert].down, I, H, end - first,
                following ? first_rows(l.mlps[visits[following].expert].down, I, visits_from(following)) : after);
-      for (int v = first; v < end; ++v)
+      for (int v = first; v < end; ++v) {
+        add_bias(result(v - first), l.mlps[visits[first].expert].down_bias, H);
         add_share(result(v - first), visits[v].share, H, &normed[size_t(visits[v].row) * H]);
+      }
     });
     for (int r = 0; r < rows; ++r) std::copy_n(&normed[size_t(r) * H], H, result(r));
   }
@@ -220,6 +235,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       for (int t = 0; t < threads; ++t)
         std::copy(partial(t) + r * E + E * t / threads, partial(t) + r * E + E * (t + 1) / threads,
                   &values[size_t(E) * t / threads]);
+      add_bias(values.data(), l.router_bias, E);
       const Routing found = route(e.s, plans[r].experts, values.data());
       for (int k = 0; k < found.count; ++k) visits.push_back({found.expert[k], r, found.share[k]});
     }
@@ -287,9 +303,10 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
                          bounds(r, h), partial(thread) + (size_t(r) * KV + h) * sums);
   }
 
-  // Adds a product's result, normed if there is a norm, to a step's residual stream.
-  void add_result(int row, const float* norm) {
+  // Adds a product's result and its bias, if there is one, normed if there is a norm, to a step's residual stream.
+  void add_result(int row, const float* norm, const float* bias) {
     float *x = &streams[size_t(row) * H], *added = result(row);
+    add_bias(added, bias, H);
     if (norm) rms_norm(added, norm, H, e.s.epsilon, added);
     const float scale = e.s.residual_scale;
 #pragma GCC ivdep

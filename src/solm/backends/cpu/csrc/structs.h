@@ -31,12 +31,13 @@ constexpr int MESSAGE = 200;         // bytes of an error message
 // precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
 // and values in int8. whole_norms: queries and keys are normed over all heads together. positions: the model's context.
 // activation: of the MLP's gate, see `activate`. experts: of a layer, 0 without; `intermediate` is then that of one of them, a
-// token visits experts_used, and with shares_normed their shares add up to 1. The scales are what embeddings, products of queries and keys, the outputs of
-// attention and MLP, and logits are multiplied with.
+// token visits experts_used, and with shares_normed their shares add up to 1. The scales are what embeddings, products of
+// queries and keys, the outputs of attention and MLP, and logits are multiplied with. attention_cap, logit_cap: what scores of
+// attention and logits are softly kept below (see `soft_cap`), 0: nothing.
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
       threads, whole_norms, activation, experts, experts_used, shares_normed;
-  float epsilon, embedding_scale, softmax_scale, residual_scale, logit_scale;
+  float epsilon, embedding_scale, softmax_scale, residual_scale, logit_scale, attention_cap, logit_cap;
 };
 
 // A matrix [in, outputs] of a layer, input-major, in one of three forms:
@@ -82,20 +83,23 @@ struct Rope {
   float scale;
 };
 
-// The MLP of a layer, or one of its experts: gate_up [H, 2 I], down [I, H].
+// The MLP of a layer, or one of its experts: gate_up [H, 2 I], down [I, H], with biases in float32 or null.
 struct Mlp {
   Product gate_up, down;
+  const float *gate_up_bias, *down_bias;
 };
 
 // qkv [H, (heads + 2 kv_heads) D], out [heads D, H]. mlps: one, or all experts. router: null, or float32 [experts, H], by whose
 // products with its input a token chooses experts. rope: which of the model's rotary positions
-// queries and keys have, -1: none. window: the last tokens that attention sees, 0: all. Norms, of the inputs and of the outputs
-// of attention and MLP, and bias are float32 or null.
+// queries and keys have, -1: none. window: the last tokens that attention sees, 0: all. sinks [heads]: a score beside those of
+// tokens, whose weight goes to no value. Norms, of the inputs and of the outputs of attention and MLP, sinks and biases are
+// float32 or null.
 struct Layer {
   Product qkv, out;
   const Mlp* mlps;
   int32_t rope, window;
-  const float *attention_norm, *attention_output_norm, *mlp_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias, *router;
+  const float *attention_norm, *attention_output_norm, *mlp_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias, *out_bias, *sinks,
+      *router, *router_bias;
 };
 
 struct Model {

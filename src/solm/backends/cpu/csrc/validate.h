@@ -73,7 +73,7 @@ inline bool valid_model(const Model& model, char* message) {
       {"kv_heads", s.kv_heads, 1, s.heads},   {"head_dim", s.head_dim, 16, 1 << 16},
       {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
       {"precision", s.precision, 0, 2},
-      {"activation", s.activation, SILU, GELU_TANH}, {"ropes", model.rope_count, 0, s.layers},
+      {"activation", s.activation, SILU, CLAMPED_SWIGLU}, {"ropes", model.rope_count, 0, s.layers},
       {"experts", s.experts, 0, MOST_EXPERTS},
       {"experts_used", s.experts_used, s.experts ? 1 : 0, std::min(s.experts, MOST_USED)},
       {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
@@ -81,6 +81,8 @@ inline bool valid_model(const Model& model, char* message) {
   for (const auto& range : ranges)
     if (range.value < range.least || range.value > range.most)
       return refuse(message, "%s must be in [%d, %d], got %d", range.name, range.least, range.most, range.value);
+  for (const float cap : {s.attention_cap, s.logit_cap})
+    if (!(cap >= 0 && cap <= FLT_MAX)) return refuse(message, "soft caps must be finite and at least 0, got %g", cap);
   const TypeInfo embedding = type_info(s.embedding);
   if (!embedding.values || s.hidden % embedding.values || !model.embedding)
     return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);

@@ -28,9 +28,14 @@ from solm.backends.cpu.files.spec import (
 from solm.backends.gguf_header import GgufHeader
 from solm.core.errors import UnsupportedModelError, damaged
 
-_UNKNOWN = ("mlp_bias", "attention_out_bias", "attention_bias", "attn_logit_softcapping", "final_logit_softcapping",
-            "use_bidirectional_attention", "mlp_only_layers", "clip_qkv")  # fmt: skip
+_CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
+_UNKNOWN = ("mlp_bias", "attention_out_bias", "attention_bias", "use_bidirectional_attention", "mlp_only_layers",
+            "clip_qkv")  # fmt: skip
 """What some models of a family have and the engine does not."""
+_SWIGLU = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
+"""Of the clamped activation, the numbers that the engine has."""
+_ASSUMED = ("rope_theta", "truncate", *_CAPS)
+"""What is that of transformers' configuration where a GGUF file does not say it."""
 _GGUF = {
     "num_hidden_layers": "block_count", "num_attention_heads": "attention.head_count",
     "num_key_value_heads": "attention.head_count_kv", "hidden_size": "embedding_length",
@@ -69,7 +74,7 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
     """The description in values that have transformers' names."""
     family = fields.values["model_type"]
     description = FAMILIES[family]
-    for unknown in _UNKNOWN:
+    for unknown in _UNKNOWN if description.capped else (*_UNKNOWN, *_CAPS):
         if fields.get(unknown) and not (unknown == "attention_bias" and description.qkv_bias):
             raise UnsupportedModelError(
                 f"{fields.name_of(unknown)} {shown(fields.get(unknown))} is not supported for {family}"
@@ -147,8 +152,8 @@ def _rope(scaling: Mapping[str, Any], fields: Fields, theta: float, head_dim: in
     kind = str(scaling.get("rope_type", scaling.get("type", "default")))
     # Where the trained length is left out, it is the context.
     positions: dict[str, Any] = {"rope_theta": theta, "original_max_position_embeddings": context}
-    outside = {name: fields.get(name) for name in ("partial_rotary_factor", "original_max_position_embeddings")}
-    for values in (outside, scaling):
+    names = ("partial_rotary_factor", "original_max_position_embeddings", "truncate")
+    for values in ({name: fields.get(name) for name in names}, scaling):
         positions |= {key: value for key, value in values.items() if value is not None}
     if fields.get("model_type") == "phi3" and kind in ("su", "yarn"):
         kind = "longrope"  # as its first files call it
@@ -156,6 +161,11 @@ def _rope(scaling: Mapping[str, Any], fields: Fields, theta: float, head_dim: in
 
 
 def _activation(fields: Fields, description: Family) -> Activation:
+    if description.activation == "clamped_swiglu":
+        for name, number in _SWIGLU.items():
+            if fields.number(name, number) != number:
+                raise UnsupportedModelError(f"{name} {shown(fields.get(name))} is not supported, only {number}")
+        return description.activation
     name = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
     given = fields.get(name) or description.activation
     activation = next((one for one in get_args(Activation) if one == given), None)
@@ -170,6 +180,8 @@ def _scales(fields: Fields, description: Family, hidden: int, head_dim: int) -> 
         softmax=fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim) ** -0.5),
         residual=fields.number("residual_multiplier", 1.0),
         logits=1 / fields.number("logits_scaling", 1.0),
+        attention_cap=fields.number(_CAPS[0]) if fields.get(_CAPS[0]) else 0.0,
+        logit_cap=fields.number(_CAPS[1]) if fields.get(_CAPS[1]) else 0.0,
     )
 
 
@@ -222,7 +234,8 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
     names = {ours: f"{header.family}.{theirs}" for ours, theirs in _GGUF.items()}
     names |= {name: f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id")}
     values = {ours: header.metadata[theirs] for ours, theirs in names.items() if theirs in header.metadata}
-    values = {"rope_theta": description.defaults.get("rope_theta", 10_000.0), "model_type": family} | values
+    assumed = {name: value for name, value in {**DEFAULTS, **description.defaults}.items() if name in _ASSUMED}
+    values = {**assumed, "model_type": family, **values}
     fields = Fields(header.path, values, names)
     embedding = tensors.get(MODEL["embedding"].gguf)
     if embedding is None or len(embedding.shape) != 2:
@@ -244,8 +257,8 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
         "partial_rotary_factor": fields.integer("partial_rotary_factor", head_dim, head_dim) / head_dim,
         "rope_scaling": _gguf_scaling(header),
     }
-    if description.architecture == "gemma3" and layers == 62:
-        # Its files have no scale of attention: by llama.cpp's rule it is another one in the model of 62 layers.
+    if (description.architecture, layers) in (("gemma2", 46), ("gemma3", 62)):
+        # Their files have no scale of attention: by llama.cpp's rule it is another one in the models of 27B.
         values["query_pre_attn_scalar"] = values["hidden_size"] // heads
     name = str(header.metadata.get("general.name", header.path.stem))
     spec = replace(_spec_of(fields, name), qkv_bias="blk.0.attn_q.bias" in tensors)

@@ -128,9 +128,9 @@ def dequantise(
     return _finite(values, tensor)
 
 
-def vector(source: WeightSource, name: str, layer: int | None = None) -> NDArray[np.float32]:
-    """A norm, bias or router in float32. Raises `DamagedFileError` where it is not finite."""
-    tensor = source.tensor(name, layer)
+def vector(source: WeightSource, name: str, layer: int | None = None, expert: int | None = None) -> NDArray[np.float32]:
+    """A norm, bias, router or sinks in float32. Raises `DamagedFileError` where it is not finite."""
+    tensor = source.tensor(name, layer, expert)
     return _finite(tensor.floats(), tensor)
 
 

@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
 
-VECTORS = ("norm", "bias", "router")
+VECTORS = ("norm", "bias", "router", "sinks")
 """How our names of tensors end that are read as floats: vectors, and the small matrices of routers."""
+ROTATED = ("q", "k", "q_bias", "k_bias")
+"""Our names of tensors whose rows belong to channels of heads that are rotated."""
 _NOT_WEIGHTS = ("rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight")
 """Tensors of GGUF files that the description is made of, or that belong to longer contexts than it has."""
 _TYPES = {
@@ -103,11 +105,12 @@ class Tensor:
         return values if self.row_order is None else values[self.row_order]
 
 
-def half_split(heads: int, head_dim: int) -> NDArray[np.int32]:
-    """The order of rows [heads * head_dim] that makes neighbours, which a file rotates together, stand half a head
-    apart."""
-    rows = np.arange(heads * head_dim, dtype=np.int32).reshape(heads, head_dim // 2, 2)
-    return np.ascontiguousarray(rows.swapaxes(1, 2)).reshape(-1)
+def half_split(heads: int, head_dim: int, rotary: int) -> NDArray[np.int32]:
+    """The order of rows [heads * head_dim] that makes neighbours among the first `rotary` of a head, which a file
+    rotates together, stand half as many apart."""
+    rows = np.arange(heads * head_dim, dtype=np.int32).reshape(heads, head_dim)
+    rows[:, :rotary] = rows[:, :rotary].reshape(heads, -1, 2).swapaxes(1, 2).reshape(heads, rotary)
+    return rows.reshape(-1)
 
 
 class WeightSource(ABC):
@@ -138,16 +141,22 @@ class WeightSource(ABC):
         stored_name = self._name(place, expert)
         stored = replace(self._stored(stored_name), file=spec.file)
         shape, members = self._stack(place, name, stored_name)
-        if len(shape) > 2 or len(members) > 1:
-            *stack, rows, inputs = shape
+        wanted = spec.shape(name)
+        if place.transposed and not self.gguf:
+            numbers = stored.data.view(np.uint32 if stored.type == TensorType.F32 else np.uint16).reshape(shape)
+            own = np.ascontiguousarray(numbers[expert, ..., members.index(name) :: len(members)].T)
+            stored = replace(stored, shape=wanted, data=own.reshape(-1).view(np.uint8))
+        elif len(shape) > len(wanted) or len(members) > 1:
+            rows, *inputs = shape[-len(wanted) :]
             first = (expert or 0) * rows + sum(spec.shape(other)[0] for other in members[: members.index(name)])
-            stored = replace(stored, shape=(math.prod(stack) * rows, inputs)).rows(first, spec.shape(name)[0])
-        if self.gguf:
-            if spec.description.interleaved and name in ("q", "k", "q_bias", "k_bias"):
-                heads = spec.heads if name.startswith("q") else spec.kv_heads
-                stored = replace(stored, row_order=half_split(heads, spec.head_dim))
-        elif spec.description.norm_offset and name.endswith("norm"):
-            values = stored.floats() + np.float32(spec.description.norm_offset)
+            count = math.prod(shape[: -len(wanted)]) * rows
+            stored = replace(stored, shape=(count, *inputs)).rows(first, wanted[0])
+        description = spec.description
+        if (description.neighbours or (self.gguf and description.interleaved)) and name in ROTATED:
+            heads, rotary = wanted[0] // spec.head_dim, 2 * len(spec.rope.inverse_frequencies)
+            stored = replace(stored, row_order=half_split(heads, spec.head_dim, rotary))
+        if description.norm_offset and name.endswith("norm") and not self.gguf:
+            values = stored.floats() + np.float32(description.norm_offset)
             stored = replace(stored, type=TensorType.F32, data=values.view(np.uint8))
         return stored
 
@@ -174,6 +183,7 @@ class WeightSource(ABC):
         alone = "{}" in place.saved and stored not in (place.gguf, place.transformers)
         members = (name,) if alone or not place.fused or (self.gguf and place.of_experts) else place.fused
         shape = (sum(self.spec.shape(other)[0] for other in members), *self.spec.shape(name)[1:])
+        shape = shape[::-1] if place.transposed and not self.gguf else shape
         return (self.spec.experts, *shape) if place.of_experts and not alone else shape, members
 
     def _check(self, listed: Mapping[str, tuple[TensorType, tuple[int, ...]]]) -> None:

@@ -24,7 +24,8 @@ class Place:
     fused: our names of the tensors that files have as one, row after row in this order; none of a tensor of its own.
     saved: what folders call it where it has another name in memory, with {} for an expert's number where each has a
     tensor of its own. of_experts: other tensors have all experts' one after another, [experts, outputs, inputs], and
-    only transformers fuses them.
+    only transformers fuses them. transposed: there they are [experts, inputs, outputs], and the outputs of fused ones
+    take turns.
     """
 
     gguf: str
@@ -32,6 +33,7 @@ class Place:
     fused: tuple[str, ...] = ()
     saved: str = ""
     of_experts: bool = False
+    transposed: bool = False
 
 
 GGUF_LAYER, TRANSFORMERS_LAYER = "blk.{}.", "model.layers.{}."
@@ -66,6 +68,7 @@ _GEMMA3 = _QWEN3 | {
     "attention_output_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight"),
     "mlp_output_norm": Place("post_ffw_norm.weight", "post_feedforward_layernorm.weight"),
 }
+_GEMMA2 = {name: place for name, place in _GEMMA3.items() if name not in ("q_norm", "k_norm")}
 _OLMO2 = {name: place for name, place in _GEMMA3.items() if name not in ("attention_norm", "mlp_norm")}
 _SEED_OSS = _LLAMA | {"mlp_norm": Place("post_attention_norm.weight", "post_attention_layernorm.weight")}
 _QKV, _GATE_UP = ("q", "k", "v"), ("gate", "up")
@@ -74,6 +77,11 @@ _PHI3 = (
     | dict.fromkeys(_QKV, Place("attn_qkv.weight", "self_attn.qkv_proj.weight", _QKV))
     | dict.fromkeys(_GATE_UP, Place("ffn_up.weight", "mlp.gate_up_proj.weight", _GATE_UP))
 )
+_GLM = _LLAMA | {name: _PHI3[name] for name in _GATE_UP}
+_GLM4 = _GLM | {
+    "attention_output_norm": Place("post_attention_norm.weight", "post_self_attn_layernorm.weight"),
+    "mlp_output_norm": Place("post_ffw_norm.weight", "post_mlp_layernorm.weight"),
+}
 
 
 def _mixture(names: Mapping[str, Place], router: Place, gate: Place, up: Place, down: Place) -> dict[str, Place]:
@@ -109,8 +117,30 @@ _GRANITE_MOE = _mixture(
     ),
 )
 
-Activation = Literal["silu", "gelu_pytorch_tanh"]
-"""Of the gate of an MLP; the second is GELU by its approximation with tanh."""
+
+def _gpt_oss_experts(ours: str, theirs: str) -> dict[str, Place]:
+    """The experts' weights or biases, by how our names of them and those of GGUF files end."""
+    both = tuple(name + ours for name in _GATE_UP)
+    memory = {"gate": ("gate_up", both), "up": ("gate_up", both), "down": ("down", ())}
+    return {
+        name + ours: Place(
+            f"ffn_{name}_exps.{theirs}", f"mlp.experts.{stored}_proj{ours}", fused, of_experts=True, transposed=True
+        )
+        for name, (stored, fused) in memory.items()
+    }
+
+
+_GPT_OSS = _SEED_OSS | {
+    "out_bias": Place("attn_output.bias", "self_attn.o_proj.bias"),
+    "sinks": Place("attn_sinks.weight", "self_attn.sinks"),
+    "router": Place("ffn_gate_inp.weight", "mlp.router.weight"),
+    "router_bias": Place("ffn_gate_inp.bias", "mlp.router.bias"),
+    **_gpt_oss_experts("", "weight"),
+    **_gpt_oss_experts("_bias", "bias"),
+}
+
+Activation = Literal["silu", "gelu_pytorch_tanh", "clamped_swiglu"]
+"""Of the gate of an MLP; the second is GELU by its approximation with tanh, the third that of gpt-oss."""
 
 
 @dataclass(frozen=True)
@@ -118,19 +148,20 @@ class Family:
     """What the layers of a family are.
 
     names: of the tensors of a layer by ours: matrices q, k, v, out, gate, up and down, and the router of a mixture of
-    experts, which has the last three of every expert; norms of the inputs of attention
-    and MLP (attention_norm, mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys
-    (q_norm, k_norm). Those that a layer lacks are left out, and so are biases. architecture: what GGUF files call the
-    family. whole_norms: queries and keys are normed over all heads together. interleaved: in GGUF files, the rows of q
-    and k stand so that neighbours are rotated together. qkv_bias: of transformers models that do not say otherwise; a
-    GGUF file shows whether it has any. rope_slides: where layers have windows, those without have no rotary positions.
-    no_rope_interval: every so many layers, one has no rotary positions, where the file does not say which.
-    activation: of the MLP's gate, where the file does not say which. norm_offset: what transformers adds to the weights
-    of norms, which GGUF files have added already. root_embeddings: embeddings are multiplied by the root of the hidden
-    size. sliding: which layers have a window, if the model has one and does not say which: ``all``; the ``last``, from
-    max_window_layers on; or all but one of so many. sliding_theta: the base of the rotary positions of those layers,
-    where it differs from that of the others. shares_normed: the shares of the experts that a token visits add up to 1,
-    where the file does not say.
+    experts, which has the last three of every expert; norms of the inputs of attention and MLP (attention_norm,
+    mlp_norm), of their outputs (attention_output_norm, mlp_output_norm), of queries and keys (q_norm, k_norm); sinks, a
+    score of each head beside those of tokens; biases. Those that a layer lacks are left out, and so are biases of q, k
+    and v. architecture: what GGUF files call the family. whole_norms: queries and keys are normed over all heads
+    together. interleaved: in GGUF files, the rows of q and k stand so that neighbours are rotated together; neighbours:
+    the same wherever they are. qkv_bias: of transformers models that do not say otherwise; a GGUF file shows whether it
+    has any. rope_slides: where layers have windows, those without have no rotary positions. no_rope_interval: every so
+    many layers, one has no rotary positions, where the file does not say which. activation: of the MLP's gate, where
+    the file does not say which. norm_offset: what transformers adds to the weights of norms, which GGUF files have
+    added already. root_embeddings: embeddings are multiplied by the root of the hidden size. sliding: which layers have
+    a window, if the model has one and does not say which: ``all``; the ``last``, from max_window_layers on; or all but
+    one of so many. sliding_theta: the base of the rotary positions of those layers, where it differs from that of the
+    others. shares_normed: the shares of the experts that a token visits add up to 1, where the file does not say.
+    capped: scores of attention and logits may have soft caps.
     defaults: of transformers' configuration, where they are not `DEFAULTS`.
     """
 
@@ -138,6 +169,7 @@ class Family:
     architecture: str
     whole_norms: bool = False
     interleaved: bool = False
+    neighbours: bool = False
     qkv_bias: bool = False
     no_rope_interval: int | None = None
     rope_slides: bool = False
@@ -147,6 +179,7 @@ class Family:
     sliding: Literal["all", "last"] | int | None = None
     sliding_theta: float | None = None
     shares_normed: bool = True
+    capped: bool = False
     defaults: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -167,8 +200,16 @@ FAMILIES = {
         defaults={"rope_theta": 2_000_000.0, "tie_word_embeddings": True},
     ),
     "olmo2": Family(_OLMO2, "olmo2", whole_norms=True, defaults={"rms_norm_eps": 1e-5}),
+    "gemma2": Family(
+        _GEMMA2, "gemma2", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
+        sliding=2, capped=True,
+        defaults={
+            "head_dim": 256, "query_pre_attn_scalar": 256, "sliding_window": 4096, "tie_word_embeddings": True,
+            "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+        },
+    ),
     "gemma3_text": Family(
-        _GEMMA3, "gemma3", activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
+        _GEMMA3, "gemma3", capped=True, activation="gelu_pytorch_tanh", norm_offset=1.0, root_embeddings=True,
         sliding=6, sliding_theta=10_000.0,
         defaults={
             "head_dim": 256, "query_pre_attn_scalar": 256, "rope_theta": 1_000_000.0, "sliding_window": 4096,
@@ -187,6 +228,14 @@ FAMILIES = {
         _OLMO2, "exaone4", sliding=4, rope_slides=True, defaults={"rms_norm_eps": 1e-5, "sliding_window": 4096}
     ),
     "seed_oss": Family(_SEED_OSS, "seed_oss", qkv_bias=True, defaults={"head_dim": 128}),
+    "glm": Family(
+        _GLM, "chatglm", neighbours=True, qkv_bias=True,
+        defaults={"head_dim": 128, "rms_norm_eps": 1.5625e-07, "partial_rotary_factor": 0.5},
+    ),
+    "glm4": Family(
+        _GLM4, "glm4", neighbours=True, qkv_bias=True,
+        defaults={"head_dim": 128, "rms_norm_eps": 1.5625e-07, "partial_rotary_factor": 0.5},
+    ),
     "granite": Family(_LLAMA, "granite", interleaved=True, defaults={"attention_multiplier": 1.0}),
     "qwen3_moe": Family(
         _QWEN3_MOE, "qwen3moe", sliding="last",
@@ -207,6 +256,17 @@ FAMILIES = {
         _GRANITE_MOE, "granitemoe", interleaved=True,
         defaults={"attention_multiplier": 1.0, "num_experts": 8, "num_experts_per_tok": 2},
     ),
+    "gpt_oss": Family(
+        _GPT_OSS, "gpt-oss", qkv_bias=True, activation="clamped_swiglu", sliding=2,
+        defaults={
+            "head_dim": 64, "rms_norm_eps": 1e-5, "rope_theta": 150_000.0, "sliding_window": 128, "truncate": False,
+            "num_local_experts": 128, "num_experts_per_tok": 4, "max_position_embeddings": 131_072,
+            "rope_scaling": {
+                "rope_type": "yarn", "factor": 32.0, "beta_fast": 32.0, "beta_slow": 1.0,
+                "original_max_position_embeddings": 4096,
+            },
+        },
+    ),
 }  # fmt: skip
 """By transformers' name. Where GGUF files do not tell two families apart, they are of the first."""
 
@@ -214,12 +274,14 @@ FAMILIES = {
 @dataclass(frozen=True)
 class Scales:
     """What embeddings, products of queries and keys, the outputs of attention and MLP, and logits are multiplied
-    with."""
+    with; attention_cap, logit_cap: what scores of attention and logits are softly kept below, 0: nothing."""
 
     embedding: float
     softmax: float
     residual: float
     logits: float
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -308,6 +370,7 @@ class ModelSpec:
             "router": (self.experts, self.hidden),
             "q_norm": (queries if whole else self.head_dim,),
             "k_norm": (keys if whole else self.head_dim,),
-            "q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,),
+            "q_bias": (queries,), "k_bias": (keys,), "v_bias": (keys,), "sinks": (self.heads,),
+            "gate_bias": (self.intermediate,), "up_bias": (self.intermediate,), "router_bias": (self.experts,),
         }  # fmt: skip
         return shapes.get(name, (self.hidden,))

@@ -44,8 +44,8 @@ def test_dequantised_rows_are_what_gguf_reads(kind):
     np.testing.assert_allclose(dequantise(library(), tensor), values_of(tensor), rtol=1e-5, atol=1e-7)
     rows = [5, 0, 23, 5]
     np.testing.assert_array_equal(dequantise(library(), tensor, rows), dequantise(library(), tensor)[rows])
-    ordered = tensor_of(kind, 24, 512, order=half_split(3, 8))
-    np.testing.assert_array_equal(dequantise(library(), ordered), dequantise(library(), tensor)[half_split(3, 8)])
+    ordered = tensor_of(kind, 24, 512, order=half_split(3, 8, 8))
+    np.testing.assert_array_equal(dequantise(library(), ordered), dequantise(library(), tensor)[half_split(3, 8, 8)])
 
 
 @pytest.mark.parametrize("kind", ALL_TYPES, ids=lambda kind: kind.name)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gguf.constants import GGMLQuantizationType as TensorType
+from safetensors.numpy import load_file, save_file
 
 from helpers.gguf_files import write_gguf
 from helpers.models import tiny_model
@@ -111,6 +112,47 @@ def test_damage_to_a_mixture_of_experts_is_one_line(name, before, after, words, 
     assert "\n" not in str(found.value)
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        (listed("blk.0.attn_sinks.weight", 2, kind=0), listed("blk.0.attn_sinks.weight", 1, kind=0),
+         r"attn_sinks.weight: its shape is \[1\], not \[2\]"),
+        (listed("blk.0.ffn_up_exps.bias", 32, 8, kind=0), listed("blk.0.ffn_up_exps.bias", 32, 7, kind=0),
+         r"ffn_up_exps.bias: its shape is \[7, 32\], not \[8, 32\]"),
+        (b"blk.0.ffn_gate_inp.bias", b"blk.0.ffn_gate_xxx.bias", "blk.0.ffn_gate_inp.bias: it is missing"),
+        (b"blk.0.attn_output.bias", b"blk.0.attn_xxxxxx.bias", "blk.0.attn_output.bias: it is missing"),
+        (field("gpt-oss.rope.scaling.factor", 6, struct.pack("<f", 32)),
+         field("gpt-oss.rope.scaling.factor", 6, struct.pack("<f", -1)), "factor: must be a number above 0, not -1.0"),
+    ],
+)  # fmt: skip
+def test_damage_to_gpt_oss_is_one_line(before, after, words, tmp_path):
+    path = tmp_path / "gpt-oss.gguf"
+    write_gguf(
+        path, "gpt_oss", lambda name: TensorType.MXFP4 if name in ("gate", "up", "down") else TensorType.F32, **TINY
+    )
+    changed(path, before, after)
+    with pytest.raises(DamagedFileError, match=words) as found:
+        GgufFile(path)
+    assert "\n" not in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "words"),
+    [
+        ("mlp.experts.gate_up_proj", (8, 128, 32), r"gate_up_proj: its shape is \[8, 128, 32\], not \[8, 32, 128\]"),
+        ("mlp.experts.down_proj_bias", (8, 33), r"down_proj_bias: its shape is \[8, 33\], not \[8, 32\]"),
+        ("self_attn.sinks", (8,), r"sinks: its shape is \[8\], not \[2\]"),
+    ],
+)
+def test_folders_of_gpt_oss_have_the_shapes_that_transformers_writes(name, shape, words, tmp_path):
+    tiny_model("gpt_oss", torch.float32, **TINY | {"intermediate_size": 64}).save_pretrained(tmp_path)
+    assert SafetensorsFolder(tmp_path).tensor("down", 0, 7).shape == (32, 64)
+    path = tmp_path / "model.safetensors"
+    save_file(load_file(path) | {f"model.layers.0.{name}": np.zeros(shape, np.float32)}, path)
+    with pytest.raises(DamagedFileError, match=words):
+        SafetensorsFolder(tmp_path)
+
+
 def test_folders_of_mixtures_lack_no_expert(tmp_path):
     """Nor do layers without experts pass, or more experts for a token than there are."""
     tiny_model("qwen3_moe", torch.float32, **TINY).save_pretrained(tmp_path)
@@ -172,7 +214,7 @@ def mutated(content: bytes, header: int, draw: random.Random) -> bytes:
     return bytes(made[: draw.randrange(len(made))] if draw.random() < 0.1 else made)
 
 
-@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe", "gpt_oss"])
 def test_ten_thousand_mutated_headers_are_read_or_refused(family, small):
     """No other error, no crash, no long message, and nothing takes long."""
     write_gguf(small, family, lambda name: TensorType.Q8_0, **TINY, moe_intermediate_size=32)

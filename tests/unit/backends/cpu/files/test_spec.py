@@ -9,17 +9,17 @@ from transformers import AutoConfig
 from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 
 from helpers.gguf_files import write_gguf
-from helpers.models import SIZES, tiny_model
+from helpers.models import EXTRA, SIZES, tiny_model
 from solm.backends.cpu.files.config import from_config, from_gguf
 from solm.backends.cpu.files.layout import SITES
-from solm.backends.cpu.files.sources import GgufFile, LoadedModel, SafetensorsFolder
+from solm.backends.cpu.files.sources import ROTATED, GgufFile, LoadedModel, SafetensorsFolder, half_split
 from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.gguf_header import read_header
 from solm.core.errors import DamagedFileError, UnsupportedModelError
 
 OURS = (
     "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "context", "qkv_bias", "bos",
-    "eos", "activation", "layers_without_rope", "sliding_window", "sliding_layers",
+    "eos", "activation", "layers_without_rope", "sliding_window", "sliding_layers", "experts_used",
 )  # fmt: skip
 KINDS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
@@ -33,9 +33,9 @@ def sources(family, folder, dtype=torch.float32, **changes):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
-    by_kind, slides = family == "gemma3_text", family in ("gemma3_text", "ministral", "exaone4")
+    by_kind, slides = family == "gemma3_text", EXTRA.get(family, {}).get("sliding_window") is not None
     kinds = {"layer_types": KINDS} if slides else {}
-    kinds |= {"query_pre_attn_scalar": 24} if by_kind else {}
+    kinds |= {"query_pre_attn_scalar": 24} if by_kind else {"query_pre_attn_scalar": 16} if family == "gemma2" else {}
     model, found = sources(family, tmp_path, num_hidden_layers=5, **kinds)
     config, attention = model.config, model.model.layers[0].self_attn
     for source in found:
@@ -61,6 +61,8 @@ def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
             scales = [config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling]
         found_scales = [spec.scales.embedding, spec.scales.residual, spec.scales.logits]
         assert found_scales == pytest.approx(scales, rel=1e-6)
+        caps = [getattr(config, name, None) or 0 for name in ("attn_logit_softcapping", "final_logit_softcapping")]
+        assert [spec.scales.attention_cap, spec.scales.logit_cap] == caps
         for name in OURS:
             assert getattr(spec, name) == getattr(found[0].spec, name), name
     # A GGUF file of llama, mistral and ministral does not say which.
@@ -75,17 +77,23 @@ def test_all_sources_have_the_same_tensors(family, tmp_path):
     parameters = dict(model.named_parameters())
     width = found[0].spec.intermediate
     sizes = {"q": 64, "k": 32, "v": 32, "gate": width, "up": width}
+    description = found[0].spec.description
     for layer in (None, 0, 1):
         for name, place in found[0].spec.places(layer).items():
             expected, expert = parameters[place.transformers].detach().numpy(), None
             if place.of_experts:
                 expert = len(expected) - 1 - (layer or 0)
                 expected = expected[expert]
-            if place.fused:
+            if place.transposed:
+                expected = expected[..., place.fused.index(name) :: 2].T if place.fused else expected.T
+            elif place.fused:
                 first = sum(sizes[other] for other in place.fused[: place.fused.index(name)])
                 expected = expected[first : first + sizes[name]]
             if family.startswith("gemma") and name.endswith("norm"):
                 expected = expected + 1
+            if description.neighbours and name in ROTATED:
+                rotary = 2 * len(found[0].spec.rope.inverse_frequencies)
+                expected = expected[half_split(len(expected) // 16, 16, rotary)]
             for source in found:
                 tensor = source.tensor(name, layer, expert)
                 assert tensor.shape == expected.shape == source.spec.shape(name)
@@ -137,7 +145,7 @@ def test_what_a_configuration_leaves_out_is_what_transformers_assumes(family):
         (short.sliding_rope, full.sliding_rope, "sliding_attention"),
     ):
         np.testing.assert_array_equal(rope.inverse_frequencies, same.inverse_frequencies)
-        base = float(rope.inverse_frequencies[1]) ** (-full.head_dim / 2)
+        base = float(rope.inverse_frequencies[1]) ** -len(rope.inverse_frequencies)
         assert base == pytest.approx(parameters.get(kind, parameters)["rope_theta"], rel=1e-4)
 
 
@@ -172,8 +180,7 @@ def test_gguf_files_of_gemma3_without_a_pattern_have_every_sixth_layer_see_every
     with pytest.raises(DamagedFileError, match="sliding_window_pattern: must be a list of 7"):
         from_gguf(replace(header, metadata={**without, pattern: [True]}))
     softcap = {"gemma3.final_logit_softcapping": 30.0}
-    with pytest.raises(UnsupportedModelError, match=r"gemma3.final_logit_softcapping 30.0 is not supported"):
-        from_gguf(replace(header, metadata=header.metadata | softcap))
+    assert from_gguf(replace(header, metadata=header.metadata | softcap)).scales.logit_cap == 30
     assert from_gguf(header).scales.softmax == 16**-0.5
     largest = from_gguf(replace(header, metadata={**without, "gemma3.block_count": 62}))
     assert largest.scales.softmax == (64 // 4) ** -0.5
@@ -203,13 +210,14 @@ def test_sliding_windows_are_told():
         ({"mlp_bias": True}, "mlp_bias True is not supported for llama"),
         ({"attention_bias": True}, "attention_bias True is not supported for llama"),
         (
-            {"model_type": "gemma3_text", "final_logit_softcapping": 30.0},
-            "final_logit_softcapping 30.0 is not supported for gemma3_text",
+            {"model_type": "gemma", "final_logit_softcapping": 30.0},
+            "final_logit_softcapping 30.0 is not supported for gemma",
         ),
         (
             {"model_type": "gemma3_text", "use_bidirectional_attention": True},
             "use_bidirectional_attention True is not supported for gemma3_text",
         ),
+        ({"model_type": "gpt_oss", "swiglu_limit": 9.0}, "swiglu_limit 9.0 is not supported, only 7.0"),
         ({"rope_scaling": {"rope_type": "su"}}, "rotary positions of type 'su' are not among default, linear"),
     ],
 )
