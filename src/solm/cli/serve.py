@@ -73,8 +73,8 @@ def serve(
         api_key: API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the list
             of processes, unlike SOLM_API_KEYS.
         set: Another setting as NAME=VALUE, such as max_waiting=64, prefix_mb=512, drain_seconds=5, ignore_unknown=true,
-            root_path=/llm, allow_origins=https://example.org, priority_floors.low=0.5 or key_floors.alice=0.8; may be
-            repeated.
+            open_metrics=true, root_path=/llm, allow_origins=https://example.org, priority_floors.low=0.5 or
+            key_floors.alice=0.8; may be repeated.
     """
     try:
         import uvicorn

@@ -99,6 +99,7 @@ class Exchange:
         self.identity, self.model, self._tokenizer = identity, model, tokenizer
         self.choices, self._events = choices, events
         self._chat, self._each = isinstance(request, ChatRequest), request.n
+        self._budget = None if request.efficiency is None else request.efficiency.budget
         self._with_usage = request.stream_options is not None and request.stream_options.include_usage
         self.created = int(time.time())
 
@@ -169,6 +170,7 @@ class Exchange:
             "guesses": {source: {"guessed": made, "accepted": kept} for source, (made, kept) in guesses.items()},
             "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self._each])},
             "compute": {
+                "budget": self._budget,  # as it came; None where none came, such as through a proxy that drops it
                 "requested": mean_terms([ended.compute.requested for ended in ends], weights),
                 "allowed": mean_terms([ended.allowed for ended in ends], weights),
                 "realised": realised,

@@ -20,7 +20,7 @@ from starlette.middleware.cors import CORSMiddleware
 from solm.serving import settings as limits
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
-from solm.serving.http import HEADERS, RequestMiddleware, describe, hung_up, read_body, takes
+from solm.serving.http import HEADERS, OPEN, RequestMiddleware, describe, hung_up, read_body, takes
 from solm.serving.infill import InfillRequest, InfillWriter
 from solm.serving.logs import SpanSender, tracing_wanted
 from solm.serving.responses import ResponsesRequest, ResponseWriter, renamed
@@ -35,7 +35,8 @@ _STATIC = {".css": "text/css", ".js": "text/javascript"}
 
 
 def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
-    """The application. With any key in `service.keys` every route but those under `/health` requires one.
+    """The application. With any key in `service.keys` every route but those under `/health` requires one, and
+    `/metrics` by `service.settings`.
 
     hosts: accepted names in the Host header, None: any (see `RequestMiddleware`). Paths may come with the root path of
     `service.settings` or without.
@@ -59,7 +60,10 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         root_path=settings.root_path,
     )  # fmt: skip
     handle_errors(app)
-    app.add_middleware(RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans)
+    app.add_middleware(
+        RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans,
+        unlocked=(*OPEN, "/metrics") if settings.open_metrics else OPEN,
+    )  # fmt: skip
     if settings.allow_origins:  # around the other one: browsers send no key when they ask what is allowed
         app.add_middleware(
             CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"],

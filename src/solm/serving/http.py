@@ -39,7 +39,7 @@ class RequestMiddleware:
     keys: valid API keys; none: no key is required. A key is sent as a bearer token, or as the password of HTTP Basic,
     which browsers can send; it is `state.key` of the request. hosts: accepted names in the Host header, None:
     any. On a server that listens locally this prevents DNS rebinding: the page of another site cannot reach it under a
-    host name of that site. spans: where a request that brings a trace is reported to.
+    host name of that site. spans: where a request that brings a trace is reported to. unlocked: paths that need no key.
     """
 
     def __init__(
@@ -49,8 +49,10 @@ class RequestMiddleware:
         metrics: Metrics,
         hosts: Sequence[str] | None = None,
         spans: SpanSender | None = None,
+        unlocked: Sequence[str] = OPEN,
     ):
         self.app, self.keys, self.metrics, self.hosts, self.spans = app, keys, metrics, hosts, spans
+        self.unlocked = unlocked
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,7 +74,7 @@ class RequestMiddleware:
 
         headers = dict(scope["headers"])
         # With a root path, paths may come with it or without.
-        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in OPEN
+        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in self.unlocked
         try:
             answer, key = self.app, find_key(self.keys, headers.get(b"authorization", b""))
             if not self._named(headers.get(b"host", b"")):

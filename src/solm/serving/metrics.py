@@ -1,5 +1,6 @@
 """Metrics of a server in the format of Prometheus, also by vLLM's names."""
 
+import math
 from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping
 
@@ -88,11 +89,13 @@ class Metrics:
 class VllmNames(Collector):
     """Reads a server's metrics when they are scraped; decoding pays nothing for a second name.
 
-    model: value of the label. most_pages: how many pages fill the memory for keys and values, by the bytes of one.
+    model: value of the label. page_size: tokens of a page. most_pages: how many pages fill the memory for keys and
+    values, by the bytes of one, of which infinity leaves out those of earlier prompts.
     """
 
-    def __init__(self, metrics: Metrics, model: str, most_pages: Callable[[float], float]):
-        self._metrics, self._model, self._most_pages = metrics, model, most_pages
+    def __init__(self, metrics: Metrics, model: str, page_size: int, most_pages: Callable[[float], float]):
+        self._metrics, self._model, self._page_size, self._most_pages = metrics, model, page_size, most_pages
+        self._page_bytes = math.inf
 
     def describe(self) -> Iterable[Metric]:
         """Nothing, so that the registry collects no values when this is registered."""
@@ -113,12 +116,18 @@ class VllmNames(Collector):
             (CounterMetricFamily, "prefix_cache_hits", "Tokens of prompts that were kept.", cached),
         ]
         if pages:
-            used = pages / self._most_pages(size / pages)
-            families.append((GaugeMetricFamily, "kv_cache_usage_perc", "Pages held, of those that fit.", used))
+            self._page_bytes = size / pages  # the last that was seen: routers read how many fit while none is held, too
+        fit = self._most_pages(self._page_bytes)
+        families.append((GaugeMetricFamily, "kv_cache_usage_perc", "Pages held, of those that fit.", pages / fit))
         for kind, name, text, value in families:
             family = kind(f"vllm:{name}", text, labels=["model_name"])
             family.add_metric(model, value)
             yield family
+        pool = GaugeMetricFamily(
+            "vllm:cache_config_info", "Pages of keys and values.", labels=["model_name", "block_size", "num_gpu_blocks"]
+        )
+        pool.add_metric([*model, str(self._page_size), str(int(fit))], 1.0)
+        yield pool
         success = CounterMetricFamily(
             "vllm:request_success", "Rows that ended.", labels=["model_name", "finished_reason"]
         )

@@ -65,7 +65,7 @@ class Service:
         self._names = {name, *aliases}
         self.context = min(lm.context or 1 << 20, settings.max_model_len or 1 << 20)
         self.metrics = Metrics()
-        self.metrics.registry.register(VllmNames(self.metrics, name, self._most_pages))
+        self.metrics.registry.register(VllmNames(self.metrics, name, lm.sparsity.page_size, self._most_pages))
         self.budgets = RequestBudgets(lm, settings)
         self.scheduler = Scheduler(lm, settings, Metrics(), thread)  # until the server is warm
         self.constraints, self.ready, self._failed = Constraints(lm), False, False

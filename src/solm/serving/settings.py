@@ -54,6 +54,8 @@ class ServeSettings(BaseModel):
     """Priority of requests under a named API key that name none, and the highest that they may name."""
     chat_template: Path | None = Field(None, exclude=True)
     """File of a chat template in place of the model's own."""
+    open_metrics: bool = Field(False, exclude=True)
+    """Whether `/metrics` needs no API key, for routers and scrapers that can send none."""
     root_path: str = Field("", exclude=True, pattern=r"^(/[A-Za-z0-9._~-]+)*$")
     """Prefix that a proxy puts before all paths, such as ``/llm``, without a slash at its end."""
     allow_origins: tuple[str, ...] = Field((), exclude=True)

@@ -7,14 +7,15 @@ def test_the_same_numbers_have_vllms_names_with_the_models():
     metrics, held = Metrics(), [(10, 1000)]
     metrics.pages.set_function(lambda: held[0][0])
     metrics.page_bytes.set_function(lambda: held[0][1])
-    metrics.registry.register(VllmNames(metrics, "m", lambda page_bytes: 4000 / page_bytes))
+    metrics.registry.register(VllmNames(metrics, "m", 16, lambda page_bytes: 30 + 1000 / page_bytes))
 
     def value(name, **labels):
         return metrics.registry.get_sample_value(f"vllm:{name}", {"model_name": "m", **labels})
 
     assert value("kv_cache_usage_perc") == 10 / 40
     held[0] = (0, 0)
-    assert value("kv_cache_usage_perc") is None
+    assert value("kv_cache_usage_perc") == 0.0  # a router that finds no value would call the server full, or unknown
+    assert value("cache_config_info", block_size="16", num_gpu_blocks="40") == 1.0  # as many as fit, while none is held
     metrics.running.set(3)
     metrics.waiting.set(2)
     for kind, count in (("prompt", 7), ("cached", 5), ("completion", 11)):
