@@ -16,11 +16,13 @@ def test_a_chat_answers_and_reports_what_it_spent(client):
     assert answer.choices[0].message.role == "assistant"
     assert answer.usage.completion_tokens == 80
     compute = answer.usage.compute
+    assert compute["budget"] == "keep=0.6"
     assert compute["requested"]["net"] == pytest.approx(0.6)
     for axis, share in compute["realised"].items():
         assert share == pytest.approx(compute["requested"][axis], abs=0.05), axis
     assert 0 < compute["bytes"] < 1.5
-    assert ask(client, budget=None).usage.compute["realised"]["net"] == 1
+    dense = ask(client, budget=None).usage.compute
+    assert (dense["budget"], dense["realised"]["net"]) == (None, 1)
 
 
 def test_a_stream_says_what_a_whole_answer_says(client):

@@ -89,7 +89,9 @@ class BudgetCurve(BaseModel):
     @classmethod
     def _without_timings(cls, values: Any) -> Any:
         """Older files have timings of another form, which nothing needs that measures this machine."""
-        return {name: value for name, value in values.items() if name != "timings"}
+        if isinstance(values, dict):
+            return {name: value for name, value in values.items() if name != "timings"}
+        return values
 
     @model_validator(mode="after")
     def _check(self) -> "BudgetCurve":

@@ -260,10 +260,8 @@ class Guesser:
                 if guess.tokens and cut.source != guess.source:
                     guess.kinds[0].fade(_RECOVERY)
             if drafting is not None and not drafted:
-                for acceptance in (
-                    *self._drafted.values(),
-                    *(self._kinds[key] for key in self._kinds if key[0] == DRAFT),
-                ):
+                of_drafts = [kind for (source, *_), kind in self._kinds.items() if source == DRAFT]
+                for acceptance in (*self._drafted.values(), *of_drafts):
                     acceptance.fade(_RECOVERY)
         return made
 

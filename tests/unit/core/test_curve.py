@@ -61,4 +61,6 @@ def test_older_files_have_timings_that_nothing_needs():
     found = BudgetCurve.model_validate({**KNOWN.model_dump(exclude={"clock"}), "timings": {"attention_ms": []}})
     assert found.clock is None
     assert found.points == KNOWN.points
-    assert found.about.startswith("Measured, on 64 tokens") or found.about.startswith("Measured on 64 tokens")
+    assert found.about.startswith("Measured on 64 tokens")
+    with pytest.raises(ValidationError):
+        BudgetCurve.model_validate([])
