@@ -88,7 +88,7 @@ def measure(lm: LanguageModel, options: Options, partial: Path | None, grader: S
     parts = kept(partial, lm, settings)
     results: dict[str, Any] = {
         "currency": "time" if lm.timings is not None else "keep",
-        "confined": None if grader is None else {"isolated": grader.isolated, **grader.holds()},
+        "confined": None if grader is None else grader.holds(),
         "kinds": {
             kind: {"problems": len(some), "points": points(_rows(lm, options, parts, budgets, kind, some))}
             for kind, some in asked.items()
@@ -181,9 +181,8 @@ def lines(found: Record) -> list[str]:
             told.append(f"{kind} ({asked['problems']}), {point['arm']}{at}: {scores}{ms}{gain}")
     confined = found.results["confined"]
     if confined is not None:
-        how = "in namespaces" if confined["isolated"] else "under limits and an audit hook, without namespaces"
-        open_to = [name for name, refused in confined.items() if name != "isolated" and not refused]
-        told.append(f"code ran {how}" + (f"; not refused: {', '.join(open_to)}" if open_to else ""))
+        open_to = [name for name, refused in confined.items() if not refused]
+        told.append("code ran inside of bubblewrap" + (f"; not refused: {', '.join(open_to)}" if open_to else ""))
     return told
 
 

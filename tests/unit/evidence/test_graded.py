@@ -50,8 +50,6 @@ def test_code_is_graded_by_running_it(value_lm, tmp_path):
     programs = []
 
     class Strict:
-        isolated = True
-
         def holds(self):
             return {"network": True, "files": False}
 
@@ -68,7 +66,7 @@ def test_code_is_graded_by_running_it(value_lm, tmp_path):
     assert len(programs) == 3
     assert all(program.endswith("check(one)\n") for program in programs)
     assert {point["solved"] for point in found.results["kinds"]["humaneval"]["points"]} == {1.0}
-    assert graded.lines(found)[-1] == "code ran in namespaces; not refused: files"
+    assert graded.lines(found)[-1] == "code ran inside of bubblewrap; not refused: files"
 
 
 def test_points_weigh_what_was_spent_by_steps():
