@@ -1,7 +1,7 @@
 """Runs one program that nobody has read. `sandbox` starts it inside of bubblewrap, as ``python -I -S -B``.
 
-Standard input is JSON: `program`, `limits` by the names of `resource`, `wall` seconds, and `secret`. Standard output gets
-`CONFINED` before the program runs, and the secret once it ran to its last line.
+Standard input is JSON: `program`, `limits` by the names of `resource`, `wall` seconds, and `secret`. Standard output
+gets `CONFINED` before the program runs, and the secret once it ran to its last line.
 """
 
 import json
