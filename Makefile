@@ -16,7 +16,7 @@ test: $(INSTALLED_DEV)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(INSTALLED_DEV)
-	$(PIP) -e '.[clients]' torchao
+	$(PIP) -e '.[clients,scale]' torchao
 	$(BIN)/python -m pytest -m "" -rs
 
 lint: $(INSTALLED_DEV)
