@@ -1,4 +1,4 @@
-"""Models over several devices: layers that lie elsewhere, and layers sharded over processes."""
+"""Models over several devices: layers that lie elsewhere."""
 
 import pytest
 import torch
@@ -11,7 +11,6 @@ import solm
 from helpers.models import keep_of, tiny_model
 from helpers.sessions import scored_under
 from solm.core.actions import ActionSpace
-from solm.core.errors import SolmError
 from solm.core.sparsity import SparsityConfig
 from solm.paper.config import SPARSITY as PAPER
 from solm.policies.value_network import ValueNetwork
@@ -107,10 +106,3 @@ def test_layers_on_another_device_obey_every_action_like_those_in_one_place(spar
     for mine, theirs in zip(scored, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
     assert said == told
-
-
-def test_sharding_in_one_process_is_refused(tiny_folder):
-    with pytest.raises(SolmError, match="start them with torchrun"):
-        solm.load(str(tiny_folder), shard=True)
-    with pytest.raises(SolmError, match="shard goes with the torch backend"):
-        solm.load(str(tiny_folder), shard=True, backend="cpu")

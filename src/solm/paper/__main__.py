@@ -16,7 +16,6 @@ app = typer.Typer(name="solm.paper", pretty_exceptions_enable=False, rich_markup
 @app.command()
 def train(
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the run; an interrupted one there continues.")],
-    config: Annotated[Path | None, typer.Option("--config", "-c", help="YAML file of settings.")] = None,
     setting: Annotated[
         list[str] | None, typer.Option("--set", help="A setting, as key=value; may be repeated.")
     ] = None,
@@ -29,13 +28,13 @@ def train(
     """
     import yaml
 
-    from solm.paper.config import TrainConfig, read_values
+    from solm.core.files import read_model
+    from solm.paper.config import TrainConfig
     from solm.paper.grpo import train as train_policy
-    from solm.paper.run_folder import CONFIG
+    from solm.paper.run_folder import RUN, Run
     from solm.runtime.load import load
 
-    stored = out / CONFIG if config is None and (out / CONFIG).exists() else config
-    values = read_values(stored)  # JSON is YAML
+    values = read_model(out / RUN, Run).config.model_dump() if (out / RUN).exists() else {}
     for item in setting or []:
         key, equals, value = item.partition("=")
         if not equals:
@@ -44,7 +43,7 @@ def train(
             values[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError:
             raise SolmError(f"--set: {value!r} is not a value of YAML") from None
-    chosen = TrainConfig.build(values, str(stored or "--set"))
+    chosen = TrainConfig.build(values, "--set")
     lm = load(
         chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, backend="torch", revision=chosen.revision
     )  # fmt: skip

@@ -1,10 +1,7 @@
 """Grids, sparsity and training settings of arXiv 2605.10875."""
 
-import difflib
-from pathlib import Path
 from typing import Any, Literal, Self
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from solm.core.actions import ActionSpace
@@ -82,9 +79,6 @@ class TrainConfig(BaseModel):
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
     checkpoint_every: int = Field(50, ge=1)
-    accumulate: int = Field(1, ge=1)
-    """Parts in which the gradient of an update is computed. More parts need less memory; the result is the same but for
-    rounding."""
 
     @model_validator(mode="before")
     @classmethod
@@ -116,15 +110,7 @@ class TrainConfig(BaseModel):
 
     @classmethod
     def build(cls, values: dict[str, Any], origin: str) -> "TrainConfig":
-        """A configuration from keys and values; `origin` is named in errors.
-
-        Raises `SolmError` that names the key, with a suggestion for an unknown one.
-        """
-        for key in values:
-            if key not in cls.model_fields:
-                near = difflib.get_close_matches(str(key), cls.model_fields, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f"; known keys: {', '.join(cls.model_fields)}"
-                raise SolmError(f"{origin}: unknown key {key!r}{hint}")
+        """A configuration from keys and values; `origin` is named in errors. Raises `SolmError` that names the key."""
         try:
             return cls.model_validate(values)
         except ValidationError as error:
@@ -138,16 +124,3 @@ def grid(name: str) -> ActionSpace:
     if name not in GRIDS:
         raise SolmError(f"unknown action space {name!r}; choose one of {', '.join(GRIDS)}")
     return GRIDS[name]
-
-
-def read_values(path: Path | None) -> dict[str, Any]:
-    """The keys and values of a YAML file; none without one. Raises `SolmError`."""
-    if path is None:
-        return {}
-    try:
-        values: Any = yaml.safe_load(path.read_text()) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SolmError(f"cannot read {path}: {' '.join(str(error).split())}") from error
-    if not isinstance(values, dict):
-        raise SolmError(f"{path}: expected keys and values, got {type(values).__name__}")
-    return values

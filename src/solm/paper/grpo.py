@@ -16,7 +16,7 @@ from solm.paper.config import TrainConfig
 from solm.paper.network import Features, NetworkConfig, PolicyNetwork
 from solm.paper.policy import PaperPolicy, PolicyConfig
 from solm.paper.rollout import Episode, collect
-from solm.paper.run_folder import RunFolder
+from solm.paper.run_folder import Run, restore, run_folder, save
 from solm.runtime.language_model import LanguageModel
 
 _PENALTY = (100.0, 100.0, 200.0)
@@ -107,19 +107,14 @@ def optimise(
     weight = counted.float() / counted.sum()
     actions, advantage, weight = (x.to(device) for x in (episode.actions, advantage, weight))
     network.train()
-    parts = torch.arange(len(actions), device=device).chunk(config.accumulate)
-    old: list[torch.Tensor] = []
+    features, old = Features(*(value.detach() for value in episode.features)), None
     for _ in range(config.epochs):
         optimizer.zero_grad(set_to_none=True)
-        entropy = torch.zeros((), device=device)
-        for index, part in enumerate(parts):
-            features = Features(*(value[part].detach() for value in episode.features))
-            logits, _ = network(features, network.start(len(part), device))
-            if len(old) == index:
-                old.append(logits.detach().log_softmax(-1).gather(-1, actions[part][..., None])[..., 0])
-            loss, mean = clipped_objective(logits, old[index], actions[part], advantage[part], weight[part], config)
-            loss.backward()  # type: ignore[no-untyped-call]
-            entropy += mean.detach()
+        logits, _ = network(features, network.start(len(actions), device))
+        if old is None:
+            old = logits.detach().log_softmax(-1).gather(-1, actions[..., None])[..., 0]
+        loss, entropy = clipped_objective(logits, old, actions, advantage, weight, config)
+        loss.backward()  # type: ignore[no-untyped-call]
         norm = torch.nn.utils.clip_grad_norm_(network.parameters(), _GRADIENT_CLIP)
         optimizer.step()
     network.eval()
@@ -130,7 +125,7 @@ def optimise(
         **{f"gap_{axis}": value for axis, value in zip(("attention", "mlp", "bits"), gaps, strict=True)},
         "realised_net": float(realised.mean()),
         "penalty": float(penalty.mean()),
-        "entropy": float(entropy),
+        "entropy": float(entropy.detach()),
         "gradient_norm": float(norm),
     }
 
@@ -156,51 +151,26 @@ def train(
     optimizer = torch.optim.AdamW(network.parameters(), lr=config.learning_rate, weight_decay=_WEIGHT_DECAY)
     made = PolicyConfig(base=lm.identity, space=config.space, sparsity=config.sparsity, network=sizes)
     policy = PaperPolicy(made, network, clamp=False)
-    with RunFolder(out, config) as folder:
-        streams = [token_stream(source, lm.tokenizer) for source in config.data]
-        folder.check_origin(lm.identity, streams)
-        done = folder.restore(network, optimizer)
-        if done > config.updates:
-            raise RunMismatchError(f"{out} is after {done} updates already; {config.updates} are asked for")
-        _loop(lm, policy, optimizer, streams, config, folder, done, report)
+    streams = [token_stream(source, lm.tokenizer) for source in config.data]
+    run = Run(config=config, model=lm.identity, text=tuple(stream.fingerprint for stream in streams))
+    with run_folder(out, run), signals() as stop:
+        log = restore(out, network, optimizer)
+        if len(log) > config.updates:
+            raise RunMismatchError(f"{out} is after {len(log)} updates already; {config.updates} are asked for")
+        for update in range(len(log) + 1, config.updates + 1):
+            begun = time.perf_counter()
+            episode = collect(lm, policy, streams, config, update)
+            record = {"update": update, **optimise(network, optimizer, episode, config)}
+            record["token_steps_per_second"] = episode.actions.numel() / (time.perf_counter() - begun)
+            log.append(record)
+            report(record)
+            if stop or update == config.updates or update % config.checkpoint_every == 0:
+                save(out, network, optimizer, log)
+            if stop:
+                raise Interrupted(stop[0])
         finished = PaperPolicy(made.model_copy(update={"provenance": _provenance(config, streams)}), network)
         finished.save(out / "policy")
     return finished
-
-
-def _loop(
-    lm: LanguageModel,
-    policy: PaperPolicy,
-    optimizer: torch.optim.Optimizer,
-    streams: list[TokenStream],
-    config: TrainConfig,
-    folder: RunFolder,
-    done: int,
-    report: Callable[[dict[str, Any]], None],
-) -> None:
-    """The updates after `done`."""
-    saved, halfway, started = done, False, time.perf_counter()
-    with signals() as stop:
-        try:
-            for update in range(done + 1, config.updates + 1):
-                begun = time.perf_counter()
-                episode = collect(lm, policy, streams, config, update)
-                halfway = True
-                record = {"update": update, **optimise(policy.network, optimizer, episode, config)}
-                halfway, done, now = False, update, time.perf_counter()
-                record |= {
-                    "token_steps_per_second": episode.actions.numel() / (now - begun), "seconds": now - started,
-                }  # fmt: skip
-                folder.log(record)
-                report(record)
-                if update % config.checkpoint_every == 0 or stop:
-                    folder.save(policy.network, optimizer, done)
-                    saved = done
-                if stop:
-                    raise Interrupted(stop[0])
-        finally:
-            if saved < done and not halfway:
-                folder.save(policy.network, optimizer, done)
 
 
 def _provenance(config: TrainConfig, streams: list[TokenStream]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """The policy network: a causal transformer over observations with relative positions and bounded memory."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -26,14 +26,6 @@ class NetworkConfig(BaseModel):
     scalar_width: int = Field(64, ge=1)
     previous_width: int = Field(32, ge=1)
     temperature: float = Field(1.3, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_prior(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Policies of earlier versions say whether they have a prior."""
-        if values.get("budget_prior"):
-            raise ValueError("a budget_prior is no longer there; train the policy again")
-        return {name: value for name, value in values.items() if name != "budget_prior"}
 
     @model_validator(mode="after")
     def _check_width(self) -> "NetworkConfig":

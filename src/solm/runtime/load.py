@@ -54,7 +54,6 @@ def load(
     kv_cache_dtype: str | None = None,
     threads: int | None = None,
     timings: str | Path | None = None,
-    shard: bool = False,
     draft: str | Path | None = None,
     progress: Progress | None = None,
 ) -> LanguageModel:
@@ -85,7 +84,6 @@ def load(
         threads: threads of the cpu backend's steps; by default one per usable core.
         timings: a file of ``solm bench``, or the ``clock`` of a reply in JSON, so that budgets in time stay as they
             are; by default this machine is timed at the first one.
-        shard: split the decoder layers across the processes of `torch.distributed`, which then run the model together.
         draft: a smaller model of the same vocabulary, by any name of `model`, that guesses tokens of dense replies
             where that pays. The replies stay the same.
         progress: called with the parts done and all parts, while the cpu backend repacks weights that are not cached.
@@ -101,7 +99,7 @@ def load(
     prepared = Prepared(
         str(model), policy, tokenizer=tokenizer, sparsity=sparsity, dtype=dtype, device=device, device_map=device_map,
         revision=revision, trust_remote_code=trust_remote_code, backend=backend, precision=precision,
-        kv_cache_dtype=kv_cache_dtype, threads=threads, timings=timings, shard=shard, draft=draft,
+        kv_cache_dtype=kv_cache_dtype, threads=threads, timings=timings, draft=draft,
     )  # fmt: skip
     return prepared.load(progress)
 
@@ -214,7 +212,6 @@ class Prepared:
     kv_cache_dtype: str | None = None
     threads: int | None = None
     timings: str | Path | None = None
-    shard: bool = False
     draft: str | Path | None = None
     loaded: "PreTrainedModel | None" = None
     asked: str = field(init=False)
@@ -284,8 +281,6 @@ class Prepared:
         with argument("backend"):
             if self.backend not in BACKENDS:
                 raise SolmError(f"unknown backend {self.backend!r}; choose one of {', '.join(BACKENDS)}")
-            if self.shard and self.backend == "cpu":
-                raise SolmError("backend cpu needs the whole model in one process; shard goes with the torch backend")
         with argument("precision"):
             check_precision(self.precision or "auto")
         with argument("kv_cache_dtype"):
@@ -331,8 +326,6 @@ class Prepared:
 
     def _elsewhere(self) -> str | None:
         """Why the model does not run on the CPU of this process; None if it does."""
-        if self.shard:
-            return "it needs the whole model in one process"
         if self.device_map is not None:
             return "it runs on the CPU only"
         if self.device not in (None, "cpu"):
@@ -445,13 +438,12 @@ class Prepared:
         base, tokenizer = self.loaded, self.tokenizer
         if base is None:
             base, tokenizer = load_base(
-                self.model, self.dtype, self.device, self.trust_remote_code, self.shard, self.revision, self.device_map,
-                tokenizer,
+                self.model, self.dtype, self.device, self.trust_remote_code, self.revision, self.device_map, tokenizer,
             )  # fmt: skip
         backend = TorchBackend(base)
         try:
             lm = LanguageModel(backend, tokenizer, self.trained, self.sparsity, self.model, self.times)
-            return announced(lm, self.reason, expected=self.shard)
+            return announced(lm, self.reason)
         except SolmError:
             backend.detach()
             raise
@@ -466,7 +458,7 @@ class Prepared:
         return {"bos_token_id": source.spec.bos, "eos_token_id": list(source.spec.eos) or None}
 
 
-def announced(lm: LanguageModel, reason: str | None = None, expected: bool = False) -> LanguageModel:
+def announced(lm: LanguageModel, reason: str | None = None) -> LanguageModel:
     """`lm`, after saying what it runs on: backend, precision, KV cache and threads. reason: why it is not the cpu
     backend."""
     backend, parts = lm.backend, [lm.backend.name]
@@ -474,7 +466,7 @@ def announced(lm: LanguageModel, reason: str | None = None, expected: bool = Fal
         parts.append(f"{'float32' if backend.precision == 'float32' else 'bfloat16'} KV cache")
     parts.append(counted(lm.threads, "thread"))
     # On another device torch is what one expects; on the CPU it saves no time.
-    slow = reason is not None and backend.device.type == "cpu" and not expected
+    slow = reason is not None and backend.device.type == "cpu"
     told = "" if reason is None else f"; not the cpu backend: {reason}"
     logging.getLogger("solm").log(logging.WARNING if slow else logging.INFO, "%s%s", ", ".join(parts), told)
     return lm

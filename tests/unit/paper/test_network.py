@@ -39,24 +39,7 @@ def test_steps_equal_one_pass_and_memory_is_bounded(memory):
     torch.testing.assert_close(torch.cat(steps, 1), together, atol=1e-5, rtol=1e-5)
 
 
-def test_positions_are_relative_so_a_run_may_start_anywhere():
-    network = scrambled(NetworkConfig(base_hidden=64, actions=8, width=32, memory=4))
-    features = random_features(1, 40)
-    with torch.no_grad():
-        whole, _ = network(features, network.start(1, torch.device("cpu")))
-        late = Features(*(part[:, 30:] for part in features))
-        tail, _ = network(late, network.start(1, torch.device("cpu")))
-    torch.testing.assert_close(tail[:, 4:], whole[:, 34:], atol=1e-5, rtol=1e-5)
-
-
 def test_a_new_policy_is_uniform():
     network = PolicyNetwork(NetworkConfig(base_hidden=64, actions=8, width=32)).eval()
     logits, _ = network(random_features(2, 4), network.start(2, torch.device("cpu")))
     assert logits.std() == 0
-
-
-def test_a_policy_of_an_earlier_version_loads_unless_it_has_a_prior():
-    sizes = {"base_hidden": 64, "actions": 8}
-    assert NetworkConfig(**sizes, budget_prior=False) == NetworkConfig(**sizes)
-    with pytest.raises(ValueError, match="train the policy again"):
-        NetworkConfig(**sizes, budget_prior=True)

@@ -87,7 +87,7 @@ def _child(module: nn.Module, names: tuple[str, ...]) -> nn.Module | None:
 
 def sample_layer(layer: nn.Module) -> tuple[np.ndarray | None, np.ndarray | None]:
     """The middle row of a layer's down projection and the first of its norms by name; None where they are no floats or
-    not in memory. Of a layer that is split across processes all of them must ask."""
+    not in memory."""
     try:
         down = getattr(mlp_sites(layer)[1], "weight", None)
     except UnsupportedModelError:
@@ -100,8 +100,6 @@ def sample_layer(layer: nn.Module) -> tuple[np.ndarray | None, np.ndarray | None
 
 def _floats(values: torch.Tensor | None) -> np.ndarray | None:
     known = values is not None and values.is_floating_point() and not values.is_meta
-    if known and hasattr(values, "full_tensor"):  # a part of it lies in every process
-        values = values.full_tensor()  # type: ignore[union-attr]
     # dequantize: no array can be made of torchao's weights otherwise; of others it makes float32
     return values.detach().cpu().dequantize().float().numpy() if known else None  # type: ignore[union-attr]
 

@@ -12,9 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from gguf import GGUFWriter
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,7 +25,6 @@ from solm.backends.gguf_header import ArrayInfo, GgufHeader, read_header
 from solm.backends.machine import keep_freed_memory
 from solm.backends.names import dtype_name, folder_or_hub_id, gguf_of, made_folder, not_loadable, quiet
 from solm.backends.tokenizer import model_tokenizer
-from solm.backends.torch.families import decoder_layers
 from solm.core.errors import SolmError, UnsupportedModelError
 from solm.core.files import cache_folder, check_cache_folder
 
@@ -89,7 +85,6 @@ def load_base(
     dtype: str | torch.dtype = "auto",
     device: str | None = None,
     trust_remote_code: bool = False,
-    shard: bool = False,
     revision: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     tokenizer: Any = None,
@@ -97,19 +92,16 @@ def load_base(
     """The frozen base model and its tokenizer, by default the one that comes with it, which is read first.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
-    ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. shard: split the layers
-    across the processes that this one was started with, see `shard_layers`. revision: branch, tag or commit of a hub
-    id. device_map: as for transformers, in place of `device`.
+    ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. revision: branch, tag or
+    commit of a hub id. device_map: as for transformers, in place of `device`.
 
     Raises:
         SolmError: nothing of that name here or on the hub (the message says what was tried), no tokenizer, a device
-            that is not there, or no peer process.
+            that is not there.
     """
-    if shard and not distributed.is_initialized():
-        raise SolmError("a model can only be split across several processes; start them with torchrun")
     if device_map is not None:
-        if device is not None or shard:
-            raise SolmError(f"device_map and {'shard' if shard else 'device'} say the same thing; give one of them")
+        if device is not None:
+            raise SolmError("device_map and device say the same thing; give one of them")
         check_device_map(device_map)
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
@@ -123,9 +115,7 @@ def load_base(
     model.requires_grad_(False)
     if target.type == "cpu":
         keep_freed_memory()
-    if shard:
-        shard_layers(model, target)
-    elif device_map is None:
+    if device_map is None:
         model.to(target)  # type: ignore[arg-type]
     return model.eval(), tokenizer
 
@@ -214,15 +204,3 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         vars(model)["hf_quantizer"] = None
         model.save_pretrained(folder)
         AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)
-
-
-def shard_layers(model: PreTrainedModel, device: torch.device) -> None:
-    """Split the decoder layers of `model` across the processes, in place; a layer is put together while it computes.
-
-    What lies outside the layers, embeddings and head, stays whole in every process and moves to `device`. From then on
-    all processes must run the model together: as many passes, whatever is read in each.
-    """
-    mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    for layer in decoder_layers(model):
-        fully_shard(layer, mesh=mesh)
-    model.to(device)  # type: ignore[arg-type]
