@@ -85,14 +85,6 @@ class BudgetCurve(BaseModel):
     sources: tuple[TextFacts, ...] = ()
     here: StepClock | None = Field(None, exclude=True)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_timings(cls, values: Any) -> Any:
-        """Older files have timings of another form, which nothing needs that measures this machine."""
-        if isinstance(values, dict):
-            return {name: value for name, value in values.items() if name != "timings"}
-        return values
-
     @model_validator(mode="after")
     def _check(self) -> "BudgetCurve":
         places = [(point.context, point.budget) for point in self.points]

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from solm.backends.logits import LOGITS_AT_ONCE, divergences
-from solm.backends.session import Session
+from solm.backends.logits import LOGITS_AT_ONCE
+from solm.core.actions import FULL_BITS
 from solm.core.cost import equal_mlp, site_parts
 from solm.core.files import Parts, resumable, write_json
-from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
+from solm.core.sparsity import Allocation
 from solm.fit.folder import ALLOCATION
 from solm.fit.job import Job
 from solm.fit.texts import draw_halves
@@ -23,9 +23,9 @@ from solm.policies.curves import (
     bit_losses,
     greedy_curves,
     priced_curves,
-    site_axes,
     site_losses,
 )
+from solm.runtime.calibrate import Probes, alone
 from solm.runtime.language_model import LanguageModel
 
 
@@ -77,33 +77,6 @@ def find_allocation(
     return {"texts": half, "costs": costs, "checked": checked, "allocation": allocation.model_dump()}
 
 
-class _Texts:
-    """Texts windows [N, context + T] that are read densely up to `context`, when they are first used."""
-
-    def __init__(self, lm: LanguageModel, windows: torch.Tensor, context: int):
-        self._lm, self._before, self._tokens = lm, windows[:, :context], windows[:, context:]
-
-    @functools.cached_property
-    def _session(self) -> Session:
-        session = self._lm.session(self._before.shape[1])
-        session.prefill(self._before)
-        return session
-
-    @functools.cached_property
-    def _dense(self) -> torch.Tensor:
-        """The dense model's predictions after each of the tokens that follow: [N * T, vocabulary] logits."""
-        return self._session.fork(1, self._tokens.shape[1]).extend(self._tokens).logits.flatten(0, 1)
-
-    def divergence(self, sparsity: SparsityConfig, axis: str, keep: float) -> np.ndarray:
-        """[N] mean KL per text from the dense predictions, nats per token, where all steps keep `keep` of one axis."""
-        rows = self._session.fork(1, self._tokens.shape[1], sparsity)
-        pages = axis == "attention"
-        action = torch.tensor([keep if pages else 1.0, 1.0 if pages else keep, 16.0], dtype=torch.float64)
-        logits = rows.extend(self._tokens, action.expand(*self._tokens.shape, 3)).logits
-        apart = divergences(logits.flatten(0, 1)[:, None], self._dense)
-        return apart.view(self._tokens.shape).mean(1).double().cpu().numpy()
-
-
 def _groups(lm: LanguageModel, windows: torch.Tensor, context: int) -> list[torch.Tensor]:
     """Windows [N, context + T] in groups whose logits, dense ones and others, fit into memory."""
     return list(windows.split(max(1, LOGITS_AT_ONCE // (2 * (windows.shape[1] - context) * lm.shapes.vocabulary))))
@@ -134,16 +107,16 @@ def _unit_costs(
     total, done = len(groups) * sum(map(len, layers)), 0
     costs: dict[str, dict[int, list[float]]] = {axis: {} for axis in axes}
 
-    def measure(texts: _Texts, probes: list[tuple[str, float, int]], done: int) -> list[float]:
+    def measure(texts: Probes, probes: list[tuple[str, float, int]], done: int) -> list[float]:
         lost = []
         for axis, share, unit in probes:
-            summed = texts.divergence(_alone(lm, axis, share, unit), axis, 0.5).sum()
-            lost.append(float(summed) / len(windows))
+            rules = alone(lm.sparsity, lm.shapes, axis, [unit], share)
+            lost.append(float(texts.losses(rules, _action(axis, 0.5)).sum()) / len(windows))
             progress(done + len(lost), total)
         return lost
 
     for number, some in enumerate(groups):
-        texts = _Texts(lm, some, context)
+        texts = Probes(lm, some.numpy(), context)
         for layer, probes in enumerate(layers):
             make = functools.partial(measure, texts, probes, done)
             lost = parts.get(f"group {number} layer {layer}", make)
@@ -155,14 +128,8 @@ def _unit_costs(
     return costs
 
 
-def _alone(lm: LanguageModel, axis: str, share: float, unit: int) -> SparsityConfig:
-    """The model's rules under an allocation where one unit keeps `share` of `axis` at every keep rate below 1, and all
-    others keep everything."""
-    whole = (1.0,) * KNOTS
-    curves = {site: [whole] * lm.shapes.layers for site in site_axes(lm.sparsity)}
-    curves["attention"] = [whole] * (lm.shapes.layers * lm.shapes.kv_heads)
-    curves[axis][unit] = (share,) * (KNOTS - 1) + (1.0,)
-    return lm.sparsity.under(Allocation(**{name: tuple(some) for name, some in curves.items()}))
+def _action(axis: str, keep: float) -> tuple[float, float, float]:
+    return (keep, 1.0, FULL_BITS) if axis == "attention" else (1.0, keep, FULL_BITS)
 
 
 def _check(
@@ -170,13 +137,13 @@ def _check(
 ) -> list[dict[str, Any]]:
     """KL on texts that the allocation was not found on, with uniform shares and with the allocation, nats per token, at
     the same realised share."""
-    allocated, lost = lm.sparsity.under(allocation), dict[tuple[str, float], list[tuple[np.ndarray, np.ndarray]]]()
+    allocated, lost = lm.sparsity.under(allocation), dict[tuple[str, float], list[list[np.ndarray]]]()
     arms = [(axis, keep) for axis in axes for keep in CHECKED[axis]]
     for some in _groups(lm, windows, context):
-        texts = _Texts(lm, some, context)
+        texts = Probes(lm, some.numpy(), context)
         for axis, keep in arms:
             alike = equal_mlp(keep, allocated, lm.sparsity, lm.shapes) if axis == "mlp" else keep
-            pair = texts.divergence(lm.sparsity, axis, alike), texts.divergence(allocated, axis, keep)
+            pair = [texts.losses(how, _action(axis, at)) for how, at in ((lm.sparsity, alike), (allocated, keep))]
             lost.setdefault((axis, keep), []).append(pair)
     rows = []
     for (axis, keep), pairs in lost.items():

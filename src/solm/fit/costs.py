@@ -5,8 +5,7 @@ from collections.abc import Callable
 
 import torch
 
-from solm.backends.logits import LOGITS_AT_ONCE, divergences
-from solm.backends.session import Session
+from solm.backends.logits import LOGITS_AT_ONCE
 from solm.core.actions import AXES, DENSE, ActionSpace
 from solm.core.budget import Budgets
 from solm.core.clock import UNSURE, StepClock
@@ -17,6 +16,7 @@ from solm.fit.job import Job
 from solm.fit.plan import GRID
 from solm.fit.texts import draw_windows
 from solm.policies.priced import SAME_COSTS
+from solm.runtime.calibrate import Probes
 from solm.runtime.clock import measure_clock
 from solm.runtime.language_model import LanguageModel
 
@@ -101,45 +101,29 @@ def cost_long_contexts(job: Job) -> None:
         write_json(job.folder.path / LONG_COSTS, factors if sizes.long_contexts else [])
 
 
-@torch.no_grad()
 def _average(
     job: Job, context: int, texts: int, batch: int, parts: Parts, progress: Callable[[int, int], None]
 ) -> list[list[float]]:
-    """Per axis the mean costs of its levels, over `texts` texts of which `batch` share a pass. parts: keeps passes."""
+    """Per axis the mean costs of its levels, over `texts` texts of which `batch` share a pass: the divergence from the
+    dense run's predictions to those of a run whose steps all take that level, and the dense one on the other axes.
+    parts: keeps passes."""
     lm, length = job.lm.with_policy(None, job.sparsity), job.sizes("level costs").cost_length
-    windows = draw_windows(job.texts.train, texts, context + length + 1, job.generator(1))
+    windows = draw_windows(job.texts.train, texts, context + length, job.generator(1))
+    actions = [
+        [(*DENSE[:axis], float(level), *DENSE[axis + 1 :]) for level in levels[:-1]]
+        for axis, levels in enumerate((GRID.attention, GRID.mlp, GRID.bits))
+    ]
 
     def measure(some: torch.Tensor) -> list[list[float]]:
-        session = lm.session(capacity=context)
-        session.prefill(some[:, :context])
-        return level_costs(session, some[:, context:])
+        probes = Probes(lm, some.numpy(), context)
+        return [[float(probes.losses(lm.sparsity, action).sum()) for action in axis] + [0.0] for axis in actions]
 
     sums = []
     progress(0, texts)
     for number, some in enumerate(windows.split(batch)):
         sums.append(parts.get(f"{context} {number}", lambda some=some: measure(some)))  # type: ignore[misc]
         progress(min((number + 1) * batch, texts), texts)
-    return [[sum(levels) / (texts * length) for levels in zip(*axis, strict=True)] for axis in zip(*sums, strict=True)]
-
-
-def level_costs(session: Session, tokens: torch.Tensor) -> list[list[float]]:
-    """Per axis of `GRID` the costs of its levels, nats summed over tokens: the divergence from the dense run's
-    predictions to those of a run whose steps all take that level, and the dense one on the other axes.
-
-    session: N rows that have read what comes before tokens [N, T+1].
-    """
-    steps = tokens.shape[1] - 1
-
-    def logits(action: tuple[float, ...]) -> torch.Tensor:
-        keep = torch.tensor(action, dtype=torch.float64).expand(len(tokens), steps, len(AXES))
-        fork = session.fork(1, capacity=steps + session.sparsity.page_size)
-        return fork.extend(tokens[:, :-1], keep).logits.flatten(0, 1)  # type: ignore[no-any-return]
-
-    dense, costs = logits(DENSE), []
-    for axis, name in enumerate(AXES):
-        actions = [(*DENSE[:axis], float(level), *DENSE[axis + 1 :]) for level in getattr(GRID, name)[:-1]]
-        costs.append([float(divergences(logits(action)[:, None], dense).double().sum()) for action in actions] + [0.0])
-    return costs
+    return [[sum(levels) / texts for levels in zip(*axis, strict=True)] for axis in zip(*sums, strict=True)]
 
 
 def cost_factors(near: list[list[float]], far: list[list[float]]) -> tuple[float, ...]:

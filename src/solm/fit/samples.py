@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from solm.backends.logits import LOGITS_AT_ONCE, divergences, log_probabilities
 from solm.backends.results import SplitSchedule
 from solm.core.actions import DENSE, ActionSpace
 from solm.core.files import Parts, read_json, read_tensors, resumable, write_json, write_tensors
@@ -152,29 +151,23 @@ def collect_samples(
 ) -> Samples:
     """Score windows [W, context + T + 1] densely and under levels before, after [W, R, T, 3] of `grid`.
 
-    One prefill per text. Its dense run and its R schedules share passes, in stretches whose logits fit into memory.
+    One prefill per text, which its dense run and its R schedules share.
     """
     texts, rows, steps = before.shape[:3]
-    session = lm.session(capacity=context)
+    session, tokens = lm.session(capacity=context), windows[:, context:]
     session.prefill(windows[:, :context])
-    forked = session.fork(rows + 1, capacity=steps + lm.sparsity.page_size)
-    dense = torch.tensor(DENSE, dtype=torch.float64).expand(texts, 1, steps, 3)
-    first, second = (torch.cat([dense, keep_of(levels, grid)], 1).flatten(0, 1) for levels in (before, after))
-    tokens = windows[:, context:]
-    known = tokens.repeat_interleave(rows + 1, 0)
-    streams, log_probs, distances = [], [], []
-    for some in torch.arange(steps).split(max(1, LOGITS_AT_ONCE // (len(known) * lm.shapes.vocabulary))):
-        found = forked.extend(known[:, some], SplitSchedule(layer, first[:, some], second[:, some]))
-        assert found.stream is not None
-        streams.append(found.stream.unflatten(0, (texts, rows + 1))[:, 1:].to("cpu", torch.bfloat16))
-        log_probs.append(log_probabilities(found.logits, known[:, some + 1]).float().cpu())
-        split = found.logits.unflatten(0, (texts, rows + 1))
-        distances.append(torch.stack([divergences(text[1:].transpose(0, 1), text[0]).T.cpu() for text in split]))
-        del found, split  # the logits, before those of the next stretch
-    scores = torch.cat(log_probs, 1).unflatten(0, (texts, rows + 1))
-    return Samples(
-        torch.cat(streams, 2), before, after, scores[:, :1] - scores[:, 1:], torch.cat(distances, 2), scores[:, 0]
-    )  # fmt: skip
+    everything = torch.tensor(DENSE, dtype=torch.float64).expand(texts, steps, 3)
+    dense = session.fork(1, steps).score(tokens, everything, keep_logits=True)
+    schedule = SplitSchedule(layer, *(keep_of(levels, grid).flatten(0, 1) for levels in (before, after)))
+    forks = session.fork(rows, steps)
+    found = forks.score(tokens.repeat_interleave(rows, 0), schedule, reference=dense.logits)
+    assert found.divergences is not None
+    stream, scores, distances = (
+        values.cpu().unflatten(0, (texts, rows))
+        for values in (found.stream, found.log_probabilities, found.divergences)
+    )
+    own = dense.log_probabilities.cpu()
+    return Samples(stream.bfloat16(), before, after, own[:, None] - scores, distances, own)
 
 
 def keep_of(levels: torch.Tensor, grid: ActionSpace) -> torch.Tensor:

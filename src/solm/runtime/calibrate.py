@@ -1,17 +1,19 @@
 """A calibration of a model without a policy, in at most half a minute: thresholds, an allocation, and a split."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from solm.backends.session import Session
 from solm.core.actions import DENSE, FULL_BITS
+from solm.core.arrays import as_numpy
 from solm.core.cost import ModelShapes, ceil_share, site_parts, site_shares
 from solm.core.sparsity import KNOTS, Allocation, SparsityConfig
 from solm.policies.calibration import Calibration
-from solm.policies.curves import PROBES, UNIFORM, priced_curves, site_losses
+from solm.policies.curves import PROBES, UNIFORM, priced_curves, site_axes, site_losses
 from solm.runtime.controlled import ControlledModel
 
 SECONDS = 24.0
@@ -75,8 +77,8 @@ def calibrate(lm: ControlledModel, progress: Progress, seconds: float = SECONDS)
     thresholds = lm.backend.channel_thresholds(windows, plain.sites)  # type: ignore[arg-type]
     rules = plain.changed(thresholds=thresholds)
     probing = time.monotonic()
-    probes = _Probes(lm, windows, before)
-    attention = probes.loss(rules, (_PAGES, 1.0, FULL_BITS))
+    probes = Probes(lm, windows, before)
+    attention = float(probes.losses(rules, (_PAGES, 1.0, FULL_BITS)).mean())
     each = (time.monotonic() - probing) / 3  # reading took about as long as scoring
     layers, sites = lm.shapes.layers, list(PROBES)
     most = int((seconds - (time.monotonic() - begun)) / (each * len(sites)))
@@ -86,8 +88,8 @@ def calibrate(lm: ControlledModel, progress: Progress, seconds: float = SECONDS)
         for place, site in enumerate(sites):
             done = number * len(sites) + place
             progress(name, 1 + done, 1 + len(groups) * len(sites))
-            lost = probes.loss(_alone(rules, layers, site, group), (1.0, 0.5, FULL_BITS))
-            costs[site][group, 0] = lost / len(group)
+            lost = probes.losses(alone(rules, lm.shapes, site, group, PROBES[site][0]), (1.0, 0.5, FULL_BITS))
+            costs[site][group, 0] = lost.mean() / len(group)
     progress(name, 1, 1)
     losses = site_losses(costs, np.array(thresholds.limits))
     curves = priced_curves(losses, site_parts(rules, lm.shapes))
@@ -101,12 +103,14 @@ def calibrate(lm: ControlledModel, progress: Progress, seconds: float = SECONDS)
     )
 
 
-def _alone(rules: SparsityConfig, layers: int, site: str, group: np.ndarray) -> SparsityConfig:
-    """`rules` under which only a site of some layers leaves channels out, as in its first probe."""
+def alone(rules: SparsityConfig, shapes: ModelShapes, axis: str, units: Iterable[int], share: float) -> SparsityConfig:
+    """`rules` under which some units of an axis, layers or for ``attention`` KV heads, keep `share` of it at every keep
+    rate below 1, and all others keep everything."""
     whole = (1.0,) * KNOTS
-    curves = {name: [whole] * layers for name in ("attention", *PROBES)}
-    for layer in group.tolist():
-        curves[site][layer] = (PROBES[site][0],) * (KNOTS - 1) + (1.0,)
+    curves = {site: [whole] * shapes.layers for site in site_axes(rules)}
+    curves["attention"] = [whole] * (shapes.layers * shapes.kv_heads)
+    for unit in units:
+        curves[axis][unit] = (share,) * (KNOTS - 1) + (1.0,)
     return rules.under(Allocation(**{name: tuple(some) for name, some in curves.items()}))
 
 
@@ -117,38 +121,41 @@ def _level_costs(losses: np.ndarray, rules: SparsityConfig, keeps: np.ndarray) -
     return np.maximum.accumulate(lost[::-1])[::-1] - lost[-1]
 
 
-class _Probes:
-    """Texts windows [N, before + T], and what steps under some rules lose on the last tokens of each."""
+class Probes:
+    """Texts windows [N, before + T], of which the first `before` tokens are read densely when they are first needed;
+    and what steps under some rules lose on the others."""
 
     def __init__(self, lm: ControlledModel, windows: np.ndarray, before: int):
-        self._tokens = windows[:, before:]
-        self._sessions: list[Session] = []
-        for window in windows:
-            session = lm.session(len(window))
-            session.prefill(window[None, :before])
-            self._sessions.append(session)
-        self._dense = [self._logits(number, lm.sparsity, DENSE) for number in range(len(windows))]
-        self._log_sums = [_log_sums(logits) for logits in self._dense]
+        self._lm, self._before, self._tokens = lm, windows[:, :before], windows[:, before:]
 
-    def loss(self, rules: SparsityConfig, action: tuple[float, float, float]) -> float:
-        """The mean divergence (KL) from the dense predictions, nats per token, where all steps take `action`."""
-        lost = []
-        for number, dense in enumerate(self._dense):
-            logits = self._logits(number, rules, action)
-            chances = self._log_sums[number] - _log_sums(logits)
-            for first in range(0, len(dense), _SLICE):
-                some = slice(first, first + _SLICE)
-                weights = np.exp(dense[some] - self._log_sums[number][some, None])
-                moved = np.einsum("tv,tv->t", weights, dense[some] - logits[some])
-                lost.append(moved - chances[some])
-        return max(float(np.concatenate(lost).mean()), 0.0)
+    def losses(self, rules: SparsityConfig, action: tuple[float, ...]) -> np.ndarray:
+        """[N] float64: by text the mean divergence (KL) from the dense predictions, nats per token, where all steps
+        take `action`."""
+        (dense, sums), logits = self._dense, self._logits(rules, action)
+        moved = []
+        for first in range(0, len(dense), _SLICE):
+            some = slice(first, first + _SLICE)
+            weights = np.exp(dense[some] - sums[some, None])
+            moved.append(np.einsum("tv,tv->t", weights, dense[some] - logits[some]))
+        lost = np.concatenate(moved) - sums + _log_sums(logits)
+        return np.asarray(lost.clip(min=0).reshape(self._tokens.shape).mean(1))
 
-    def _logits(self, number: int, rules: SparsityConfig, action: tuple[float, ...]) -> np.ndarray:
-        """[T, V] float32."""
-        tokens = self._tokens[number : number + 1]
-        keep = np.broadcast_to(np.array(action, dtype=np.float64), (*tokens.shape, len(action)))
-        fork = self._sessions[number].fork(1, tokens.shape[1], rules)
-        return np.asarray(fork.extend(tokens, keep).logits[0], dtype=np.float32)
+    @cached_property
+    def _session(self) -> Session:
+        session = self._lm.session(self._before.shape[1])
+        session.prefill(self._before)
+        return session
+
+    @cached_property
+    def _dense(self) -> tuple[np.ndarray, np.ndarray]:
+        logits = self._logits(self._lm.sparsity, DENSE)
+        return logits, _log_sums(logits)
+
+    def _logits(self, rules: SparsityConfig, action: tuple[float, ...]) -> np.ndarray:
+        """[N * T, V] float32."""
+        keep = np.broadcast_to(np.array(action, dtype=np.float64), (*self._tokens.shape, len(action)))
+        logits = self._session.fork(1, self._tokens.shape[1], rules).extend(self._tokens, keep).logits
+        return as_numpy(logits).astype(np.float32, copy=False).reshape(self._tokens.size, -1)
 
 
 def _log_sums(logits: np.ndarray) -> np.ndarray:

@@ -55,12 +55,3 @@ def test_points_take_the_time_of_another_machine_and_lose_what_they_lost():
     assert curve.opening() == pytest.approx(1 - 0.3 * 0.1)
     assert curve.on(clock).model_dump_json() == curve.on(clock).model_dump_json()
     assert curve.on(clock).model_dump()["clock"] == curve.clock.model_dump()
-
-
-def test_older_files_have_timings_that_nothing_needs():
-    found = BudgetCurve.model_validate({**KNOWN.model_dump(exclude={"clock"}), "timings": {"attention_ms": []}})
-    assert found.clock is None
-    assert found.points == KNOWN.points
-    assert found.about.startswith("Measured on 64 tokens")
-    with pytest.raises(ValidationError):
-        BudgetCurve.model_validate([])
