@@ -20,15 +20,11 @@ from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
 import solm
-from helpers.evaluation import SHORT
 from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_policy, under_values
-from helpers.texts import FISH
 from solm.backends.torch.families import TESTED_FAMILIES
 from solm.core.files import cache_folder
 from solm.core.sparsity import SparsityConfig
-from solm.evaluation.perplexity import evaluate
-from solm.evaluation.texts import stream_of
 
 settings.register_profile("solm", deadline=None)  # a loaded machine is no bug
 settings.load_profile("solm")
@@ -148,16 +144,3 @@ def real_model():
     from solm.backends.torch.load import load_base
 
     return load_base("builtin:smollm2-135m", "float32")
-
-
-@pytest.fixture(scope="session")
-def evaluated(byte_tokenizer):
-    with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer) as lm:
-        stream = stream_of(["Say 42 <b>.\n" + FISH], byte_tokenizer, "fish")
-        return evaluate(under_values(lm, SPARSITY), [stream], SHORT)
-
-
-@pytest.fixture
-def result(evaluated):
-    """What `solm eval` writes for the value policy; a copy that a test may change."""
-    return evaluated.model_copy(deep=True)

@@ -10,19 +10,17 @@ import typer
 
 from solm.cli import checks
 from solm.cli.options import ModelOptions, Seed
-from solm.cli.output import Progress, Result, output, read_weights, say
+from solm.cli.output import Progress, Result, output, read_weights
 from solm.core.errors import BudgetError, SolmError, argument
 
 if TYPE_CHECKING:
     from solm.core.budget import Budgets
-    from solm.evaluation.result import EvaluationResult
 
 _NET_KEEPS = "0.55,0.65,0.75"
 _PARTS = 10_000
 """Of a share, to which speeds, milliseconds and losses are rounded up."""
 _TRIALS = 8
 """Random schedules per text."""
-_WRITTEN = (".json", ".html", ".png", ".svg")
 
 
 def evaluate(
@@ -64,16 +62,14 @@ def evaluate(
         baselines: More baselines, separated by commas: constant (always there for budgets in time), random (for net
             keeps always there), teal, upper-bits.
         tuning: Text that thresholds of teal are measured on; not the text that is evaluated.
-        out: Write the result (.json), a page about it (.html) or a picture of perplexity against cost (.png, .svg)
-            here; may be repeated.
+        out: Write the result (.json) or a page about it (.html) here; may be repeated.
     """
     from solm.core.actions import ActionSpace
-    from solm.core.files import resumable
+    from solm.core.files import resumable, write_text
     from solm.evaluation import show
     from solm.evaluation.arms import BASELINES, BaselineRequest
     from solm.evaluation.perplexity import EvaluationSettings
     from solm.evaluation.perplexity import evaluate as run
-    from solm.evaluation.result import unlike
     from solm.evaluation.texts import stream_of
 
     if policy is None and space is None:
@@ -122,35 +118,19 @@ def evaluate(
             lm, tokens, chosen, grid, partial, lambda done, total: bar.show("evaluating", done, total), rivals,
         )  # fmt: skip
         for path in out or ():
-            _write(path, result)
-    strange = None if trained is None or trained.curve is None else unlike(result, trained.curve)
-    if strange is not None:
-        say(strange)
+            told = result.model_dump_json(indent=2) + "\n"
+            write_text(path, told if path.suffix == ".json" else show.page([(path.stem, result)]))
     table = show.table(result, output().width)
     return Result(result.model_dump(mode="json"), [table, *show.verdict(result)])
 
 
 def _check_written(path: Path) -> None:
-    """Check that a result, a page or a picture can be made and written at `path`."""
-    if path.suffix not in _WRITTEN:
-        raise SolmError(f"--out: {path} is none of {', '.join(_WRITTEN)}")
-    if path.suffix != ".json" and importlib.util.find_spec("matplotlib") is None:
-        raise SolmError("--out: pictures need matplotlib; run: pip install '.[eval]' in a checkout of solm")
+    """Check that a result or a page can be made and written at `path`."""
+    if path.suffix not in (".json", ".html"):
+        raise SolmError(f"--out: {path} is neither .json nor .html")
+    if path.suffix == ".html" and importlib.util.find_spec("matplotlib") is None:
+        raise SolmError("--out: pages need matplotlib; run: pip install '.[eval]' in a checkout of solm")
     checks.out_file(path)
-
-
-def _write(path: Path, result: "EvaluationResult") -> None:
-    """What the end of `path` says: the result, a page about it, or a picture."""
-    from solm.core.files import write_bytes, write_text
-    from solm.evaluation import show
-    from solm.evaluation.report import render
-
-    if path.suffix == ".json":
-        write_text(path, result.model_dump_json(indent=2) + "\n")
-    elif path.suffix == ".html":
-        write_text(path, render([(path.stem, result)]))
-    else:
-        write_bytes(path, show.plot(result, "svg" if path.suffix == ".svg" else "png"))
 
 
 def _values(text: str | None, met: "Budgets", context: int) -> tuple[tuple[float, ...], bool]:

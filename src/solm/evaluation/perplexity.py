@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,8 +22,6 @@ from solm.evaluation.result import (
     SCHEMA_VERSION,
     Difference,
     EvaluationResult,
-    Example,
-    ExampleToken,
     Point,
     paired_difference,
     shares_of,
@@ -41,15 +39,8 @@ _BYTES, _MILLISECONDS, _DIVERGENCE = range(1 + len(AXES), 4 + len(AXES))
 _LOGITS, _MOST_LOGITS = 1 << 26, 1 << 28
 """Numbers of dense logits that are kept for divergences: of several texts together, and of a single text at most (256
 MiB and 1 GiB in float32)."""
-_FORM = "3"
+_FORM = "4"
 """Of partial results: another number for every change of what they hold."""
-
-
-class _Batch(TypedDict):
-    """What a partial result keeps of a batch of texts."""
-
-    rows: Rows
-    examples: list[dict[str, Any]]
 
 
 class EvaluationSettings(BaseModel):
@@ -68,8 +59,6 @@ class EvaluationSettings(BaseModel):
     seed: int = 0
     batch: int = Field(8, ge=1)
     """Texts that share a pass; fewer where their dense logits take much memory."""
-    examples: int = Field(2, ge=0)
-    """Texts whose tokens the result shows, with what the policy did at each."""
 
 
 def evaluate(
@@ -99,12 +88,12 @@ def evaluate(
         name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()
     }
     parts = Parts(partial, resume_key(lm, settings, space, streams, arms))
-    finished: list[_Batch] = []
+    finished: list[Rows] = []
     for index, batch in enumerate(batches):
         made = parts.get(str(index), lambda i=index, b=batch: _run_batch(lm, b, budgets, space, settings, i, arms))  # type: ignore[misc]
         finished.append(made)
         progress(index + 1, len(batches))
-    rows = {arm: np.concatenate([np.array(part["rows"][arm]) for part in finished]) for arm in finished[0]["rows"]}
+    rows = {arm: np.concatenate([np.array(part[arm]) for part in finished]) for arm in finished[0]}
     return EvaluationResult(
         command=command_line(),
         settings={
@@ -121,7 +110,6 @@ def evaluate(
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
         sources=text_facts(lm, streams, windows, rows["dense"][:, _NATS]),
         points=_points(rows, settings),
-        examples=[Example.model_validate(example) for example in finished[0]["examples"]],
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
 
@@ -187,8 +175,8 @@ def _run_batch(
     settings: EvaluationSettings,
     index: int,
     arms: dict[str, Arm],
-) -> _Batch:
-    """What every arm loses and spends on one batch; of the first batch also texts under the policy."""
+) -> Rows:
+    """What every arm loses and spends on one batch."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
     session.prefill(windows[:, :context])
@@ -213,7 +201,6 @@ def _run_batch(
             rows[f"{name}@{budget}"] = values[position::count]
 
     rows: Rows = {}
-    examples: list[Example] = []
     dense = Arm(Dense(space))
     scored = run(dense, targets[: len(windows)], 0, keep)
     rows["dense"] = _row_means(lm, dense, scored, settings)
@@ -223,14 +210,11 @@ def _run_batch(
         scored = run(decides, targets, 1)
         file("policy", decides, scored)
         targets = _averages(scored)
-        if not index:
-            shown = min(settings.examples, len(windows)) * count
-            examples = [_example(lm, decides, scored, row, tokens[row // count], settings) for row in range(shown)]
     for name, arm in arms.items():
         file(name, arm, run(arm, targets, 2))
     for trial in range(settings.trials):
         file(f"random/{trial}", Arm(Random(space)), run(Arm(Random(space)), targets, 3 + trial))
-    return _Batch(rows=rows, examples=[example.model_dump() for example in examples])
+    return rows
 
 
 def _averages(scored: Scored) -> torch.Tensor:
@@ -262,24 +246,6 @@ def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: Evaluation
     else:  # the dense arm itself, or an arm without dense logits to compare with
         apart = torch.full_like(nats, torch.nan if scored.logits is None else 0)
     return torch.cat([nats[:, None], _averages(scored), torch.stack([*cost, apart], 1)], 1).tolist()
-
-
-def _example(
-    lm: LanguageModel, arm: Arm, scored: Scored, row: int, tokens: torch.Tensor, settings: EvaluationSettings
-) -> Example:
-    """One row of the policy's, token by token; tokens [T + 1]."""
-    assert scored.actions is not None
-    cost = _costs(lm, arm, scored, settings)[row].tolist()
-    nats = (-scored.log_probabilities[row].double()).tolist()
-    steps = zip(tokens.tolist(), scored.actions[row].tolist(), cost, nats, strict=False)
-    shown = [
-        ExampleToken(
-            text="" if lm.tokenizer is None else str(lm.tokenizer.decode([token])),
-            action=lm.space.actions[action].tag, cost=round(share, 4), nats=round(lost, 4),
-        )
-        for token, action, share, lost in steps
-    ]  # fmt: skip
-    return Example(budget=settings.budgets[row % len(settings.budgets)], tokens=shown)
 
 
 def _points(rows: dict[str, np.ndarray], settings: EvaluationSettings) -> list[Point]:

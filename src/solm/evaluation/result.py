@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
-from solm.core.curve import BudgetCurve, TextFacts
+from solm.core.curve import TextFacts
 from solm.evaluation.texts import TokenStream
 from solm.runtime.language_model import LanguageModel
 
@@ -14,11 +14,6 @@ SCHEMA_VERSION: Literal[3] = 3
 """Of result files."""
 _PICKS = 1 << 22
 """Texts of all resamples that are drawn together."""
-_ALIKE = 0.8
-"""Characters per token, as a share of the lowest that a policy was measured on, below which text is another language.
-
-Measured with SmolLM2's tokenizer: the lowest of eight kinds of English prose has 0.83 of the highest, French 0.72 of
-the lowest, German 0.61, Russian 0.33."""
 
 
 class Difference(BaseModel):
@@ -76,27 +71,6 @@ class Point(BaseModel):
     divergence_difference: Difference | None = None
 
 
-class ExampleToken(BaseModel):
-    """A token and the step that processed it: its action, its cost in bytes as a share of dense, and the nats that the
-    token after it lost."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    text: str
-    action: str
-    cost: float
-    nats: float
-
-
-class Example(BaseModel):
-    """One text under the policy at one budget."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    budget: float
-    tokens: list[ExampleToken]
-
-
 class EvaluationResult(BaseModel):
     """What an evaluation measured, and what is needed to repeat it. Fields of older files that are not here are left
     out."""
@@ -113,7 +87,6 @@ class EvaluationResult(BaseModel):
     """What the dense model makes of each source."""
     points: list[Point]
     policy: dict[str, Any] = Field(default_factory=dict)
-    examples: list[Example] = Field(default_factory=list)
 
     @property
     def currency(self) -> str:
@@ -150,24 +123,3 @@ def text_facts(
             characters = max(said, 1) / some.numel()
             found.append(TextFacts(name=stream.name, nats=float(lost.mean()), characters_per_token=characters))
     return found
-
-
-def unlike(result: EvaluationResult, curve: BudgetCurve) -> str | None:
-    """What to say where a source is unlike all text that the policy's curve was measured on, such as one in another
-    language. None where there is no such source.
-
-    It shows in the characters per token. The dense model's loss does not tell: measured on the same messages in nine
-    languages, a token of a language that the tokenizer cuts into pieces is no harder to foresee than one of English.
-    """
-    if not curve.sources:
-        return None
-    known = [source.characters_per_token for source in curve.sources]
-    low, high = _ALIKE * min(known), max(known) / _ALIKE
-    other = [source for source in result.sources if not low <= source.characters_per_token <= high]
-    if not other:
-        return None
-    which = ", ".join(f"{source.name} has {source.characters_per_token:.1f}" for source in other)
-    return (
-        f"{which} characters per token, the policy was measured on text of {min(known):.1f} to {max(known):.1f}: "
-        "another language, perhaps, on which it may lose more than its curve says"
-    )

@@ -1,15 +1,18 @@
-"""An evaluation as a table in the terminal, as a verdict in words, and as a picture."""
+"""An evaluation as a table in the terminal, as a verdict in words, as a picture, and as a page of all of these."""
 
+import base64
 import io
 from collections.abc import Callable
+from html import escape
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from solm.core.actions import AXES
 from solm.core.errors import counted
 from solm.evaluation.result import Difference, EvaluationResult, Point
 
@@ -29,32 +32,29 @@ def budget_digits(budget: float) -> str:
     return f"{budget:.2f}" if round(budget, 2) == budget else f"{budget:g}"
 
 
-def columns(
-    result: EvaluationResult, interval: Callable[[Difference | None], str]
-) -> dict[str, Callable[[Point], str]]:
-    """The cells of arms by name of the column. interval: how the policy's difference to an arm is shown."""
-    made: dict[str, Callable[[Point], str]] = {
-        "budget": lambda point: budget_digits(point.budget),
-        "arm": lambda point: point.arm,
-        "realised": lambda point: f"{result.spent(point):.3f}",
-        "bytes": lambda point: f"{point.cost['bytes']:.3f}",
-        "ms": lambda point: "" if point.step_ms is None else f"{point.step_ms:.2f}",
-        "perplexity": lambda point: f"{point.perplexity:.2f}",
-        "divergence": lambda point: "" if point.divergence is None else f"{point.divergence:.4f}",
-        "divergence: policy − arm [95 %]": lambda point: interval(point.divergence_difference),
-        "nats/token": lambda point: f"{point.nats:.4f}",
-        "policy − arm [95 %]": lambda point: interval(point.difference),
-    }
-    return {name: cell for name, cell in made.items() if any(map(cell, result.points)) or name.startswith("policy")}
+_COLUMNS: dict[str, Callable[[Point], str]] = {
+    "budget": lambda point: budget_digits(point.budget),
+    "arm": lambda point: point.arm,
+    "bytes": lambda point: f"{point.cost['bytes']:.3f}",
+    "ms": lambda point: "" if point.step_ms is None else f"{point.step_ms:.2f}",
+    "perplexity": lambda point: f"{point.perplexity:.2f}",
+    "divergence": lambda point: "" if point.divergence is None else f"{point.divergence:.4f}",
+    "divergence: policy − arm [95 %]": lambda point: _interval(point.divergence_difference),
+    "nats/token": lambda point: f"{point.nats:.4f}",
+    "policy − arm [95 %]": lambda point: _interval(point.difference),
+}
+"""Cells of an arm by name of the column, beside what it realised."""
 
 
 def table(result: EvaluationResult, width: int | None = None) -> Table:
     """Arms by budget, with the policy's difference to each baseline. width: characters, for which columns are left out
     that say least; None: any."""
-    every = columns(result, _coloured)
+    *named, policy = _COLUMNS.items()
+    every = [(name, cell) for name, cell in named if any(map(cell, result.points))] + [policy]
+    every.insert(2, ("realised", lambda point: f"{result.spent(point):.3f}"))
     optional = ("divergence: policy − arm [95 %]", "bytes", "perplexity", "ms", "divergence")
     for left_out in range(len(optional) + 1):
-        kept = {name: cell for name, cell in every.items() if name not in optional[:left_out]}
+        kept = {name: cell for name, cell in every if name not in optional[:left_out]}
         shown = Table(title="Perplexity at matched budget", title_justify="left", box=SIMPLE_HEAD)
         shown.caption = f"budget and realised: {result.currency}"
         for name in kept:
@@ -68,22 +68,12 @@ def table(result: EvaluationResult, width: int | None = None) -> Table:
     return shown
 
 
-def better(difference: Difference) -> bool | None:
-    """Whether the policy loses less than the arm; None where the interval does not tell."""
-    return True if difference.high < 0 else False if difference.low > 0 else None
-
-
-def interval(difference: Difference) -> str:
-    """A difference and its interval, in nats per token."""
-    return f"{difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}]"
-
-
-def _coloured(difference: Difference | None) -> str:
-    """An interval, green where the policy is better and red where it is worse."""
-    if difference is None:
+def _interval(found: Difference | None) -> str:
+    """A difference and its interval in nats per token, green where the policy is better and red where it is worse."""
+    if found is None:
         return ""
-    colour = {True: "green", False: "red", None: "yellow"}[better(difference)]
-    return f"[{colour}]{interval(difference)}[/{colour}]"
+    colour = "green" if found.high < 0 else "red" if found.low > 0 else "yellow"
+    return f"[{colour}]{found.value:+.4f} \\[{found.low:+.4f}, {found.high:+.4f}][/{colour}]"
 
 
 def verdict(result: EvaluationResult) -> list[str]:
@@ -125,9 +115,9 @@ def _decided(differences: dict[str, Difference | None]) -> tuple[list[str], list
     return [arm for arm in known if known[arm].high < 0], [arm for arm in known if known[arm].low > 0]
 
 
-def plot(result: EvaluationResult, kind: Literal["png", "svg"] = "png") -> bytes:
-    """Perplexity against what was spent, in the currency of the budgets. An arm's bar is where the policy's paired 95 %
-    interval puts it as seen from the policy; without a policy, the interval over texts."""
+def plot(result: EvaluationResult) -> bytes:
+    """A PNG of perplexity against what was spent, in the currency of the budgets. An arm's bar is where the policy's
+    paired 95 % interval puts it as seen from the policy; without a policy, the interval over texts."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -155,7 +145,7 @@ def plot(result: EvaluationResult, kind: Literal["png", "svg"] = "png") -> bytes
     axes.legend(frameon=False, fontsize=8)
     figure.tight_layout()
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=kind)
+    figure.savefig(buffer, format="png")
     plt.close(figure)
     return buffer.getvalue()
 
@@ -168,3 +158,32 @@ def _ends(result: EvaluationResult, point: Point) -> tuple[float, float]:
     if point.difference is None or not np.isfinite(point.difference.low):
         return point.nats, point.nats
     return policy.nats - point.difference.high, policy.nats - point.difference.low
+
+
+_HEAD = """<!doctype html><html lang=en><meta charset=utf-8>
+<meta name=viewport content='width=device-width,initial-scale=1'><title>solm results</title><style>
+body{font:16px/1.55 system-ui,sans-serif;color:#212529;background:#fff;max-width:78rem;margin:0 auto;padding:1rem}
+p,li{max-width:46rem;overflow-wrap:anywhere}img{max-width:100%}pre{overflow-x:auto;font-size:.85rem;line-height:1.3}
+</style><h1>Results</h1><p>Every arm saw the same tokens. Differences are policy minus arm with paired bootstrap 95 %
+intervals. Divergence: how far an arm's predictions lie from those of dense steps, as KL in nats per token.</p>"""
+
+
+def page(found: list[tuple[str, EvaluationResult]]) -> str:
+    """An HTML page about evaluations, each under its name, which stands alone."""
+    parts = [_HEAD]
+    for name, result in found:
+        s, made = result.settings, result.environment
+        levels = "; ".join(f"{axis} {', '.join(f'{level:g}' for level in s['space'][axis])}" for axis in AXES)
+        console = Console(record=True, width=200, file=io.StringIO())
+        console.print(table(result))
+        picture = base64.b64encode(plot(result)).decode()
+        facts = (
+            f"{s['model']} ({s['dtype']}), {counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} "
+            f"dense ones, {s['data']}. {levels}. Commit {made['commit']}, {made['machine']['processor']}: "
+            f"{result.command}"
+        )
+        parts += [f"<h2>{escape(name)}</h2><p>{escape(facts)}</p><ul>"]
+        parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
+        parts += [f"</ul><p><img alt='perplexity by budget' src='data:image/png;base64,{picture}'></p>"]
+        parts += [console.export_html(code_format="<pre>{code}</pre>", inline_styles=True)]
+    return "\n".join(parts) + "\n"

@@ -95,7 +95,7 @@ def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
 
 def write_report(job: Job) -> None:
     """The comparison as a page."""
-    from solm.evaluation.report import render
+    from solm.evaluation import show
 
-    page = render([(f"after {result.settings['context']:,} tokens", result) for result in evaluations(job)])
+    page = show.page([(f"after {result.settings['context']:,} tokens", result) for result in evaluations(job)])
     write_text(job.folder.path / REPORT, page)

@@ -11,7 +11,7 @@ from solm.core.interrupt import SIGTERM_CODE, Interrupted
 
 @pytest.mark.parametrize(("raised", "code"), [(KeyboardInterrupt(), 130), (Interrupted(SIGTERM_CODE), SIGTERM_CODE)])
 def test_an_interrupt_says_how_to_go_on(tmp_path, monkeypatch, capsys, raised, code):
-    def decode(out, report, clock):
+    def decode(report):
         report("decoding", 0, 3)
         raise raised
 

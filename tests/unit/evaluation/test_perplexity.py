@@ -146,18 +146,21 @@ def test_result_file_round_trips_and_is_shown(whole):
     result = whole
     again = EvaluationResult.model_validate_json(result.model_dump_json())
     assert again == result
-    assert show.plot(result).startswith(b"\x89PNG")
-    assert b"<svg" in show.plot(result, "svg")
-    policy, static = result.arm("policy", 0.6), result.arm("uniform", 0.6)
-    low, high = show._ends(result, static)
-    assert low <= static.nats <= high
-    assert high - low == pytest.approx(static.difference.high - static.difference.low)
-    assert show._ends(result, policy) == (policy.nats, policy.nats)
     assert show.table(result).row_count == len(result.points)
     lines = show.verdict(result)
     assert len(lines) == 2
     for line in lines:
         assert "beats" in line or "loses" in line or "noise" in line
+
+
+def test_a_page_stands_alone_and_escapes_what_a_result_says(whole):
+    named = whole.model_copy(update={"settings": whole.settings | {"model": "<model>"}})
+    page = show.page([("<name>", named)])
+    point = whole.arm("uniform", 0.6)
+    for words in ("&lt;name&gt;", "&lt;model&gt;", f"[{point.divergence_difference.low:+.4f}, ", f"{point.nats:.4f}"):
+        assert words in page
+    assert not [words for words in ("<name>", "<model>", "http", "<script") if words in page]
+    assert page.count("data:image/png;base64,") == 1
 
 
 def test_verdict_says_plainly_when_the_policy_loses(whole):
