@@ -35,7 +35,7 @@ def told(client, budget="keep=0.9", **efficiency):
 def test_a_server_under_pressure_lowers_budgets_to_the_floor_that_was_asked_for(byte_tokenizer, monkeypatch):
     """By request before API key before priority before server; what is said of a reply holds over all of its steps."""
     service = tiny_service(
-        byte_tokenizer, slo_tpot_ms=0.01, slo_floor="keep=0.5", slo_rows=False,
+        byte_tokenizer, slo_tpot_ms=0.01, slo_floor="keep=0.5",
         priority_floors={"low": "keep=0.4", "high": "keep=0.7"},
     )  # fmt: skip
     steps_by_budget(monkeypatch, 0.03)

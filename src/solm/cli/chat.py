@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from solm.cli.generate import describe_speed, printed, show_cost
-from solm.cli.options import DECIDERS, ModelOptions, ReplyOptions, mention_policy
-from solm.cli.output import Progress, complain, read_weights, reason, say
+from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
+from solm.cli.output import Progress, complain, read_weights, say
 from solm.core.errors import ContextLengthError, DataError, SolmError, argument, check_unicode
 
 if TYPE_CHECKING:
@@ -23,7 +23,6 @@ _MEMORY = 512e6
 """Bytes of the conversation's keys and values that are kept."""
 _HELP = """\
 /budget 0.7       set the budget of later replies, in any form of --budget: speed=1.3, mlp=0.8; without one: dense
-/policy dense     choose what decides: policy (the trained one), dense, static, random, a folder, hub id or builtin:...
 /system Be brief  set the system message, and start a new conversation
 /reset            start a new conversation
 /help             show these lines
@@ -53,8 +52,8 @@ class Talk:
         """The policy and the budget of the next reply, and where step times are measured what it comes to."""
         from solm.core.budget import in_time
 
-        if self.policy == "dense" or self.budget is None:
-            return "dense" if self.policy == "dense" else "dense (no budget)"
+        if self.budget is None:
+            return "dense"
         terms = self._terms(self.lm, self.policy, self.budget)
         time = f": {in_time(terms)}" if "time" in terms else ""
         return f"policy {self.policy or ('policy' if self.lm.trained else 'static')}, budget {self.budget}{time}"
@@ -65,8 +64,7 @@ class Talk:
         return None if self._stream is None else self._stream.reply
 
     def start(self, system: str | None) -> str:
-        """Begin anew, after a system message or without one. Returns words about it, as `set_budget` and `set_policy`
-        do."""
+        """Begin anew, after a system message or without one. Returns words about it, as `set_budget` does."""
         from solm.runtime.prompts import check_system
 
         check_system(self.tokenizer, system or None)
@@ -81,25 +79,13 @@ class Talk:
         Raises `BudgetError` for one that cannot be met, and keeps the old one.
         """
         policy = None if self.policy == "dense" and budget is not None else self.policy
-        lm = self._timed(self.lm, policy, budget)
+        with Progress() as progress:
+            lm = self.lm if budget is None else self.lm.timed_for(budget, progress.show)
         self._terms(lm, policy, budget)
         self.policy, self.budget = policy, budget
-        self._use(lm)
-        return self.setting
-
-    def set_policy(self, name: str) -> str:
-        """Another policy. Raises `SolmError` for one that is unknown or cannot meet the budget; all stays then."""
-        from solm.policies.artifact import TrainedPolicy
-
-        if not name:
-            raise SolmError("give what decides, such as: /policy dense")
-        lm = self.lm
-        if name not in (*DECIDERS, "policy"):
-            lm, name = lm.with_policy(TrainedPolicy.from_pretrained(name)), "policy"
-        lm = self._timed(lm, name, self.budget)
-        self._terms(lm, name, self.budget)
-        self.policy = name
-        self._use(lm)
+        if lm is not self.lm:
+            self.lm = lm
+            self._forget()  # keys and values belong to the policy's sparsity
         return self.setting
 
     def stream(self, line: str) -> "Generator[Token]":
@@ -118,9 +104,9 @@ class Talk:
             ids = encode(self.tokenizer, conversation, told=self._told)
             self.read = ids.shape[1]
             check_length(self.read, self.generation["max_new_tokens"], self.lm.context)
-            budget = None if self.policy == "dense" else self.budget
-            session = self._session(ids)
-            self._stream = self.lm.stream(ids, budget=budget, policy=self.policy, session=session, **self.generation)
+            self._stream = self.lm.stream(
+                ids, budget=self.budget, policy=self.policy, session=self._session(ids), **self.generation
+            )
             yield from self._stream
         finally:
             if self.reply is not None and self.reply.trace.ids:
@@ -131,18 +117,7 @@ class Talk:
     def _terms(self, lm: "LanguageModel", policy: str | None, budget: str | None) -> "Terms":
         """The budget of the next reply in all units that are measured. Raises `BudgetError` where it cannot be met."""
         seen = self.read + self.generation["max_new_tokens"] // 2
-        chosen = lm.decider(policy, None if policy == "dense" else budget)
-        return lm.budgets(chosen).resolve(None if policy == "dense" else budget, seen).terms
-
-    def _timed(self, lm: "LanguageModel", policy: str | None, budget: str | None) -> "LanguageModel":
-        """The model with step times of this machine, where the budget needs them."""
-        with Progress() as progress:
-            return lm if policy == "dense" else lm.timed_for(budget, progress.show)
-
-    def _use(self, lm: "LanguageModel") -> None:
-        if lm is not self.lm:
-            self.lm = lm
-            self._forget()  # keys and values belong to the policy's sparsity
+        return lm.budgets(lm.decider(policy, budget)).resolve(budget, seen).terms
 
     def _forget(self) -> None:
         from solm.runtime.prefixes import PrefixCache
@@ -210,7 +185,7 @@ def _lines(terminal: bool) -> Iterator[str]:
             print("\n/quit or Ctrl-D ends the program")
             continue
         except OSError as error:
-            raise SolmError(f"cannot read standard input: {reason(error)}") from error
+            raise SolmError(f"cannot read standard input: {error.strerror or error}") from error
         if not terminal and not line:
             return
         if line.strip():
@@ -223,7 +198,6 @@ def _obey(talk: Talk, line: str) -> None:
     rest = rest.strip()
     commands: dict[str, Callable[[], str]] = {
         "/budget": lambda: talk.set_budget(rest or None),
-        "/policy": lambda: talk.set_policy(rest),
         "/system": lambda: talk.start(rest),
         "/reset": lambda: talk.start(talk.system),
         "/help": lambda: _HELP,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from solm.cli import checks
 from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
-from solm.cli.output import print_json, read_weights, reason, say
+from solm.cli.output import print_json, read_weights, say
 from solm.core.errors import DataError, argument
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def generate(
     try:
         text = sys.stdin.read() if prompt == "-" else prompt
     except OSError as error:
-        raise DataError(f"PROMPT: cannot read standard input: {reason(error)}") from error
+        raise DataError(f"PROMPT: cannot read standard input: {error.strerror or error}") from error
     generation, budget = options.generation(), options.budget
     checks.out_file(out)
     prepared = options.prepare(model)

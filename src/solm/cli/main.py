@@ -1,5 +1,6 @@
 """The `solm` command."""
 
+import io
 import os
 import sys
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from solm.cli.fit import fit
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.options import verb
-from solm.cli.output import Result, is_of_output, prepare_streams, reason
+from solm.cli.output import Result, is_of_output
 from solm.cli.policies import policies
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
@@ -81,7 +82,8 @@ def main() -> None:
     """Run the command line. A user's mistake is one line on standard error; exit code 2, or 3 for a damaged file."""
     # Parallel tokenizers warn on every fork that follows; texts are short.
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    prepare_streams()
+    if isinstance(sys.stdin, io.TextIOWrapper):  # other bytes are read as Python reads arguments; commands check them
+        sys.stdin.reconfigure(errors="surrogateescape")
     try:
         if (name := "".join(sys.argv[1:2])) in MOVED:
             raise SolmError(f"there is no command {name} any more: {MOVED[name]}")
@@ -97,7 +99,7 @@ def main() -> None:
     except OSError as error:
         if not is_of_output(error):
             raise
-        print(f"solm: cannot write the output: {reason(error)}", file=sys.stderr)
+        print(f"solm: cannot write the output: {error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("solm: interrupted", file=sys.stderr)

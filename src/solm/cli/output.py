@@ -1,7 +1,6 @@
 """The standard streams: results on standard output, remarks and progress on standard error."""
 
 import errno
-import io
 import json
 import logging
 import os
@@ -90,25 +89,6 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     for row in rows:
         shown.add_row(*row)
     return shown
-
-
-def prepare_streams() -> None:
-    """Have streams that were closed at the start raise `OSError` when they are used, but for errors, which are lost.
-    Bytes that are not UTF-8 are read as lone surrogates, as Python reads arguments; commands check what they read."""
-    # Python has None for a closed stream. Opening each, in this order, also keeps its number from other files.
-    if sys.stdin is None:
-        sys.stdin = open(os.open(os.devnull, os.O_WRONLY))  # noqa: SIM115
-    if sys.stdout is None:
-        sys.stdout = open(os.open(os.devnull, os.O_RDONLY), "w")  # noqa: SIM115
-    if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")
-
-
-def reason(error: OSError) -> str:
-    """Why a standard stream cannot be used."""
-    return "it is closed" if error.errno == errno.EBADF else error.strerror or str(error)
 
 
 def is_of_output(error: OSError) -> bool:

@@ -3,17 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from solm.cli import checks
 from solm.cli.output import Result, table
-from solm.core.curve import COLUMNS, CURVE
+from solm.core.curve import COLUMNS
 from solm.core.errors import SolmError, argument
-from solm.core.files import write_bytes
-from solm.policies.artifact import CARD, CONFIG, WEIGHTS, PolicyConfig, TrainedPolicy, from_hub, shipped
+from solm.policies.artifact import PolicyConfig, TrainedPolicy, shipped
 
-_TAKES = {
-    "list": (), "show": ("NAME", "--revision"), "pull": ("NAME", "--out", "--revision"),
-    "push": ("NAME", "REPOSITORY", "--private"),
-}  # fmt: skip
+_TAKES = {"list": (), "show": ("NAME", "--revision"), "push": ("NAME", "REPOSITORY", "--private")}
 """By action what goes with it; arguments have to be given."""
 
 
@@ -22,31 +17,28 @@ def policies(
     name: str | None = None,
     repository: str | None = None,
     /,
-    out: Path | None = None,
     revision: str | None = None,
     private: bool = False,
 ) -> Result:
-    """List the policies that come with solm, describe one, download one, or upload one with its model card.
+    """List the policies that come with solm, describe one, or upload one with its model card.
 
     \b
     Examples:
       solm policies
       solm policies show builtin:smollm2-135m-cpu
       solm policies show runs/a/policy --json
-      solm policies pull me/my-policy --out policies/mine
       solm policies push runs/a/policy me/my-policy
 
     Args:
-        action: list: the policies that come with solm; show: one policy; pull: one from the hub; push: one to it.
-        name: show: folder, hub id or builtin:... of a policy. pull: hub id. push: folder.
+        action: list: the policies that come with solm; show: one policy; push: one to the hub.
+        name: show: folder, hub id or builtin:... of a policy. push: folder.
         repository: push: hub repository, such as me/my-policy.
-        out: pull: folder for the policy; by default the hub's cache.
         revision: Branch, tag or commit of a policy on the hub.
         private: push: make the repository private.
     """
     if action not in _TAKES:
-        raise SolmError(f"ACTION: unknown action {action!r}; choose list, show, pull or push")
-    given = {"NAME": name, "REPOSITORY": repository, "--out": out, "--revision": revision, "--private": private or None}
+        raise SolmError(f"ACTION: unknown action {action!r}; choose list, show or push")
+    given = {"NAME": name, "REPOSITORY": repository, "--revision": revision, "--private": private or None}
     for typed, value in given.items():
         if value is not None and typed not in _TAKES[action]:
             others = [other for other, taken in _TAKES.items() if typed in taken]
@@ -60,11 +52,6 @@ def policies(
         described = [_described(each, TrainedPolicy.from_pretrained(each).config) for each in shipped()]
         lines = [f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described]
         return Result({"policies": described}, lines)
-    if action == "pull":
-        if here:
-            raise SolmError(f"NAME: {name} is here already; pull takes a hub id such as me/my-policy")
-        folder = str(_pull(name, out, revision))
-        return Result({"policy": name, "folder": folder}, [folder])
     with argument("name"):
         trained = TrainedPolicy.from_pretrained(name, revision=revision)
     if repository is not None:
@@ -82,23 +69,6 @@ def policies(
     tables = [table(one.about, COLUMNS, one.rows()) for one in (curve, timed) if one is not None]
     more = {} if timed is None else {"here": timed.as_dict()}
     return Result(shown | curve.as_dict() | more, [*lines, *tables])
-
-
-def _pull(name: str, out: Path | None, revision: str | None) -> Path:
-    """The folder of the policy `name` of the hub: `out`, or its place in the hub's cache."""
-    if out is not None:
-        checks.out_folder(out)
-        if (out / CONFIG).exists():
-            raise SolmError(f"--out: {out} holds a policy already; give another folder")
-    with argument("name"):
-        folder = from_hub(name, revision)
-        TrainedPolicy.from_pretrained(folder)
-    if out is None:
-        return folder
-    for part in (WEIGHTS, CARD, CURVE, CONFIG):  # the configuration last: with it the folder is a policy
-        if (folder / part).is_file():
-            write_bytes(out / part, (folder / part).read_bytes())
-    return out
 
 
 def _described(name: str, config: PolicyConfig) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def serve(
     try:
         import uvicorn
 
-        from solm.serving.app import announcing, create_app
+        from solm.serving.app import create_app
         from solm.serving.logs import tracing_wanted
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
@@ -103,28 +103,26 @@ def serve(
         with argument("max_model_len"):
             prepared.check_room(max_model_len)
     chosen = _rows_that_fit(prepared, chosen, explicit=max_rows is not None)
-    _check_place(host, port, uds)
+    place = _place(host, port, uds)
     if chosen.chat_template is not None:
         _use_template(prepared.tokenizer, chosen.chat_template)
     local = ("127.0.0.1", "localhost", "::1")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}" if uds is None else f"unix:{uds}"
 
-    def announce() -> None:
-        served = names[0] if names else prepared.asked
-        say(f"solm: {served} at {address}/v1, a page to try it at {address}/")
-        if json:
-            print_json({"model": served, "address": f"{address}/v1", "page": f"{address}/"})
-
     service = _service(prepared, chosen, names, keys)
     app = create_app(service, local if host in local else None)
     config = uvicorn.Config(
-        app, host=host, port=port, uds=None if uds is None else str(uds), log_config=None, access_log=False,
-        lifespan="on", timeout_keep_alive=75, limit_concurrency=4096,
+        app, log_config=None, access_log=False, lifespan="on", timeout_keep_alive=75, limit_concurrency=4096,
         timeout_graceful_shutdown=max(1, round(chosen.drain_seconds)),
     )  # fmt: skip
+    place.listen(2048)  # connections wait from here on
+    served = names[0] if names else prepared.asked
+    say(f"solm: {served} at {address}/v1, a page to try it at {address}/")
+    if json:
+        print_json({"model": served, "address": f"{address}/v1", "page": f"{address}/"})
     try:
-        announcing(config, announce).run()
+        uvicorn.Server(config).run([place])
     finally:
         service.scheduler.stop()  # a second Ctrl-C skips the application's own end
 
@@ -218,23 +216,24 @@ def _rows_that_fit(prepared: "Prepared", chosen: "ServeSettings", explicit: bool
     return chosen.model_copy(update={"max_rows": most})
 
 
-def _check_place(host: str, port: int, uds: Path | None) -> None:
-    """Refuse a port or a Unix socket that cannot be listened on. A socket that is there is replaced by the server."""
-    if uds is not None and uds.is_socket():
-        return
+def _place(host: str, port: int, uds: Path | None) -> socket.socket:
+    """A socket at the port or the Unix socket. One of a server that has ended is replaced."""
     try:
         family, address = socket.AF_UNIX, cast(Any, str(uds))
         if uds is None:
             family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-        if uds is not None:
+        elif uds.is_socket():
             uds.unlink()
+        place = socket.socket(family)
+        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        place.bind(address)
     except OSError as error:
-        place = f"{host} port {port}" if uds is None else str(uds)
+        where = f"{host} port {port}" if uds is None else str(uds)
         option = "--uds" if uds else "--port" if error.errno in (errno.EADDRINUSE, errno.EACCES) else "--host"
-        raise SolmError(f"{option}: cannot listen on {place}: {error.strerror or error}") from error
+        raise SolmError(f"{option}: cannot listen on {where}: {error.strerror or error}") from error
+    if uds is not None:
+        uds.chmod(0o666)  # as uvicorn does
+    return place
 
 
 def _use_template(tokenizer: Any, path: Path) -> None:

@@ -2,15 +2,12 @@
 
 import asyncio
 import gc
-import logging
-import socket
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic_core import to_json
@@ -250,22 +247,3 @@ def _model(service: Service) -> dict[str, Any]:
         "id": service.name, "object": "model", "created": 0, "owned_by": "solm", "max_model_len": service.context,
         "efficiency": service.budgets.describe(service.context), "facts": service.facts(),
     }  # fmt: skip
-
-
-def announcing(config: uvicorn.Config, started: Callable[[], None]) -> uvicorn.Server:
-    """A server that calls `started` in its event loop once it listens."""
-
-    class Server(uvicorn.Server):
-        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-            await super().startup(sockets)
-            if self.started:
-                started()
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            try:
-                await super().shutdown(sockets)
-            finally:
-                if self.force_exit:  # a second Ctrl-C cancels the tasks that are left, and each would log a traceback
-                    logging.getLogger("uvicorn.error").addFilter(lambda record: record.levelno < logging.ERROR)
-
-    return Server(config)

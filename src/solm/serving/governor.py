@@ -158,18 +158,12 @@ class Savings:
 class Governor:
     """An integral controller on the smoothed time between tokens.
 
-    objective: seconds per token, None: budgets are left alone. max_rows: rows that may decode together. hold_rows:
-    whether prompts wait. clock: a function that returns seconds.
+    objective: seconds per token, None: budgets are left alone. max_rows: rows that may decode together. clock: a
+    function that returns seconds.
     """
 
-    def __init__(
-        self,
-        objective: float | None,
-        max_rows: int,
-        hold_rows: bool = True,
-        clock: Callable[[], float] = time.perf_counter,
-    ):
-        self.objective, self.max_rows, self.hold_rows, self.clock = objective, max_rows, hold_rows, clock
+    def __init__(self, objective: float | None, max_rows: int, clock: Callable[[], float] = time.perf_counter):
+        self.objective, self.max_rows, self.clock = objective, max_rows, clock
         self.savings = Savings()
         self._per_token = 0.0
         """Seconds to read a token of a prompt, beside those that any pass takes."""
@@ -207,7 +201,7 @@ class Governor:
     @property
     def rows(self) -> int:
         """How many rows may decode together now, at least 1."""
-        if self.objective is None or not self.hold_rows:
+        if self.objective is None:
             return self.max_rows
         return max(1, int((self._times.by_rows <= self.objective * _ADMITTED).sum()) - 1)
 
@@ -218,7 +212,7 @@ class Governor:
             return True
         if joins and len(replies) >= self.max_rows:
             return False
-        if self.objective is None or not self.hold_rows:
+        if self.objective is None:
             return True
         aim, step = self.objective * _ADMITTED, self._times.by_rows[len(replies) + joins]
         self._no_row = bool(aim < step < math.inf)

@@ -42,9 +42,10 @@ class _Lines(logging.Formatter):
 
 
 def _worth_a_line(record: logging.LogRecord) -> bool:
-    """Not a request that was cancelled as the server stopped: uvicorn logs how many it cancels."""
+    """Not what was cancelled as the server stopped, requests or its end: uvicorn logs how many it cancels."""
     error = record.exc_info[1] if record.exc_info else None
-    return not (record.name == "uvicorn.error" and isinstance(error, asyncio.CancelledError))
+    cancelled = isinstance(error, asyncio.CancelledError) or "CancelledError" in record.getMessage()
+    return not (record.name == "uvicorn.error" and cancelled)
 
 
 def log_lines() -> None:

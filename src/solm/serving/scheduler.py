@@ -253,7 +253,7 @@ class Scheduler:
     def __init__(self, lm: LanguageModel, settings: ServeSettings, metrics: Metrics, thread: Executor | None = None):
         self.lm, self.settings = lm, settings
         objective = None if settings.slo_tpot_ms is None else settings.slo_tpot_ms / 1000
-        self.governor = Governor(objective, settings.max_rows, settings.slo_rows, self.clock)
+        self.governor = Governor(objective, settings.max_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         self._batch = Batch[Row](lm)
         self._waiting: tuple[deque[Row], ...] = tuple(deque() for _ in PRIORITIES)
@@ -264,7 +264,7 @@ class Scheduler:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._posted: list[tuple[Queue, Any]] = []
         self._whole_bits = lm.sparsity.bits_site == "weights"
-        self._skipping_rows = None if settings.always_skip else lm.backend.skipping_rows
+        self._skipping_rows = lm.backend.skipping_rows
         self._timed = self.clock()
         """When step times were measured last."""
         self.stopping = self.failed = False  # it is to end; it ended with an error

@@ -44,10 +44,6 @@ class ServeSettings(BaseModel):
     """Most tokens of a prompt and its reply together; None: the model's context."""
     ignore_unknown: bool = False
     """Whether fields that the API lacks are named in a header of the answer, and not refused."""
-    slo_rows: bool = True
-    """Whether the governor also lets prompts wait where the lowest budgets are not enough."""
-    always_skip: bool = False
-    """Whether steps skip channels in batches of four and more rows, too, where that saves no time."""
     key_floors: dict[str, float | str] = Field(default_factory=dict, exclude=True)
     """As `slo_floor`, for requests under a named API key."""
     key_priorities: dict[str, Priority] = Field(default_factory=dict, exclude=True)

@@ -145,12 +145,11 @@ OTHERS = [
     (["fit", "{model}", "--data", "{text}", "--out", "{root}/fit", "--minutes", "nan"], 2, "--minutes: nan is out of"),
     (["inspect", "{root}/broken"], 3, "{root}/broken/config.json is damaged: it is not JSON"),
     (["inspect", "{root}/not.gguf"], 3, "not.gguf is not a GGUF file"),
-    (["policies", "drop"], 2, "ACTION: unknown action 'drop'; choose list, show, pull or push"),
-    (["policies", "list", "--revision", "x"], 2, "--revision: it goes with show or pull, not list"),
+    (["policies", "drop"], 2, "ACTION: unknown action 'drop'; choose list, show or push"),
+    (["policies", "list", "--revision", "x"], 2, "--revision: it goes with show, not list"),
     (["policies", "show", "{root}/nothing"], 2, "NAME: no policy at '{root}/nothing'"),
     (["policies", "show", "{root}/damaged"], 3, "NAME: "),
-    (["policies", "show", "{policy}", "--out", "{root}/copy"], 2, "--out: it goes with pull, not show"),
-    (["policies", "pull", "nobody/nothing/at/all"], 2, "NAME: no policy at 'nobody/nothing/at/all'"),
+    (["policies", "show", "nobody/nothing/at/all"], 2, "NAME: no policy at 'nobody/nothing/at/all'"),
     (["policies", "push", "{policy}", "nobody/nothing/at/all"], 2, "REPOSITORY: cannot upload to the hub repository"),
 ]
 CASES = [

@@ -6,10 +6,9 @@ import sys
 
 import pytest
 
-from helpers.policies import under_policy
 from solm.cli.chat import Talk
 from solm.cli.main import main
-from solm.core.errors import BudgetError, ContextLengthError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError
 
 TEMPLATE = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
 GREEDY = {"max_new_tokens": 12, "seed": 0}
@@ -40,7 +39,7 @@ def chat(tiny_folder, monkeypatch):
 
 
 def test_a_conversation_from_a_pipe(chat, capsys):
-    lines = f"hello\n\n/budget attention=0.5\n{LONG}\n/policy\n/policy dense\nagain\n/budget nine\n/nope\n"
+    lines = f"hello\n\n/budget attention=0.5\n{LONG}\n/budget\nagain\n/budget nine\n/nope\n"
     lines += "/system Be brief.\n/quit\nx\n"
     assert chat(lines) == 0
     shown = capsys.readouterr()
@@ -54,7 +53,6 @@ def test_a_conversation_from_a_pipe(chat, capsys):
     assert "of the bytes of dense ones" in facts[1]
     assert "policy static, budget attention=0.5" in shown.err
     assert "/budget: budget 'nine' is not a number" in shown.err
-    assert "/policy: give what decides, such as: /policy dense" in shown.err
     assert "unknown command '/nope'" in shown.err
     assert "a new conversation" in shown.err
 
@@ -119,22 +117,13 @@ def test_mistakes_leave_the_conversation_as_it_was(talk):
     messages = list(talk.messages)
     with pytest.raises(BudgetError):
         talk.set_budget("7")
-    with pytest.raises(SolmError, match="no policy at 'nowhere'"):
-        talk.set_policy("nowhere")
     with pytest.raises(ContextLengthError):
         list(talk.stream("x" * 600))
     assert talk.messages == messages
     assert (talk.budget, talk.policy) == (None, None)
 
 
-def test_policies_change_between_replies(talk, tmp_path):
-    talk.set_budget("attention=0.5")
-    assert talk.setting == "policy policy, budget attention=0.5"
-    under_policy(talk.lm).trained.save_pretrained(tmp_path / "policy")
-    talk.set_policy(str(tmp_path / "policy"))
-    assert talk.policy == "policy"
-    talk.set_policy("dense")
+def test_a_budget_ends_dense_replies(policy_lm):
+    talk = Talk(policy_lm, "dense", GREEDY)
     assert talk.setting == "dense"
-    assert all(token.cost == pytest.approx(1) for token in talk.stream(LONG))
-    talk.set_budget("mlp=0.7")
-    assert talk.setting == "policy policy, budget mlp=0.7"
+    assert talk.set_budget("mlp=0.7") == "policy policy, budget mlp=0.7"

@@ -51,15 +51,3 @@ def test_output_that_is_full(generate, monkeypatch, more, buffered):
     code, said = generate("x", *more)
     assert code == 2
     assert said.endswith("\nsolm: cannot write the output: No space left on device\n")
-
-
-def test_output_that_is_closed(generate, monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    code, said = generate("x")
-    assert code == 2
-    assert said.endswith("\nsolm: cannot write the output: it is closed\n")
-
-
-def test_input_that_is_closed(generate, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", None)
-    assert generate("-") == (2, "solm: PROMPT: cannot read standard input: it is closed\n")

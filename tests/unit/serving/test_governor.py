@@ -46,8 +46,8 @@ class Machine:
         return (self.now - begun) / (steps - steps // 2)
 
 
-def governed(objective, machine, rows=8, hold_rows=True):
-    return Governor(objective, rows, hold_rows, lambda: machine.now)
+def governed(objective, machine, rows=8):
+    return Governor(objective, rows, lambda: machine.now)
 
 
 def test_nothing_changes_while_the_objective_is_met():
@@ -75,9 +75,6 @@ def test_rows_are_held_back_only_where_budgets_are_not_enough():
     assert machine.run(governor, steps=3000) <= 0.04
     assert governor.rows < 8
     assert governor.dial(NORMAL) == 0, "while rows wait, budgets stay at their floors"
-    stubborn = governed(0.04, machine, hold_rows=False)
-    machine.run(stubborn)
-    assert (stubborn.dial(NORMAL), stubborn.rows) == (0.0, 8)
     free = Machine(0.001, 0.001)
     governor.clock = lambda: free.now
     governor.idle()
@@ -92,9 +89,6 @@ def test_budgets_are_left_alone_where_lower_ones_save_no_time():
     assert dials_of(governor) == [1, 1, 1]
     assert governor.rows < 8
     assert machine.lowered_steps < 150, "what the measurements took"
-    alone = governed(0.04, machine, hold_rows=False)
-    machine.run(alone)
-    assert (dials_of(alone), alone.rows) == ([1, 1, 1], 8)
 
 
 def test_a_higher_priority_is_lowered_only_when_lower_ones_are_at_their_floors():
@@ -255,9 +249,9 @@ class Loop:
         return (len(found) - clients) * TOKENS / (self.now - begun), np.array(found[clients:]) * 1000
 
 
-def loop(objective: float | None, hold_rows=True):
+def loop(objective: float | None):
     machine = Loop()
-    return machine.run(Governor(objective, 16, hold_rows, lambda: machine.now))
+    return machine.run(Governor(objective, 16, lambda: machine.now))
 
 
 def test_every_reply_meets_the_objective_under_overload_and_there_are_more_tokens_than_without():
@@ -266,6 +260,3 @@ def test_every_reply_meets_the_objective_under_overload_and_there_are_more_token
     rate, milliseconds = loop(0.026)
     assert milliseconds.max() < 26
     assert rate > dense
-    budgets, milliseconds = loop(0.026, hold_rows=False)
-    assert milliseconds.min() > 26
-    assert budgets > rate

@@ -77,11 +77,10 @@ def test_rows_that_end_in_any_way_leave_what_the_cache_holds(memory, byte_tokeni
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
-@pytest.mark.parametrize(("always_skip", "share"), [(False, 1.0), (True, 0.6)])
-def test_a_large_batch_computes_all_channels_unless_it_shall_always_skip(always_skip, share, byte_tokenizer):
+def test_a_large_batch_computes_all_channels(byte_tokenizer):
     model = tiny_model("llama", torch.float32, max_position_embeddings=1024)
     with solm.attach(model, None, byte_tokenizer, backend="cpu", precision="int8") as lm:
-        scheduler = Scheduler(lm, ServeSettings(max_rows=6, always_skip=always_skip), Metrics())
+        scheduler = Scheduler(lm, ServeSettings(max_rows=6), Metrics())
         budget, ends = RequestBudget("static", Static(lm.space), resolved(Budget(mlp=0.6))), []
 
         def emit(event) -> None:
@@ -97,7 +96,7 @@ def test_a_large_batch_computes_all_channels_unless_it_shall_always_skip(always_
         finally:
             scheduler.stop()
         # The first and the last steps are of fewer rows.
-        assert [end.compute.realised["mlp"] for end in ends] == pytest.approx([share] * 6, abs=0.06)
+        assert [end.compute.realised["mlp"] for end in ends] == pytest.approx([1.0] * 6, abs=0.06)
 
 
 def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
