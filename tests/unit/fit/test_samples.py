@@ -27,19 +27,19 @@ def test_samples_are_differences_to_the_dense_run_of_the_same_tokens():
         got = collect_samples(lm, ids, CONTEXT, 1, before, after, SPACE)
         session = lm.session()
         session.prefill(ids[:, :CONTEXT])
-        dense = session.fork(1).score(ids[:, CONTEXT:], torch.tensor((1.0, 1, 16)).expand(2, STEPS, 3))
-        torch.testing.assert_close(got.dense, dense.log_probabilities)
         first, second = keep_of(before, SPACE).flatten(0, 1), keep_of(after, SPACE).flatten(0, 1)
-        alone = session.fork(3).score(ids[:, CONTEXT:].repeat_interleave(3, 0), SplitSchedule(1, first, second))
-        expected = dense.log_probabilities[:, None] - alone.log_probabilities.view(2, 3, -1)
-        torch.testing.assert_close(got.cost, expected.float(), rtol=1e-4, atol=1e-5)
-        logits = [
+        dense, others = (
             session.fork(forks).extend(ids[:, CONTEXT:-1].repeat_interleave(forks, 0), keep).logits.log_softmax(-1)
             for forks, keep in (
                 (1, torch.tensor((1.0, 1, 16)).expand(2, STEPS, 3)),
                 (3, SplitSchedule(1, first, second)),
             )
-        ]
-        expected = (logits[0].exp() * (logits[0] - logits[1].unflatten(0, (2, 3)).transpose(0, 1))).sum(-1)
-        torch.testing.assert_close(got.divergence, expected.transpose(0, 1).float(), rtol=1e-3, atol=1e-5)
+        )
+        others, came = others.unflatten(0, (2, 3)), ids[:, CONTEXT + 1 :, None]
+        torch.testing.assert_close(got.dense, dense.gather(-1, came)[..., 0].float())
+        gaps = dense[:, None] - others
+        cost = gaps.gather(-1, came[:, None].expand(-1, 3, -1, -1))[..., 0]
+        torch.testing.assert_close(got.cost, cost.float(), rtol=1e-4, atol=1e-5)
+        divergence = (dense.exp()[:, None] * gaps).sum(-1)
+        torch.testing.assert_close(got.divergence, divergence.float(), rtol=1e-3, atol=1e-5)
         assert got.hidden.shape == (2, 3, STEPS, 64)
