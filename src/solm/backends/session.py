@@ -103,9 +103,8 @@ class Session(ABC):
         ledger: what the rows are taken to have spent; by default nothing. early: [N, 3] float64, what the layers before
         a priced policy's are taken to have spent over the ledger's steps, as if they were the whole model.
         """
-        self._budgets = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
-        self._budgets["decider"] = self._decider_of(policy)
-        self._follow([policy] * self.rows)
+        opened = budgets.open_budgets(target, horizon, policy.space.dense_index, ledger, early)
+        self._follow([policy] * self.rows, opened)
 
     def aim(self, target: Array) -> None:
         """Other targets [N, 3] from here on; what was spent is seen against what was allowed until now."""
@@ -283,26 +282,26 @@ class Session(ABC):
 
     def _open(self, rows: int) -> None:
         """Budgets and policies of so many rows that are under no policy."""
-        self._budgets = budgets.uncontrolled(rows)
-        self._follow([None] * rows)
+        self._follow([None] * rows, budgets.uncontrolled(rows))
 
     def _take(self, index: np.ndarray, other: "Session") -> None:
         """Budgets and policies of rows index [n] of another session, or of this one, in that order."""
-        self._budgets = other._budgets[index]
-        self._follow([other._policies[row] for row in index])
+        self._follow([other._policies[row] for row in index], other._budgets[index])
 
     def _append(self, other: "Session") -> None:
         """Budgets and policies of the rows of another session after these. Raises as `groups_of` does."""
-        self._follow([*self._policies, *other._policies])
-        self._budgets = np.concatenate([self._budgets, other._budgets])
+        self._follow([*self._policies, *other._policies], np.concatenate([self._budgets, other._budgets]))
 
-    def _follow(self, policies: Sequence[AnyPolicy | None]) -> None:
-        """Let rows follow policies [N]; None: none."""
+    def _follow(self, policies: Sequence[AnyPolicy | None], records: np.ndarray) -> None:
+        """Let rows follow policies [N], None: none, with budgets as records [N] have them."""
         groups = groups_of(policies)
-        own = frozenset(number for number, group in enumerate(groups) if self._decider_of(group.policy))
+        for group in groups:
+            records["decider"][group.rows] = self._decider_of(group.policy)
+        own = frozenset(number for number, group in enumerate(groups) if records["decider"][group.rows[0]])
         inside = {number for number, group in enumerate(groups) if isinstance(group.policy, ValuePolicy)}
         # If Python decides inside the pass for some rows, it does so for all.
         self._policies, self._groups, self._own_groups = policies, groups, own if inside <= own else frozenset()
+        self._budgets = records
 
     def _decider_of(self, policy: AnyPolicy) -> int:
         """The address of `policy` in the terms of the backend's engine, which then decides for its rows; 0 where Python

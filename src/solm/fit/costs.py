@@ -34,7 +34,7 @@ def time_steps(job: Job) -> None:
     sizes, lm, found = job.sizes("timings"), job.lm.with_policy(None, job.rules), None
     for _ in range(_TRIES):
         tell = functools.partial(_told, job.progress("timings"))
-        again = measure_clock(lm, tell, sizes.timing_seconds, decided=False)
+        again = measure_clock(lm, tell, sizes.timing_seconds)
         found = again if found is None or again.error < found.error else found
         if found.error <= UNSURE:
             break

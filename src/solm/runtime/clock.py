@@ -94,35 +94,26 @@ def known_clock(policy: str) -> StepClock | None:
     return None
 
 
-def measure_clock(
-    lm: ControlledModel, progress: Progress, seconds: float | None = None, decided: bool = True
-) -> StepClock:
+def measure_clock(lm: ControlledModel, progress: Progress, seconds: float | None = None) -> StepClock:
     """Time steps of `lm` as replies take them, under its policy or its calibration.
-
-    decided: whether steps decide what they leave out; else that is given, which takes about as long as where the engine
-    decides by a policy that is not made yet.
 
     Steps of all kinds take turns, one by one, so that what else the machine does changes all of them alike; medians of
     their ratios to neighbouring dense steps are what counts.
     """
-    made = measure_unless(lm, lambda: False, progress, seconds, decided)
+    made = measure_unless(lm, lambda: False, progress, seconds)
     assert made is not None
     return made
 
 
 def measure_unless(
-    lm: ControlledModel,
-    stop: Callable[[], bool],
-    progress: Progress,
-    seconds: float | None = None,
-    decided: bool = True,
+    lm: ControlledModel, stop: Callable[[], bool], progress: Progress, seconds: float | None = None
 ) -> StepClock | None:
     """The same; None as soon as `stop` says that there is something better to do."""
     billions = (lm.shapes.layers * lm.shapes.layer_weights + lm.shapes.head_weights) / 1e9
     begun, name = time.monotonic(), "measuring this machine, once"
     seconds = SECONDS + SECONDS_PER_BILLION * billions if seconds is None else seconds
     progress(name, 0, 100)
-    steps, rounds = _Steps(lm, begun + seconds / 3, stop, decided), 0
+    steps, rounds = _Steps(lm, begun + seconds / 3, stop), 0
     while not rounds or (time.monotonic() - begun < seconds and rounds < _MOST_ROUNDS):
         if not steps.round(stop):
             return None
@@ -150,8 +141,8 @@ def pass_milliseconds(lm: ControlledModel, tokens: Array, context: int, rounds: 
 class _Steps:
     """Steps of all kinds, after few tokens and after more, read until `deadline` on the monotonic clock."""
 
-    def __init__(self, lm: ControlledModel, deadline: float, stop: Callable[[], bool], decided: bool):
-        self._lm, self._decided = lm, decided
+    def __init__(self, lm: ControlledModel, deadline: float, stop: Callable[[], bool]):
+        self._lm = lm
         room = min(lm.context or _FAR + _HORIZON, _FAR + _HORIZON) - 4 * (_STEPS + 1)
         self._tokens = known_text(lm, _FAR + _HORIZON)
         policy: AnyPolicy = lm.policy("static") if lm.trained is None else lm.policy()
@@ -180,11 +171,11 @@ class _Steps:
         dense = {place: self._fork(place, Dense(self._lm.space), (1.0, 1.0, 1.0)) for place in self.ms}
         cheap = [self._fork(*plan) for plan in self._plans]
         for step in range(_STEPS + 1):
-            for number, (place, _, kept) in enumerate(self._plans):
+            for number, (place, *_) in enumerate(self._plans):
                 if stop():
                     return False
                 whole, _ = self._step(dense[place], step)
-                part, share = self._step(cheap[number], step, None if self._decided else kept)
+                part, share = self._step(cheap[number], step)
                 if step:  # the first one after a fork also takes memory
                     self.ms[place].append(whole)
                     self.ratios[number].append(part / whole)
@@ -193,16 +184,14 @@ class _Steps:
 
     def _fork(self, place: int, policy: AnyPolicy, target: tuple[float, ...]) -> Session:
         fork = self._read[place][1].fork(1, len(_KEEPS) * (_STEPS + 1))
-        if self._decided:
-            fork.control(policy, np.array([target]), _HORIZON)
+        fork.control(policy, np.array([target]), _HORIZON)
         return fork
 
-    def _step(self, session: Session, step: int, kept: tuple[float, ...] | None = None) -> tuple[float, np.ndarray]:
-        """Milliseconds of a step, and the shares that it realised [axes]. kept: what it keeps; None: it decides."""
+    def _step(self, session: Session, step: int) -> tuple[float, np.ndarray]:
+        """Milliseconds of a step, and the shares that it realised [axes]."""
         token = self._tokens[:, _FAR + step]
-        keep = None if kept is None else np.array([kept]) * (1, 1, FULL_BITS)
         begun = time.perf_counter()
-        done = session.step(token, keep, exact_largest=1)
+        done = session.step(token, exact_largest=1)
         return 1000 * (time.perf_counter() - begun), as_numpy(done.realised)[0, 0]
 
     def clock(self) -> StepClock:

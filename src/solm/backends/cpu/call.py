@@ -15,6 +15,7 @@ from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
 from solm.policies.priced import FALLING_PRICES
+from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 
 _AXES = len(AXES)
@@ -44,40 +45,43 @@ class Cache:
 
 class Decider:
     """A value policy in the engine's terms: a network with one hidden layer over the residual stream, and per axis the
-    costs of levels. Rows' records point to it, and it must outlive them.
+    costs of levels; or the static schedule. Rows' records point to it, and it must outlive them.
 
-    layer: the one before which it decides. clamp: exclude actions after which the budget could no longer be met.
-    network: weights as `ValueWeights` has them: ``read`` [width, H + 3] and ``head`` [3, width], and ``scale`` and
-    ``trust`` [3]. levels: per axis the action space's levels (attention, MLP, bits). own_cost, fixed_cost: per axis
-    [levels] float64 in nats, at least 0; a level costs fixed_cost + sensitivity * own_cost. curves: per axis the
-    average shares, ascending, of tokens that pay `prices`, [points] each.
+    layer: the one before which it decides; beyond the last one: the schedule, which needs levels alone. clamp: exclude
+    actions after which the budget could no longer be met. network: weights as `ValueWeights` has them: ``read``
+    [width, H + 3] and ``head`` [3, width], and ``scale`` and ``trust`` [3]. levels: per axis the action space's levels
+    (attention, MLP, bits). own_cost, fixed_cost: per axis [levels] float64 in nats, at least 0; a level costs
+    fixed_cost + sensitivity * own_cost. curves: per axis the average shares, ascending, of tokens that pay `prices`,
+    [points] each.
     """
 
     def __init__(
         self,
         layer: int,
-        clamp: bool,
-        network: Mapping[str, Array],
         levels: Sequence[np.ndarray],
-        own_cost: Sequence[np.ndarray],
-        fixed_cost: Sequence[np.ndarray],
-        curves: Sequence[np.ndarray],
+        network: Mapping[str, Array] | None = None,
+        own_cost: Sequence[np.ndarray] = (),
+        fixed_cost: Sequence[np.ndarray] = (),
+        curves: Sequence[np.ndarray] = (),
         prices: np.ndarray = FALLING_PRICES,
+        clamp: bool = False,
     ):
-        read, attention, mlp, bits = as_numpy(network["read.weight"]), *levels
-        floats = {
-            "read": read.T, "read_bias": network["read.bias"], "head": network["head.weight"],
-            "head_bias": network["head.bias"], "scale": network["scale"], "trust": network["trust"],
-        }  # fmt: skip
-        tables = {
-            "levels": levels, "shares": (attention, mlp, bits / FULL_BITS), "own_cost": own_cost,
-            "fixed_cost": fixed_cost, "curve": curves,
-        }  # fmt: skip
+        floats: dict[str, Array] = {}
+        tables: dict[str, Sequence[np.ndarray]] = {"levels": levels}
+        if network is not None:
+            read, (attention, mlp, bits) = as_numpy(network["read.weight"]), levels
+            floats = {
+                "read": read.T, "read_bias": network["read.bias"], "head": network["head.weight"],
+                "head_bias": network["head.bias"], "scale": network["scale"], "trust": network["trust"],
+            }  # fmt: skip
+            shares = (attention, mlp, bits / FULL_BITS)
+            tables |= {"shares": shares, "own_cost": own_cost, "fixed_cost": fixed_cost, "curve": curves}
         self._floats = {name: np.array(as_numpy(values), np.float32, order="C") for name, values in floats.items()}
         self._tables = {name: [np.array(part, np.float64) for part in table] for name, table in tables.items()}
         self._prices = np.array(prices, np.float64)
         self._struct = border.Decider(
-            layer=layer, width=len(read), hidden=read.shape[1] - _AXES, clamp=clamp, points=len(prices),
+            layer=layer, width=0 if network is None else len(read), clamp=clamp, points=len(prices),
+            hidden=0 if network is None else read.shape[1] - _AXES,
             sizes=tuple(len(part) for part in levels), prices=self._prices.ctypes.data,
             **{name: values.ctypes.data for name, values in self._floats.items()},
             **{name: tuple(part.ctypes.data for part in table) for name, table in self._tables.items()},
@@ -89,7 +93,7 @@ class Decider:
         return ctypes.addressof(self._struct)
 
 
-def decider_of(engine: Engine, policy: ValuePolicy) -> Decider:
+def decider_of(engine: Engine, policy: ValuePolicy | Static) -> Decider:
     """The decisions of `policy` in the engine's terms, made once per policy object, and held by the engine as long as
     the policy is there."""
     made = engine.deciders.get(policy)
@@ -97,9 +101,11 @@ def decider_of(engine: Engine, policy: ValuePolicy) -> Decider:
         return made
     space = policy.space
     levels = [np.array(levels, dtype=np.float64) for levels in (space.attention, space.mlp, space.bits)]
-    curves = [curve.rising for curve in policy.curves]
-    network = policy.weights.arrays
-    made = Decider(policy.layer, policy.clamp, network, levels, policy.own_cost, policy.fixed_cost, curves)
+    if isinstance(policy, Static):
+        made = Decider(engine.sizes.layers, levels)
+    else:
+        curves, costs = [curve.rising for curve in policy.curves], (policy.own_cost, policy.fixed_cost)
+        made = Decider(policy.layer, levels, policy.weights.arrays, *costs, curves, clamp=policy.clamp)
     return engine.deciders.setdefault(policy, made)  # what another thread has made meanwhile
 
 

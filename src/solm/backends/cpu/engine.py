@@ -25,6 +25,7 @@ from solm.core.arrays import AnyArray, as_numpy, in_kind
 from solm.core.cost import ModelShapes
 from solm.core.errors import DataError, SolmError, UnsupportedModelError
 from solm.core.sparsity import SparsityConfig
+from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 
 KV_CACHE_DTYPES = ("auto", "int8")
@@ -137,7 +138,7 @@ class Engine:
         self.shapes = with_stored_bits(
             shapes_of(self.spec), self.layout, precision == "float32", kv_cache_dtype == "int8"
         )
-        self.deciders: WeakKeyDictionary[ValuePolicy, Any] = WeakKeyDictionary()
+        self.deciders: WeakKeyDictionary[ValuePolicy | Static, Any] = WeakKeyDictionary()
         """What rows' records of this engine point to, see `solm.backends.cpu.call.decider_of`."""
 
     def check(self, sparsity: SparsityConfig) -> None:

@@ -15,6 +15,7 @@ from solm.backends.session import AnyPolicy, Session, check_cut
 from solm.core.arrays import Array, as_numpy, as_tensor, in_kind
 from solm.core.errors import DataError, SolmError
 from solm.core.sparsity import FROM_THE_START, SparsityConfig
+from solm.policies.schedules import static
 from solm.policies.value_policy import ValuePolicy
 
 _SPARE = 64  # tokens of room that a cache has beyond what was asked for
@@ -119,8 +120,8 @@ class CpuSession(Session):
         return min(super()._scored_at_once(known), most // max(1, self.rows))
 
     def _decider_of(self, policy: AnyPolicy) -> int:
-        # A subclass may decide otherwise.
-        return decider_of(self.engine, policy).address if type(policy) is ValuePolicy else 0
+        known = ValuePolicy, type(static(policy.space, self._sparsity))  # a subclass may decide otherwise
+        return decider_of(self.engine, policy).address if type(policy) in known else 0  # type: ignore[arg-type]
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
         """As `Session.fork`."""

@@ -77,8 +77,8 @@ def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"layer": 2}, r"the policy's layer must be in \[0, 1\], got 2"),
-        ({"layer": 4000}, r"layer must be in \[0, 1\], got 4000"),
+        ({"layer": 3}, r"the policy's layer must be in \[0, 2\], got 3"),
+        ({"layer": 4000}, r"layer must be in \[0, 2\], got 4000"),
         ({"layer": -1}, "got -1"),
         ({"layer": 1, "hidden": 96}, "the policy reads 96 channels, and the model has 64"),
         ({"layer": 1, "levels": [np.linspace(0.1, 1, 101), np.ones(1), np.array([16.0])]}, "1 to 100 levels, got 101"),

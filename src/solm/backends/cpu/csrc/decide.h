@@ -94,21 +94,30 @@ inline void keep_of(const Decider& d, int64_t action, double* keep) {
   for (int axis = 0; axis < 3; ++axis) keep[axis] = d.levels[axis][level[axis]];
 }
 
-// The action of the static schedule, which the layers before the decider's follow, for a step that sees kv_length keys, before
-// which the row has `ahead` [3] steps more than its state says; counts that step in `ahead`.
-inline int static_action(const Decider& d, const LevelShares& own, const SparsityRules& rules, int kv_length, RowState& row,
-                         int64_t* ahead) {
+// Per axis, what the counted steps of a row spent, and their number, while the steps of a call are planned.
+struct Spending {
+  double spent[3];
+  int64_t counted[3];
+};
+
+// The action of a schedule for a step that sees kv_length keys, which it adds to `so_far`: per axis, of the two levels around
+// the share that is due, the one that comes closest. paced: the share that is due is the one that meets the target within a few
+// steps, as in solm.policies.schedules.Paced; else as in Static there.
+inline int scheduled_action(const Decider& d, const LevelShares& own, const SparsityRules& rules, int kv_length,
+                            const double* target, bool paced, Spending& so_far) {
   int level[3];
   for (int axis = 0; axis < 3; ++axis) {
-    const double* share = own.share[axis];
+    const double *share = own.share[axis], spent = so_far.spent[axis], counted = double(so_far.counted[axis]);
     const int size = d.sizes[axis];
+    const double due = (target[axis] * (counted + SHORTEST_HORIZON) - spent) / SHORTEST_HORIZON;
+    const double aim = paced ? std::clamp(due, 0.0, 1.0) : target[axis];
+    const double goal = paced ? aim : target[axis] * (counted + 1) - spent;
     int below = -1;
-    for (int l = 0; l < size; ++l) below += share[l] <= row.target[axis] + 1e-12;
+    for (int l = 0; l < size; ++l) below += share[l] <= aim + 1e-12;
     below = std::clamp(below, 0, std::max(0, size - 2));
     const int above = std::min(below + 1, size - 1);
-    const double goal = row.target[axis] * double(row.counted[axis] + ahead[axis] + 1) - row.early[axis];
     level[axis] = std::fabs(share[above] - goal) < std::fabs(share[below] - goal) ? above : below;
-    if (is_controllable(rules, kv_length, axis)) row.early[axis] += share[level[axis]], ++ahead[axis];
+    if (is_controllable(rules, kv_length, axis)) so_far.spent[axis] += share[level[axis]], ++so_far.counted[axis];
     else level[axis] = size - 1;
   }
   return action_of(d, level);

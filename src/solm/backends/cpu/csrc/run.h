@@ -114,8 +114,10 @@ inline void Engine::plan_steps(const Call& c) {
   for (int r = 0, i = 0; r < c.rows; ++r) {
     RowState& row = c.states[r];
     const Decider* d = c.decide ? row.decider : nullptr;
-    if (d) decision_layer = d->layer;
-    int64_t ahead[3] = {};  // per axis, steps of this row before step i, which will be counted by then
+    const bool inside = d && d->layer < s.layers;  // else a schedule decides for all layers
+    if (inside) decision_layer = d->layer;
+    Spending so_far;
+    std::copy_n(inside ? row.early : row.spent, 3, so_far.spent), std::copy_n(row.counted, 3, so_far.counted);
     for (int q = 0; q < steps_of(c, r); ++q, ++i) {
       const int at = r * c.count + q, position = int(c.lengths[r]) + q, kv_length = position + 1;
       double keep[3] = {1, 1, FULL_BITS};
@@ -123,14 +125,14 @@ inline void Engine::plan_steps(const Call& c) {
       if (d) {
         const LevelShares own = solm::level_shares(*d, *c.rules, s, kv_length);
         if (step_count <= MOST_ROWS) level_shares[i] = own;
-        c.actions[at] = static_action(*d, own, *c.rules, kv_length, row, ahead);
+        c.actions[at] = scheduled_action(*d, own, *c.rules, kv_length, row.target, !inside && c.rules->thresholds, so_far);
         keep_of(*d, c.actions[at], keep);
       } else if (c.keep) {
         for (int axis = 0; axis < 3; ++axis)
           if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(at) + axis];
       }
       const Plan plan = make_plan(*c.rules, s, keep, kv_length);
-      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, d, c.tokens[at], r, at, position, plan, {}};
+      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, inside ? d : nullptr, c.tokens[at], r, at, position, plan, {}};
       double* realised = c.realised + 3 * size_t(at);
       for (int axis = 0; axis < 3; ++axis) {
         const bool counted_later = axis == 1 && c.rules->thresholds;
@@ -139,6 +141,8 @@ inline void Engine::plan_steps(const Call& c) {
         realised[axis] = c.first > 0 ? realised[axis] + share : share;
       }
     }
+    if (inside) std::copy_n(so_far.spent, 3, row.early);
+    else if (d) row.previous = c.actions[r * c.count + steps_of(c, r) - 1];
   }
 }
 

@@ -157,27 +157,29 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
 }
 
 inline bool valid_decider(const Sizes& s, const Decider& d, char* message) {
-  if (d.layer < 0 || d.layer >= s.layers)
-    return refuse(message, "the policy's layer must be in [0, %d], got %d", s.layers - 1, d.layer);
-  if (d.hidden != s.hidden) return refuse(message, "the policy reads %d channels, and the model has %d", d.hidden, s.hidden);
-  if (d.width < 1 || d.width > MOST_WIDTH)
-    return refuse(message, "the policy's width must be in [1, %d], got %d", MOST_WIDTH, d.width);
+  if (d.layer < 0 || d.layer > s.layers)
+    return refuse(message, "the policy's layer must be in [0, %d], got %d", s.layers, d.layer);
   for (const int size : d.sizes)
     if (size < 1 || size > MOST_LEVELS)
       return refuse(message, "an axis must have 1 to %d levels, got %d", MOST_LEVELS, size);
+  if (d.layer == s.layers) return true;
+  if (d.hidden != s.hidden) return refuse(message, "the policy reads %d channels, and the model has %d", d.hidden, s.hidden);
+  if (d.width < 1 || d.width > MOST_WIDTH)
+    return refuse(message, "the policy's width must be in [1, %d], got %d", MOST_WIDTH, d.width);
   if (d.points < 1) return refuse(message, "the policy's price curves need at least 1 point, got %d", d.points);
   return true;
 }
 
 // The states of rows that decide.
 inline bool valid_states(const Engine& e, const Call& c, char* message) {
-  const Decider* first = nullptr;
+  const Decider *last = nullptr, *first = nullptr;
   for (int r = 0; r < c.rows; ++r) {
     const RowState& row = c.states[r];
     if (!row.decider) continue;
-    if (row.decider != first && !valid_decider(e.s, *row.decider, message)) return false;
-    if (!first) first = row.decider;
-    if (row.decider->layer != first->layer)
+    if (row.decider != last && !valid_decider(e.s, *row.decider, message)) return false;
+    last = row.decider;
+    if (!first && last->layer < e.s.layers) first = last;
+    if (first && last->layer < e.s.layers && last->layer != first->layer)
       return refuse(message, "policies of one step must decide before the same layer, got %d and %d", first->layer,
                     row.decider->layer);
     for (int axis = 0; axis < 3; ++axis)
