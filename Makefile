@@ -6,7 +6,7 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 INSTALLED := $(VENV)/.installed
 INSTALLED_DEV := $(VENV)/.installed-dev
 
-.PHONY: run test test-all lint docs bench soak wheel install clean
+.PHONY: run test test-all lint docs bench soak fuzz wheel install clean
 
 run: $(INSTALLED)
 	$(BIN)/solm quickstart
@@ -37,6 +37,13 @@ bench: $(INSTALLED_DEV)
 MINUTES ?= 30
 soak: $(INSTALLED_DEV)
 	$(BIN)/python evidence/bench/soak.py --minutes $(MINUTES)
+
+# SECONDS of each target. Atheris has wheels for few versions of Python, among them 3.11.
+SECONDS ?= 600
+fuzz: $(INSTALLED_DEV)
+	$(PIP) atheris
+	for target in gguf policy; do \
+	  $(BIN)/python tests/fuzz/readers.py $$target -max_total_time=$(SECONDS) || exit 1; done
 
 # With the engine compiled for every instruction set of MACHINE, x86_64 or aarch64 (docs/install.md).
 MACHINE ?= x86_64

@@ -285,7 +285,7 @@ class GgufFile(_MappedFiles):
         for tensor in header.tensors:
             kind, end = TensorType.__members__[tensor.type], tensor.offset + tensor.bytes
             self._places[tensor.name] = _Place(map_, kind, tensor.shape[::-1], tensor.offset, end)
-        self._files = [(path, min(tensor.offset for tensor in header.tensors))]
+        self._files = [(path, min((tensor.offset for tensor in header.tensors), default=0))]
         self._check_places()
 
 

@@ -308,3 +308,10 @@ def test_folders_that_hold_no_model_are_named(folder):
     (folder / "config.json").unlink()
     with pytest.raises(SolmError, match=r"cannot read .*config.json: No such file"):
         SafetensorsFolder(folder)
+
+
+def test_a_file_without_tensors_is_refused(small):
+    content = small.read_bytes()
+    small.write_bytes(content[:8] + bytes(8) + content[16:])
+    with pytest.raises(SolmError, match=r"small\.gguf"):
+        GgufFile(small)
