@@ -17,20 +17,23 @@ def families() -> str:
     from solm.backends.cpu.files.spec import FAMILIES
 
     lines = [
-        "| Family | In GGUF files | Normed, in attention and MLP | Queries and keys | Gate | Sliding windows | MLP |",
+        "| Family | In GGUF files | Normed, in attention and MLP | Queries and keys | Activation | Windows | MLP |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     windows = {None: "", "all": "all layers", "last": "the last layers"}
     for name, family in FAMILIES.items():
         places = family.names
         normed = [what for what, key in (("inputs", ""), ("outputs", "_output")) if f"attention{key}_norm" in places]
+        normed = normed or ["inputs"]  # by norms that have no weights
         own = "" if "q_norm" not in places else "normed" if family.whole_norms else "normed by head"
         heads = [own, "biases" if family.qkv_bias else "", "fused" if places["q"].fused else ""]
+        kinds = {"experts": family.mixture, "one shared": family.shares_expert, "no gate": not family.gated}
+        mlp = [kind for kind, has in {**kinds, "beside attention": family.parallel}.items() if has]
         every = family.sliding
         sliding = f"{every - 1} of {every} layers" if isinstance(every, int) else windows[every]
         lines.append(
             f"| {name} | {family.architecture} | {' and '.join(normed)} | {', '.join(filter(None, heads))} | "
-            f"{family.activation} | {sliding} | {'experts' if family.mixture else ''} |"
+            f"{family.activation} | {sliding} | {', '.join(mlp)} |"
         )
     return "\n".join(lines)
 

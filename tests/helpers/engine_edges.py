@@ -104,7 +104,7 @@ def under(rows: Rows, policy: Decider, target: float = 0.7, horizon: int = 100) 
 
 def dense_equals_the_model(built) -> None:
     """At page boundaries, one token and several at a time; also of layers that see 40 tokens."""
-    for family in ("llama", "gemma2", "gemma3_text", "qwen3_moe", "gpt_oss"):
+    for family in ("llama", "gemma2", "gemma3_text", "qwen2_moe", "qwen3_moe", "gpt_oss", "phi", "gpt_neox"):
         model = tiny_model(family, torch.float32)
         engine = engine_of(model, SPARSITY, "float32", library=built)
         for context in (1, 15, 16, 17, 33, 300):
@@ -183,12 +183,19 @@ def tokens_are_the_same_alone_and_among_others(built) -> None:
     give in one pass is what single steps give, and so are the keys and values that they leave."""
     dense = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
     mixture = tiny_model("qwen3_moe", torch.float32, moe_intermediate_size=352, **GRID_SIZES)
-    capped, biased = (tiny_model(family, torch.float32, **GRID_SIZES) for family in ("gemma2", "gpt_oss"))
+    capped, biased, parallel = (
+        tiny_model(family, torch.float32, **GRID_SIZES) for family in ("gemma2", "gpt_oss", "phi")
+    )
+    shared = tiny_model(
+        "qwen2_moe", torch.float32, moe_intermediate_size=352, shared_expert_intermediate_size=416, **GRID_SIZES
+    )
     counts = np.array([1, 5, 2, 16])
     ids, last = tokens(4, 16, seed=5), tokens(4, 1, seed=6)
-    cases = [
-        (model, name) for model in (dense, mixture) for name in ("int8", "packed", "nested", "int8 kv", "packed kv")
-    ] + [(capped, "int8"), (biased, "int8"), (biased, "int8 kv")]
+    cases = (
+        [(model, name) for model in (dense, mixture) for name in ("int8", "packed", "nested", "int8 kv", "packed kv")]
+        + [(model, "int8") for model in (capped, biased, parallel, shared)]
+        + [(biased, "int8 kv"), (shared, "packed")]
+    )
     for model, name in cases:
         precision, _, kv = name.partition(" ")
         for threads in range(1, min(3, usable_cores().hardware_threads) + 1) if name == "packed" else (None,):

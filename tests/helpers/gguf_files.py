@@ -22,9 +22,8 @@ WIDE = {
     "hidden_size": 256,
     "intermediate_size": 512,
     "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 768,
     "head_dim": 64,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
 }
 """Sizes that every tensor type divides."""
 _SCALES = {
@@ -127,14 +126,18 @@ def write_sizes(writer: GGUFWriter, spec: ModelSpec, theta: float) -> None:
     writer.add_head_count_kv(spec.kv_heads)
     writer.add_key_length(spec.head_dim)
     writer.add_value_length(spec.head_dim)
-    writer.add_layer_norm_rms_eps(spec.epsilon)
+    (writer.add_layer_norm_eps if spec.description.layer_norm else writer.add_layer_norm_rms_eps)(spec.epsilon)
+    if spec.description.parallel:
+        writer.add_parallel_residual(spec.parallel)
+    if spec.shared:
+        writer.add_expert_shared_feed_forward_length(spec.shared)
     writer.add_rope_freq_base(theta)
     writer.add_rope_dimension_count(2 * len(spec.rope.inverse_frequencies))
     scales = spec.scales
     for value, usual, add in (
         (scales.softmax, spec.head_dim**-0.5, writer.add_attention_scale),
         (scales.residual, 1, writer.add_residual_scale),
-        (1 / scales.logits, 1, writer.add_logit_scale),
+        (scales.logits if "logit_scale" in spec.description.gguf else 1 / scales.logits, 1, writer.add_logit_scale),
         (scales.attention_cap, 0, writer.add_attn_logit_softcapping),
         (scales.logit_cap, 0, writer.add_final_logit_softcapping),
         (scales.embedding, spec.hidden**0.5 if spec.description.root_embeddings else 1, writer.add_embedding_scale),

@@ -62,7 +62,7 @@ class HeadEngine(Engine):
             matrix = border.Matrix(data=zeros.data_ptr(), scale=ones.data_ptr(), outputs=outputs)
             return border.Product(part=(matrix,), parts=1)
 
-        norm, mlp = ones.data_ptr(), border.Mlp(nothing(32), nothing(hidden))
+        norm, mlp = border.Norm(weight=ones.data_ptr()), border.Mlp(nothing(32), nothing(hidden))
         layer = border.Layer(
             nothing(48), nothing(hidden), ctypes.addressof(mlp), rope=-1, attention_norm=norm, mlp_norm=norm
         )
@@ -70,11 +70,11 @@ class HeadEngine(Engine):
         sizes = border.Sizes(
             layers=1, hidden=hidden, intermediate=16, heads=1, kv_heads=1, head_dim=16, vocabulary=vocabulary,
             positions=64, precision=2, threads=threads, epsilon=1e12, embedding_scale=1, softmax_scale=0.25,
-            residual_scale=1, logit_scale=1,
+            residual_scale=1, logit_scale=1, gated=1,
         )  # fmt: skip
         model = border.Model(
             sizes=sizes, layers=ctypes.addressof(layer), embedding=embedding.data_ptr(), head=head,
-            final_norm=large.data_ptr(),
+            final_norm=border.Norm(weight=large.data_ptr()),
         )  # fmt: skip
         made, message = ctypes.c_void_p(), border.message()
         code = library.solm_engine(ctypes.byref(model), ctypes.byref(made), message)

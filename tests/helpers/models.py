@@ -29,6 +29,10 @@ EXTRA = {
     },
     "ministral": {"sliding_window": 40, "layer_types": ["sliding_attention", "full_attention"]},
     "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "norm_topk_prob": True},
+    "qwen2_moe": {
+        "num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 64, "shared_expert_intermediate_size": 96,
+    },
+    "gpt_neox": {"num_key_value_heads": 4, "partial_rotary_factor": 0.5},
     "olmoe": {"num_experts": 8, "num_experts_per_tok": 3},
     "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": None},
     "granitemoe": {
@@ -49,6 +53,9 @@ def tiny_model(family: str, dtype: torch.dtype = torch.float64, **changes):
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.dim() > 1:
+            parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.15
+    for name, parameter in model.named_parameters():  # which are all 0 in a new model
+        if name.endswith("bias"):
             parameter.data = torch.randn(parameter.shape, generator=generator, dtype=dtype) * 0.15
     return model
 

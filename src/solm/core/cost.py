@@ -22,6 +22,7 @@ class ModelShapes(BaseModel):
     """The sizes of a base model that its cost depends on; weights counted per layer, in elements.
 
     experts_used: MLPs that a token visits in a layer, each with `intermediate` channels. Their router is not counted.
+    shared: channels of one more beside them, which every token reads in full.
     weight_bits, head_bits, cache_bits, bound_bits: what a number of the layers' weights, of the output head, of keys
     and values, and of the bounds of a page's keys takes in memory, with its share of scales. Only `bytes` depends on
     them, and only on their ratios. A model that is not loaded yet has the defaults, right where all have one dtype.
@@ -38,6 +39,7 @@ class ModelShapes(BaseModel):
     vocabulary: int
     gated: bool
     experts_used: int = 1
+    shared: int = 0
     weight_bits: float = Field(16, exclude=True)
     head_bits: float = Field(16, exclude=True)
     cache_bits: float = Field(16, exclude=True)
@@ -57,8 +59,12 @@ class ModelShapes(BaseModel):
         return self.hidden * self.intermediate * self.experts_used
 
     @property
+    def shared_weights(self) -> int:
+        return self.hidden * self.shared * (3 if self.gated else 2)
+
+    @property
     def layer_weights(self) -> int:
-        return self.attention_weights + self.up_weights + self.down_weights
+        return self.attention_weights + self.up_weights + self.down_weights + self.shared_weights
 
     @property
     def head_weights(self) -> int:
@@ -232,7 +238,7 @@ def relative_bytes(
     the step, charged to it but not to the dense step, with the bits of the layers' weights.
     """
     attention, mlp, bits = np.moveaxis(realised, -1, 0)
-    projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1)
+    projections = shapes.attention_weights * (mlp if sparsity.projection_part else 1) + shapes.shared_weights
     of_mlp = (shapes.up_weights + shapes.down_weights) * _mlp_weights(mlp, shapes, sparsity)
     if sparsity.bits_site == "weights":
         of_mlp = of_mlp * (1 - (1 - bits) * _LOW_PART)

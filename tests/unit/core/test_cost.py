@@ -35,3 +35,13 @@ def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
     assert found == pytest.approx(step / dense)
     assert found < relative_bytes(np.array([pages, 1, 1]), length, SHAPES, SparsityConfig()) - 0.04
     assert "weight_bits" not in stored.model_dump()  # what is stored and shown are the sizes alone
+
+
+def test_an_expert_that_all_tokens_share_is_read_in_full():
+    """As the same model without it, and three matrices more in each layer."""
+    shapes = SHAPES.model_copy(update={"experts_used": 4, "shared": 2048})
+    without, more = shapes.model_copy(update={"shared": 0}), 3 * 576 * 2048
+    assert shapes.layer_weights == without.layer_weights + more
+    sparse, sizes = np.array([1, 0.6, 1]), [30 * one.layer_weights + one.head_weights for one in (without, shapes)]
+    read = relative_bytes(sparse, 0, without, SparsityConfig()) * sizes[0] + 30 * more
+    assert relative_bytes(sparse, 0, shapes, SparsityConfig()) * sizes[1] == pytest.approx(read)

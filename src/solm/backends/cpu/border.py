@@ -57,11 +57,11 @@ def _functions(source: str) -> dict[str, tuple[Any, list[Any]]]:
 
 
 CONSTANTS, STRUCTS = _constants(_source("structs.h")), _structs(_source("structs.h"))
-Sizes, Matrix, Product, Head, Rope, Mlp, Layer, Model, SparsityRules, Decider, RowState, Call = (
+Sizes, Matrix, Product, Head, Rope, Norm, Mlp, Layer, Model, SparsityRules, Decider, RowState, Call = (
     STRUCTS[name]
     for name in (
-        "Sizes", "Matrix", "Product", "Head", "Rope", "Mlp", "Layer", "Model", "SparsityRules", "Decider", "RowState",
-        "Call",
+        "Sizes", "Matrix", "Product", "Head", "Rope", "Norm", "Mlp", "Layer", "Model", "SparsityRules", "Decider",
+        "RowState", "Call",
     )
 )  # fmt: skip
 PAGE, GROUP, BLOCK, STRIP, LEAST_STEPS, MOST_ROWS, MOST_QUERIES, MAGNITUDES = (

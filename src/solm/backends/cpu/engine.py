@@ -13,7 +13,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 from solm.backends.cpu import border
 from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
 from solm.backends.cpu.files.config import from_config
-from solm.backends.cpu.files.layout import FLOATS, MLP, PRECISIONS, SITES, Part, layout_of, with_stored_bits
+from solm.backends.cpu.files.layout import FLOATS, MLP, PRECISIONS, Part, layout_of, names_of, with_stored_bits
 from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, vector
 from solm.backends.cpu.files.rope import Rope
 from solm.backends.cpu.files.sources import Tensor, WeightSource
@@ -62,8 +62,8 @@ def shapes_of(spec: ModelSpec) -> ModelShapes:
     """A model's sizes, as costs need them."""
     return ModelShapes(
         layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
-        kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, gated=True,
-        experts_used=max(spec.experts_used, 1),
+        kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary,
+        gated=spec.description.gated, experts_used=max(spec.experts_used, 1), shared=spec.shared,
     )  # fmt: skip
 
 
@@ -172,15 +172,17 @@ class Engine:
         rows = dequantise(self.library, self.source.tensor("embedding"), ids.reshape(-1))
         return in_kind(rows.reshape(*ids.shape, -1) * np.float32(self.sizes.embedding_scale), tokens)
 
-    def sample_layer(self, layer: int) -> tuple[np.ndarray | None, np.ndarray]:
+    def sample_layer(self, layer: int) -> tuple[np.ndarray | None, np.ndarray | None]:
         """The middle row of a layer's down projection, None where experts have their own, and the first of its norms by
-        name, as transformers has them."""
+        name, None where none has weights, as transformers has them."""
         places, row = self.spec.places(layer), None
         if not self.spec.experts:
             down = self.source.tensor("down", layer)
             row = dequantise(self.library, down, [down.outputs // 2])[0]
-        norm = min((place.transformers, name) for name, place in places.items() if name.endswith("norm"))[1]
-        return row, self.source.tensor(norm, layer).floats() - np.float32(self.spec.description.norm_offset)
+        norms = sorted((place.transformers, name) for name, place in places.items() if name.endswith("norm"))
+        if not norms:
+            return row, None
+        return row, self.source.tensor(norms[0][1], layer).floats() - np.float32(self.spec.description.norm_offset)
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -196,7 +198,9 @@ class Engine:
         layers, ropes = (border.Layer * spec.layers)(), []
         for number, layer in enumerate(layers):
             layer.qkv, layer.out, *products = [_product(parts, address) for parts in layout.layers[number].values()]
-            mlps = (border.Mlp * (len(products) // 2))()
+            mlps = (border.Mlp * max(1, spec.experts))()
+            if spec.shared:
+                layer.shared = border.Mlp(*products[-2:])
             for expert, mlp in enumerate(mlps):
                 mlp.gate_up, mlp.down = products[2 * expert : 2 * expert + 2]
                 for site in MLP:
@@ -216,8 +220,10 @@ class Engine:
             kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
             precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
             kv_int8=kv_cache_dtype == "int8", threads=threads, whole_norms=spec.description.whole_norms,
-            activation=get_args(Activation).index(spec.activation), experts=spec.experts,
-            experts_used=spec.experts_used, shares_normed=spec.shares_normed, epsilon=spec.epsilon,
+            layer_norms=bool(spec.description.layer_norm), parallel=spec.parallel,
+            activation=get_args(Activation).index(spec.activation), gated=spec.description.gated, experts=spec.experts,
+            experts_used=spec.experts_used, shares_normed=spec.shares_normed, shared_width=spec.shared,
+            epsilon=spec.epsilon,
             embedding_scale=self._embedding_scale(embedding), softmax_scale=spec.scales.softmax,
             residual_scale=spec.scales.residual, logit_scale=spec.scales.logits,
             attention_cap=spec.scales.attention_cap, logit_cap=spec.scales.logit_cap,
@@ -227,7 +233,8 @@ class Engine:
             layers=ctypes.addressof(layers),
             embedding=embedding.data.ctypes.data,
             head=head_at(layout.head, address + layout.head_at),
-            final_norm=self._floats(vector(source, "final_norm")),
+            head_bias=self._floats(vector(source, "head_bias")) if "head_bias" in spec.places(None) else None,
+            final_norm=self._norm("final_norm"),
             ropes=ctypes.addressof(tables),
             rope_count=len(ropes),
         )
@@ -249,15 +256,28 @@ class Engine:
         self._kept.append(kept)
         return kept.ctypes.data
 
-    def _vectors(self, layer: int) -> dict[str, int | None]:
-        """The addresses of a layer's norms, router, sinks and biases by their names in `border.Layer`."""
+    def _vectors(self, layer: int) -> dict[str, Any]:
+        """A layer's norms of streams, and the addresses of others, of routers, sinks and biases, by their names in
+        `border.Layer`."""
         names = [name for name in self.spec.places(layer) if name.endswith(("norm", "router", "sinks", "router_bias"))]
-        biases = {f"{site}_bias": self._bias(site, layer) for site in ("qkv", "out")}
-        return biases | {name: self._floats(vector(self.source, name, layer)) for name in names}
+        found: dict[str, Any] = {name: self._floats(vector(self.source, name, layer)) for name in names}
+        found |= {f"{site}_bias": self._bias(site, layer) for site in ("qkv", "out")}
+        return found | {name: self._norm(name, layer) for name in ("attention_norm", "mlp_norm")}
+
+    def _norm(self, name: str, layer: int | None = None) -> Any:
+        """The norm of a stream, a `border.Norm`. Beside attention, an MLP without one has that of attention."""
+        spec, places = self.spec, self.spec.places(layer)
+        name = "attention_norm" if name == "mlp_norm" and spec.parallel and name not in places else name
+        weight, bias = (
+            self._floats(vector(self.source, one, layer)) if one in places else None for one in (name, f"{name}_bias")
+        )
+        if weight is None and spec.description.layer_norm:
+            weight = self._floats(np.ones(spec.hidden))
+        return border.Norm(weight=weight, bias=bias)
 
     def _bias(self, site: str, layer: int, expert: int | None = None) -> int | None:
-        """The address of the bias of a product, see `SITES`, of a layer or its expert; None where it has none."""
-        names = [f"{name}_bias" for name in SITES[site]]
+        """The address of the bias of a product of a layer or its expert; None where it has none."""
+        names = [f"{name}_bias" for name in names_of(self.spec, site)]
         if names[0] not in self.spec.places(layer):
             return None
         return self._floats(np.concatenate([vector(self.source, name, layer, expert) for name in names]))

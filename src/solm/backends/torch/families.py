@@ -17,8 +17,8 @@ from solm.core.errors import SolmError, UnsupportedModelError
 # Families that the tests run on every axis, with tiny random weights. Others may well work: `inspect` says.
 TESTED_FAMILIES = (
     "llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "olmo2", "smollm3", "granite",
-    "qwen3_moe", "olmoe", "mixtral", "granitemoe", "starcoder2", "gpt_neox", "gpt2", "phi", "cohere", "olmo", "glm",
-    "exaone4", "ministral", "seed_oss", "helium", "glm4", "gpt_oss",
+    "qwen2_moe", "qwen3_moe", "olmoe", "mixtral", "granitemoe", "starcoder2", "gpt_neox", "gpt2", "phi", "cohere",
+    "olmo", "glm", "exaone4", "ministral", "seed_oss", "helium", "glm4", "gpt_oss",
 )  # fmt: skip
 
 _MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe")
@@ -39,11 +39,12 @@ def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
 
 def experts_of(layer: nn.Module) -> nn.Module | None:
     """The experts of a decoder layer, one module with the weights of all, which hooks replace; None where it has
-    another MLP, or something beside experts and their router."""
+    another MLP, or something beside experts, their router and an expert that all tokens visit in full."""
     mlp = _child(layer, _MLP_NAMES)
     experts = getattr(mlp, "experts", None)
     parts = {name for name, _ in mlp.named_children()} if mlp is not None else set()
-    alone = parts <= {"experts", "gate", "router"} and not hasattr(layer, "shared_mlp")
+    known_parts = {"experts", "gate", "router", "shared_expert", "shared_expert_gate"}
+    alone = parts <= known_parts and not hasattr(layer, "shared_mlp")
     known = isinstance(experts, nn.Module) and hasattr(experts, "_apply_gate") and hasattr(experts, "gate_up_proj")
     return experts if known and alone else None
 
@@ -122,6 +123,7 @@ def model_shapes(config: PretrainedConfig, gated: bool) -> ModelShapes:
         vocabulary=text.vocab_size,
         gated=gated,
         experts_used=used or 1,
+        shared=getattr(text, "shared_expert_intermediate_size", None) or 0,
     )
 
 

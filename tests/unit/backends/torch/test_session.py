@@ -118,9 +118,14 @@ def test_attaching_twice_and_unsupported_families_are_refused(control):
         TorchBackend(bloom)
 
 
-def test_a_model_is_offered_no_savings_that_it_cannot_make():
-    with solm.attach(tiny_model("qwen2_moe", torch.float32)) as lm:  # with an expert that all tokens share
+@pytest.mark.parametrize(
+    ("family", "changes"),
+    [("granitemoeshared", {"shared_intermediate_size": 64}), ("qwen2_moe", {"mlp_only_layers": [0]})],
+)
+def test_a_model_is_offered_no_savings_that_it_cannot_make(family, changes):
+    """An MLP beside experts that hooks do not know, and layers without experts among others."""
+    with solm.attach(tiny_model(family, torch.float32, **changes)) as lm:
         assert len(lm.space.attention) > 1
         assert (lm.space.mlp, lm.space.bits) == ((1.0,), (16,))
-        with pytest.raises(UnsupportedModelError, match="the mlp axis is not supported on 'qwen2_moe'"):
+        with pytest.raises(UnsupportedModelError, match=f"the mlp axis is not supported on '{family}'"):
             lm.policy("static", ActionSpace.preset("joint-27"))

@@ -89,7 +89,8 @@ struct Engine {
   std::vector<Layer> layers;
   const void* embedding;
   Head head;
-  const float* final_norm;
+  const float* head_bias;
+  Norm final_norm;
   bool nested = true;  // every weight of an MLP has upper bits that can be read alone
   std::shared_ptr<std::mutex> mutex = std::make_shared<std::mutex>();  // serialises all calls
   std::shared_ptr<PageStore> store = std::make_shared<PageStore>(s);

@@ -30,7 +30,7 @@ struct ChunkExperts {
     const std::vector<Routing>& routing = p.e.prompt.routing;
     const auto of = [&](int t) { return &p.e.prompt.heads[size_t(t) * H]; };  // normed inputs, and later the results
     p.each_step(count, [&](int t) {
-      std::copy_n(p.norm(l.mlp_norm, p.stream(t), H), H, of(t));
+      std::copy_n(p.norm(l.mlp_norm, p.stream(t)), H, of(t));
       for (int i = 0; i < s.experts; ++i) products[i] = dot(l.router + size_t(i) * H, of(t), H);
       add_bias(products.data(), l.router_bias, s.experts);
       p.e.prompt.routing[t] = route(s, steps[t].plan.experts, products.data());
@@ -45,13 +45,12 @@ struct ChunkExperts {
       const auto [x, most] = p.kept_of(number, INPUT, H, of(t), steps[t]);
       for (int k = 0; k < routing[t].count; ++k) p.take(input, place(INPUT, t, k), x, most);
     });
-    multiply(l, INPUT, input, 2 * I);
+    multiply(l, INPUT, input, gate_up_outputs(s, I));
     input = p.input_of(I);
     p.each_step(count, [&](int t) {
       for (int k = 0; k < routing[t].count; ++k) {
-        float* gate = p.result(place(INPUT, t, k), 2 * I);
-        add_bias(gate, l.mlps[routing[t].expert[k]].gate_up_bias, 2 * I);
-        activate(s.activation, gate, gate + I, I, gate);
+        float* gate = p.result(place(INPUT, t, k), gate_up_outputs(s, I));
+        activate(s, l.mlps[routing[t].expert[k]], gate, I, gate);
         p.take_kept(number, HIDDEN, input, place(HIDDEN, t, k), gate, steps[t]);
       }
     });
@@ -63,11 +62,34 @@ struct ChunkExperts {
         add_bias(found, l.mlps[routing[t].expert[k]].down_bias, H);
         add_share(found, routing[t].share[k], H, of(t));
       }
-      p.add_normed(of(t), l.mlp_output_norm, t);
     });
+    if (s.shared_width) add_shared(l, count);
+    p.each_step(count, [&](int t) { p.add_normed(of(t), l.mlp_output_norm, t); });
   }
 
  private:
+  // The same of the shared expert, which is read in full whatever steps keep.
+  void add_shared(const Layer& l, int count) {
+    const int H = p.H, width = s.shared_width, outputs = gate_up_outputs(s, width);
+    const typename Prompt<W, K>::Range every = {0, count, false};
+    ChunkInput input = p.input_of(H);
+    p.each_step(count, [&](int t) { p.take(input, t, p.norm(l.mlp_norm, p.stream(t))); });
+    p.multiply(l.shared.gate_up, input, outputs, every,
+               [&](int t, int o, int n, const float* y) { std::copy_n(y, n, p.result(t, outputs) + o); });
+    input = p.input_of(width);
+    p.each_step(count, [&](int t) {
+      float* gate = p.result(t, outputs);
+      activate(s, l.shared, gate, width, gate);
+      p.take(input, t, gate);
+    });
+    p.multiply(l.shared.down, input, H, every,
+               [&](int t, int o, int n, const float* y) { std::copy_n(y, n, p.result(t, H) + o); });
+    p.each_step(count, [&](int t) {
+      const float share = shared_share(l, p.norm(l.mlp_norm, p.stream(t)), H);
+      add_share(p.result(t, H), share, H, &p.e.prompt.heads[size_t(t) * H]);
+    });
+  }
+
   int place(int site, int step, int k) const { return ranges[site].place[step * s.experts_used + k]; }
 
   // The products of all ranges with their experts.

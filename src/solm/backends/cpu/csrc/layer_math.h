@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "dot_float.h"
+#include "structs.h"
 
 namespace solm {
 
@@ -32,19 +33,35 @@ inline float exponential(float x) {
 // 1 + e^-x. The bounds avoid subnormal numbers such as 1 / e^88, which take the processor fifteen times as long.
 inline float one_plus_power(float x) { return 1.0f + exponential(std::min(std::max(-x, -80.0f), 80.0f)); }
 
-enum Activation : int32_t { SILU = 0, GELU_TANH = 1, CLAMPED_SWIGLU = 2 };
+enum Activation : int32_t { SILU = 0, GELU_TANH = 1, GELU = 2, CLAMPED_SWIGLU = 3 };
 
-// out = activation(gate) * up, where silu(x) = x / (1 + e^-x), and GELU by its approximation with tanh is x / (1 + e^-2u) with
-// u = sqrt(2 / pi) (x + 0.044715 x^3). The third is that of gpt-oss: x / (1 + e^-1.702x) (up + 1), of values up to 7.
-inline void activate(int32_t activation, const float* gate, const float* up, int n, float* out) {
-  if (activation == GELU_TANH) {
+// out = of(gate) * up, or without up of(gate).
+template <typename Of>
+inline void each_gate(const float* gate, const float* up, int n, float* out, Of of) {
+  if (!up) {
 #pragma GCC ivdep
-    for (int i = 0; i < n; ++i) {
-      const float x = gate[i];
-      out[i] = x / one_plus_power(1.59576912f * (x + 0.044715f * x * x * x)) * up[i];
-    }
+    for (int i = 0; i < n; ++i) out[i] = of(gate[i]);
     return;
   }
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) out[i] = of(gate[i]) * up[i];
+}
+
+// The share of a normal distribution below x, within 1e-7: Abramowitz and Stegun, 7.1.26.
+inline float normal_share(float x) {
+  const float z = std::fabs(x) * 0.707106781f, t = 1.0f / (1.0f + 0.3275911f * z);
+  const float sum = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+  const float beyond = 0.5f * sum * exponential(std::max(-z * z, -80.0f));
+  return x < 0 ? beyond : 1.0f - beyond;
+}
+
+// out = activation(gate) * up, where silu(x) = x / (1 + e^-x), and GELU by its approximation with tanh is x / (1 + e^-2u) with
+// u = sqrt(2 / pi) (x + 0.044715 x^3). The last is that of gpt-oss: x / (1 + e^-1.702x) (up + 1), of values up to 7. Others may
+// lack up.
+inline void activate(int32_t activation, const float* gate, const float* up, int n, float* out) {
+  if (activation == GELU) return each_gate(gate, up, n, out, [](float x) { return x * normal_share(x); });
+  if (activation == GELU_TANH)
+    return each_gate(gate, up, n, out, [](float x) { return x / one_plus_power(1.59576912f * (x + 0.044715f * x * x * x)); });
   if (activation == CLAMPED_SWIGLU) {
 #pragma GCC ivdep
     for (int i = 0; i < n; ++i) {
@@ -53,8 +70,7 @@ inline void activate(int32_t activation, const float* gate, const float* up, int
     }
     return;
   }
-#pragma GCC ivdep
-  for (int i = 0; i < n; ++i) out[i] = gate[i] / one_plus_power(gate[i]) * up[i];
+  each_gate(gate, up, n, out, [](float x) { return x / one_plus_power(x); });
 }
 
 // Replaces scores by e^(score - peak), those of -infinity by 0; returns the peak, which is at least the one that is given,
@@ -92,6 +108,26 @@ inline void multiply_all(float* x, int n, float by) {
 inline void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
   const float scale = 1.0f / std::sqrt(dot(x, x, n) / float(n) + epsilon);
   for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];
+}
+
+// out [H] = a stream x, normed; there is a norm.
+inline void norm_stream(const Sizes& s, const Norm& norm, const float* x, float* out) {
+  if (s.layer_norms) {
+    const float mean = sum_of(x, s.hidden) / float(s.hidden);
+    for (int i = 0; i < s.hidden; ++i) out[i] = x[i] - mean;
+    x = out;
+  }
+  rms_norm(x, norm.weight, s.hidden, s.epsilon, out);
+  add_bias(out, norm.bias, s.hidden);
+}
+
+// What an MLP's input is multiplied with first has so many outputs where down reads `width` channels.
+inline int gate_up_outputs(const Sizes& s, int width) { return s.gated ? 2 * width : width; }
+
+// out [width] = what down reads, from the products of gate and up, which are biased in place.
+inline void activate(const Sizes& s, const Mlp& mlp, float* gate, int width, float* out) {
+  add_bias(gate, mlp.gate_up_bias, gate_up_outputs(s, width));
+  activate(s.activation, gate, s.gated ? gate + width : nullptr, width, out);
 }
 
 }  // namespace solm

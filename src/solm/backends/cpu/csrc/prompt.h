@@ -151,7 +151,7 @@ struct Prompt {
       const float* result = stream(t);
       if (c.last == e.s.layers) {
         float* normed = &e.prompt.heads[size_t(t) * H];
-        rms_norm(stream(t), e.final_norm, H, e.s.epsilon, normed);
+        norm_stream(e.s, e.final_norm, stream(t), normed);
         result = normed;
       }
       if (c.stream) std::copy_n(result, H, c.stream + size_t(steps[t].at) * H);
@@ -205,42 +205,43 @@ struct Prompt {
 
   void layer(int number, Step* steps, int count) {
     const Layer& l = e.layers[number];
-    const int wide = (Q + 2 * KV) * D;
+    const int wide = (Q + 2 * KV) * D, outputs = gate_up_outputs(e.s, I);
     const Range every = {0, count, false};
     ChunkInput input = input_of(H);
-    each_step(count, [&](int t) { take_projected(number, QKV, input, t, norm(l.attention_norm, stream(t), H), steps[t]); });
+    each_step(count, [&](int t) { take_projected(number, QKV, input, t, norm(l.attention_norm, stream(t)), steps[t]); });
     multiply(l.qkv, input, wide, every, [&](int t, int o, int n, const float* y) { std::copy_n(y, n, result(t, wide) + o); });
     append_keys_and_values(number, steps);
     attend(number, steps);
     input = input_of(Q * D);
     each_step(count, [&](int t) { take_projected(number, OUT, input, t, &e.prompt.heads[size_t(t) * Q * D], steps[t]); });
+    const auto beside = [&](int t) { return &e.prompt.heads[size_t(t) * H]; };  // inputs of an MLP beside attention
+    if (e.s.parallel) each_step(count, [&](int t) { norm_stream(e.s, l.mlp_norm, stream(t), beside(t)); });
     add_product(l.out, l.out_bias, input, l.attention_output_norm, count, {every});
     if (e.s.experts) return experts.mix(number, steps, count);
 
     input = input_of(H);
     order.arrange_bits(*e.call->rules, steps, count, number, INPUT);
     each_step(count, [&](int t) {
-      take_kept(number, INPUT, input, order.place[t], norm(l.mlp_norm, stream(t), H), steps[t]);
+      take_kept(number, INPUT, input, order.place[t], e.s.parallel ? beside(t) : norm(l.mlp_norm, stream(t)), steps[t]);
     });
     for (const Range& range : {order.full, order.high})
-      multiply(l.mlps->gate_up, input, 2 * I, range, [&](int i, int o, int n, const float* y) {
-        std::copy_n(y, n, result(order.at_place[i], 2 * I) + o);
+      multiply(l.mlps->gate_up, input, outputs, range, [&](int i, int o, int n, const float* y) {
+        std::copy_n(y, n, result(order.at_place[i], outputs) + o);
       });
     input = input_of(I);
     order.arrange_bits(*e.call->rules, steps, count, number, HIDDEN);
     each_step(count, [&](int t) {
-      float* gate = result(t, 2 * I);
-      add_bias(gate, l.mlps->gate_up_bias, 2 * I);
-      activate(e.s.activation, gate, gate + I, I, gate);
+      float* gate = result(t, outputs);
+      activate(e.s, *l.mlps, gate, I, gate);
       take_kept(number, HIDDEN, input, order.place[t], gate, steps[t]);
     });
     add_product(l.mlps->down, l.mlps->down_bias, input, l.mlp_output_norm, count, {order.full, order.high});
   }
 
-  // x [n], normed if there is a norm.
-  const float* norm(const float* weight, const float* x, int n) {
-    if (!weight) return x;
-    rms_norm(x, weight, n, e.s.epsilon, normed.data());
+  // A stream x [H], normed if there is a norm.
+  const float* norm(const Norm& norm, const float* x) {
+    if (!norm.weight) return x;
+    norm_stream(e.s, norm, x, normed.data());
     return normed.data();
   }
 

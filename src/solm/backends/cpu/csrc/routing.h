@@ -38,6 +38,9 @@ struct Routing {
   return found;
 }
 
+// The share of a shared expert's result for x [n] in that of the MLP.
+inline float shared_share(const Layer& l, const float* x, int n) { return 1.0f / one_plus_power(dot(l.shared_router, x, n)); }
+
 // Adds an expert's result y [n] to the sum of them.
 inline void add_share(const float* y, float share, int n, float* sum) {
 #pragma GCC ivdep

@@ -13,14 +13,14 @@ namespace solm {
 
 inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
-      head(model.head), final_norm(model.final_norm), team(Team::shared(s.threads)) {
+      head(model.head), head_bias(model.head_bias), final_norm(model.final_norm), team(Team::shared(s.threads)) {
   for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
   for (const Layer& layer : layers)
     for (int m = 0; m < std::max(1, s.experts); ++m)
       for (const Product* p : {&layer.mlps[m].gate_up, &layer.mlps[m].down})
         for (int i = 0; i < p->parts; ++i) nested &= p->part[i].bits > 0;
-  const int widest = std::max({2 * s.intermediate, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden,
-                               s.heads * (s.head_dim + 2)});
+  const int widest = std::max({2 * s.intermediate, 2 * s.shared_width, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim,
+                               s.hidden, s.heads * (s.head_dim + 2)});
   partial_sums.assign(s.threads, std::vector<float>(size_t(2) * MOST_ROWS * (widest + BLOCK)));
   unit_sums.resize(s.threads);
   level_shares.resize(MOST_ROWS);
@@ -67,11 +67,12 @@ inline void Engine::reserve(const Call& c) {
 inline void Engine::reserve_prompt(int tokens) {
   if (tokens <= prompt.tokens) return;
   size_t rows = rounded_up(tokens, ROW_STEP) + ROW_STEP;  // where the second range of a product begins
+  const size_t shared = rows * rounded_up(s.shared_width, GROUP);
   if (s.experts) rows = std::max(rows, ExpertRanges::room(s, tokens)), prompt.routing.resize(tokens);
   const int wide = (s.heads + 2 * s.kv_heads) * s.head_dim, narrow = std::max(s.hidden, s.heads * s.head_dim);
-  const size_t inputs = rows * rounded_up(std::max(narrow, s.intermediate), GROUP);
+  const size_t inputs = std::max(rows * rounded_up(std::max(narrow, s.intermediate), GROUP), shared);
   prompt.stream.resize(rows * s.hidden), prompt.heads.resize(rows * narrow);
-  prompt.results.resize(rows * std::max({wide, 2 * s.intermediate, s.hidden}));
+  prompt.results.resize(std::max(rows * std::max({wide, 2 * s.intermediate, s.hidden}), 2 * shared));
   if (s.precision < 2) {
     prompt.dense.resize(inputs);
   } else {
@@ -103,7 +104,7 @@ inline void Engine::run(const Call& c) {
   const bool has_lower_bits = s.precision == 2 && head.bits > HIGH_BITS;
   // One row that needs all logits reads the whole head. Then those of the others take less time than screening them.
   const bool whole = c.exact_rows && std::any_of(c.exact_rows, c.exact_rows + c.rows, [](uint8_t exact) { return exact; });
-  screening.begin(c.exact_largest && c.last == s.layers && has_lower_bits && !whole, c.adaptive_head);
+  screening.begin(c.exact_largest && c.last == s.layers && has_lower_bits && !whole && !head_bias, c.adaptive_head);
   team->run(process_part);
   screening.end();
   if (c.rules->thresholds) count_kept(c);

@@ -23,7 +23,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
       Base::multiply, Base::partial, Base::result, Base::rounded, Base::thread, Base::threads;
   const int H, I, D, Q, KV;
   Attention<K> attention;
-  std::vector<float> streams, normed, heads;  // of all steps
+  std::vector<float> streams, normed, heads;  // of all steps; the last are sums of experts, too
   std::vector<float> values;                  // of one step
   std::vector<float> gates;                   // of a layer's experts, visit by visit
   Plan plans[MOST_ROWS];                      // for the layer in progress
@@ -39,17 +39,17 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
 
   Worker(Engine& engine, int t)
       : Base(engine, t, widest(engine.s),
-             std::max({engine.s.hidden, engine.s.intermediate, engine.s.heads * engine.s.head_dim})),
+             std::max({engine.s.hidden, engine.s.intermediate, engine.s.shared_width, engine.s.heads * engine.s.head_dim})),
         H(engine.s.hidden), I(engine.s.intermediate), D(engine.s.head_dim), Q(engine.s.heads), KV(engine.s.kv_heads),
         attention(engine.s, t, engine.s.threads), streams(size_t(MOST_ROWS) * H), normed(size_t(MOST_ROWS) * H),
-        heads(size_t(MOST_ROWS) * Q * D), values(std::max(I, engine.s.experts)),
-        gates(size_t(MOST_ROWS) * engine.s.experts_used * I), prompt(engine, t) {
+        heads(size_t(MOST_ROWS) * std::max(H, Q * D)), values(std::max(I, engine.s.experts)),
+        gates(size_t(MOST_ROWS) * std::max(engine.s.experts_used * I, engine.s.shared_width)), prompt(engine, t) {
     visits.reserve(size_t(MOST_ROWS) * engine.s.experts_used);
     if constexpr (std::is_same_v<W, int8_t>) head.emplace(engine, t);
   }
 
   static int widest(const Sizes& s) {
-    return std::max({2 * s.intermediate, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
+    return std::max({2 * s.intermediate, 2 * s.shared_width, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
   }
 
   void reserve(int pages) override { attention.reserve(pages), prompt.reserve_pages(pages); }
@@ -59,16 +59,19 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     if (e.in_chunks) read_chunks();
     else
       for (int start = 0; start < e.step_count; start += MOST_ROWS) batch(start, std::min(MOST_ROWS, e.step_count - start));
-    if (e.s.logit_cap > 0 && e.call->last == e.s.layers) cap_logits();
+    if ((e.s.logit_cap > 0 || e.head_bias) && e.call->last == e.s.layers) finish_logits();
   }
 
  private:
-  // Caps this thread's part of all logits.
-  void cap_logits() {
+  // Biases and caps this thread's part of all logits.
+  void finish_logits() {
     barrier();
     const int64_t V = e.s.vocabulary, from = V * thread / threads, to = V * (thread + 1) / threads;
-    for (int i = 0; i < e.step_count; ++i)
-      if (float* logits = logits_of(i)) soft_cap(logits + from, to - from, e.s.logit_cap);
+    for (int i = 0; i < e.step_count; ++i) {
+      float* logits = logits_of(i);
+      if (logits && e.head_bias) add_bias(logits + from, e.head_bias + from, int(to - from));
+      if (logits && e.s.logit_cap > 0) soft_cap(logits + from, to - from, e.s.logit_cap);
+    }
   }
 
   // Steps [start, start + rows) of the call.
@@ -174,16 +177,17 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     take(number, OUT, heads.data(), steps, rows);
     multiply(l.out, Q * D, H, rows, l.router ? Prefetch() : first_rows(l.mlps->gate_up, H, rows));
 
+    const float* x = e.s.parallel ? take_streams(l.mlp_norm, rows) : nullptr;
     for (int r = 0; r < rows; ++r) add_result(r, l.attention_output_norm, l.out_bias);
+    if (!x) x = take_streams(l.mlp_norm, rows);
     const Prefetch after = number + 1 < e.call->last ? first_rows(e.layers[number + 1].qkv, H, rows) : Prefetch();
     if (l.router) {
-      mix_experts(number, steps, rows, after);
+      mix_experts(number, x, steps, rows, after);
     } else {
-      take(number, INPUT, take_streams(l.mlp_norm, rows), steps, rows);
-      multiply(l.mlps->gate_up, H, 2 * I, rows, first_rows(l.mlps->down, I, rows));
+      take(number, INPUT, x, steps, rows);
+      multiply(l.mlps->gate_up, H, gate_up_outputs(e.s, I), rows, first_rows(l.mlps->down, I, rows));
       for (int r = 0; r < rows; ++r) {
-        add_bias(result(r), l.mlps->gate_up_bias, 2 * I);
-        activate(e.s.activation, result(r), result(r) + I, I, values.data());
+        activate(e.s, *l.mlps, result(r), I, values.data());
         keep(number, HIDDEN, values.data(), steps[r], r, r);
       }
       multiply(l.mlps->down, I, H, rows, after);
@@ -191,11 +195,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     for (int r = 0; r < rows; ++r) add_result(r, l.mlp_output_norm, l.router ? nullptr : l.mlps->down_bias);
   }
 
-  // result(row) = the sum of what the experts give that its step visits. Each multiplies all of its steps at once, in the
-  // order of their numbers.
-  void mix_experts(int number, Step* steps, int rows, const Prefetch& after) {
+  // result(row) = the sum of what the experts give for x [rows, H] that its step visits. Each multiplies all of its steps at
+  // once, in the order of their numbers; the shared one comes last.
+  void mix_experts(int number, const float* x, Step* steps, int rows, const Prefetch& after) {
     const Layer& l = e.layers[number];
-    const float* x = take_streams(l.mlp_norm, rows);
+    const Prefetch last = e.s.shared_width ? first_rows(l.shared.gate_up, H, rows) : after;
     visit_experts(l, x, rows);
     take(number, INPUT, x, steps, rows);
     Inputs kept[MOST_ROWS];
@@ -203,25 +207,36 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     each_expert([&](int first, int end, int following) {
       for (int v = first; v < end; ++v) inputs[v - first] = kept[visits[v].row];
       const Mlp& next = l.mlps[visits[following].expert];
-      multiply(l.mlps[visits[first].expert].gate_up, H, 2 * I, end - first,
+      multiply(l.mlps[visits[first].expert].gate_up, H, gate_up_outputs(e.s, I), end - first,
                first_rows(following ? next.gate_up : next.down, following ? H : I, visits_from(following)));
-      for (int v = first; v < end; ++v) {
-        add_bias(result(v - first), l.mlps[visits[first].expert].gate_up_bias, 2 * I);
-        activate(e.s.activation, result(v - first), result(v - first) + I, I, &gates[size_t(v) * I]);
-      }
+      for (int v = first; v < end; ++v)
+        activate(e.s, l.mlps[visits[first].expert], result(v - first), I, &gates[size_t(v) * I]);
     });
-    std::fill_n(normed.data(), size_t(rows) * H, 0.0f);
+    std::fill_n(heads.data(), size_t(rows) * H, 0.0f);
     each_expert([&](int first, int end, int following) {
       for (int v = first; v < end; ++v)
         keep(number, HIDDEN, &gates[size_t(v) * I], steps[visits[v].row], visits[v].row, v - first);
       multiply(l.mlps[visits[first].expert].down, I, H, end - first,
-               following ? first_rows(l.mlps[visits[following].expert].down, I, visits_from(following)) : after);
+               following ? first_rows(l.mlps[visits[following].expert].down, I, visits_from(following)) : last);
       for (int v = first; v < end; ++v) {
         add_bias(result(v - first), l.mlps[visits[first].expert].down_bias, H);
-        add_share(result(v - first), visits[v].share, H, &normed[size_t(visits[v].row) * H]);
+        add_share(result(v - first), visits[v].share, H, &heads[size_t(visits[v].row) * H]);
       }
     });
-    for (int r = 0; r < rows; ++r) std::copy_n(&normed[size_t(r) * H], H, result(r));
+    if (e.s.shared_width) add_shared(l, x, rows, after);
+    for (int r = 0; r < rows; ++r) std::copy_n(&heads[size_t(r) * H], H, result(r));
+  }
+
+  // Adds what the shared expert gives for x [rows, H] to the sums of the others. It is read in full whatever steps keep.
+  void add_shared(const Layer& l, const float* x, int rows, const Prefetch& after) {
+    const int width = e.s.shared_width;
+    keep_all(x, H, rows);
+    multiply(l.shared.gate_up, H, gate_up_outputs(e.s, width), rows, first_rows(l.shared.down, width, rows));
+    for (int r = 0; r < rows; ++r) activate(e.s, l.shared, result(r), width, &gates[size_t(r) * width]);
+    keep_all(gates.data(), width, rows);
+    multiply(l.shared.down, width, H, rows, after);
+    for (int r = 0; r < rows; ++r)
+      add_share(result(r), shared_share(l, x + size_t(r) * H, H), H, &heads[size_t(r) * H]);
   }
 
   // Lists the visits of steps with inputs x [rows, H], ordered by experts.
@@ -280,9 +295,9 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   // The residual streams of all steps [rows, H], normed if there is a norm.
-  const float* take_streams(const float* norm, int rows) {
-    if (!norm) return streams.data();
-    for (int r = 0; r < rows; ++r) rms_norm(&streams[size_t(r) * H], norm, H, e.s.epsilon, &normed[size_t(r) * H]);
+  const float* take_streams(const Norm& norm, int rows) {
+    if (!norm.weight) return streams.data();
+    for (int r = 0; r < rows; ++r) norm_stream(e.s, norm, &streams[size_t(r) * H], &normed[size_t(r) * H]);
     return normed.data();
   }
 

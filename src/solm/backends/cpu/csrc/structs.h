@@ -29,14 +29,16 @@ constexpr int UNBIASED_STEPS = 16;   // see `without_bias` in solm.policies.leve
 constexpr int MESSAGE = 200;         // bytes of an error message
 
 // precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. kv_int8: keys
-// and values in int8. whole_norms: queries and keys are normed over all heads together. positions: the model's context.
-// activation: of the MLP's gate, see `activate`. experts: of a layer, 0 without; `intermediate` is then that of one of them, a
-// token visits experts_used, and with shares_normed their shares add up to 1. The scales are what embeddings, products of
+// and values in int8. whole_norms: queries and keys are normed over all heads together. layer_norms: the norms of streams are
+// those of values less their mean. parallel: an MLP reads what its layer's attention reads. positions: the model's context.
+// activation: of the MLP's gate, see `activate`, or without `gated` of its only projection up. experts: of a layer, 0 without;
+// `intermediate` is then that of one of them, a token visits experts_used, and with shares_normed their shares add up to 1.
+// shared_width: hidden channels of one more expert that all tokens visit, 0 without. The scales are what embeddings, products of
 // queries and keys, the outputs of attention and MLP, and logits are multiplied with. attention_cap, logit_cap: what scores of
 // attention and logits are softly kept below (see `soft_cap`), 0: nothing.
 struct Sizes {
   int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, kv_int8,
-      threads, whole_norms, activation, experts, experts_used, shares_normed;
+      threads, whole_norms, layer_norms, parallel, activation, gated, experts, experts_used, shares_normed, shared_width;
   float epsilon, embedding_scale, softmax_scale, residual_scale, logit_scale, attention_cap, logit_cap;
 };
 
@@ -83,23 +85,32 @@ struct Rope {
   float scale;
 };
 
-// The MLP of a layer, or one of its experts: gate_up [H, 2 I], down [I, H], with biases in float32 or null.
+// Weights and biases [H] in float32 of the norm of a stream. Without weights there is no norm, without biases none are added.
+struct Norm {
+  const float *weight, *bias;
+};
+
+// The MLP of a layer, or one of its experts: gate_up [H, 2 I] or without a gate [H, I], down [I, H], with biases in float32 or
+// null.
 struct Mlp {
   Product gate_up, down;
   const float *gate_up_bias, *down_bias;
 };
 
 // qkv [H, (heads + 2 kv_heads) D], out [heads D, H]. mlps: one, or all experts. router: null, or float32 [experts, H], by whose
-// products with its input a token chooses experts. rope: which of the model's rotary positions
+// products with its input a token chooses experts. shared: the expert of all tokens, if there is one, and shared_router [H], whose
+// product with its input says what share of its results counts. rope: which of the model's rotary positions
 // queries and keys have, -1: none. window: the last tokens that attention sees, 0: all. sinks [heads]: a score beside those of
 // tokens, whose weight goes to no value. Norms, of the inputs and of the outputs of attention and MLP, sinks and biases are
 // float32 or null.
 struct Layer {
   Product qkv, out;
   const Mlp* mlps;
+  Mlp shared;
   int32_t rope, window;
-  const float *attention_norm, *attention_output_norm, *mlp_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias, *out_bias, *sinks,
-      *router, *router_bias;
+  Norm attention_norm, mlp_norm;
+  const float *attention_output_norm, *mlp_output_norm, *q_norm, *k_norm, *qkv_bias, *out_bias, *sinks, *router, *router_bias,
+      *shared_router;
 };
 
 struct Model {
@@ -107,7 +118,8 @@ struct Model {
   const Layer* layers;
   const void* embedding;  // [V, H], blocks of the type sizes.embedding row by row
   Head head;
-  const float* final_norm;  // [H]
+  const float* head_bias;  // [V] or null
+  Norm final_norm;
   const Rope* ropes;
   int32_t rope_count;
 };

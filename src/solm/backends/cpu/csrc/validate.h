@@ -73,9 +73,11 @@ inline bool valid_model(const Model& model, char* message) {
       {"kv_heads", s.kv_heads, 1, s.heads},   {"head_dim", s.head_dim, 16, 1 << 16},
       {"vocabulary", s.vocabulary, 1, 1 << 28}, {"positions", s.positions, 1, 1 << 28},
       {"precision", s.precision, 0, 2},
-      {"activation", s.activation, SILU, CLAMPED_SWIGLU}, {"ropes", model.rope_count, 0, s.layers},
+      {"activation", s.activation, SILU, s.gated ? CLAMPED_SWIGLU : GELU}, {"ropes", model.rope_count, 0, s.layers},
       {"experts", s.experts, 0, MOST_EXPERTS},
       {"experts_used", s.experts_used, s.experts ? 1 : 0, std::min(s.experts, MOST_USED)},
+      {"shared_width", s.shared_width, 0, s.experts ? 1 << 24 : 0},
+      {"parallel", s.parallel, 0, s.experts ? 0 : 1},
       {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
   };
   for (const auto& range : ranges)
@@ -86,7 +88,7 @@ inline bool valid_model(const Model& model, char* message) {
   const TypeInfo embedding = type_info(s.embedding);
   if (!embedding.values || s.hidden % embedding.values || !model.embedding)
     return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);
-  if (!model.layers || !model.final_norm || (model.rope_count && !model.ropes))
+  if (!model.layers || !model.final_norm.weight || (model.rope_count && !model.ropes))
     return refuse(message, "layers, the last norm or rotary frequencies are missing");
   if (s.kv_int8 && s.head_dim > 512)  // sums of AVX2 would overflow
     return refuse(message, "head_dim must be at most 512 with keys and values in int8, got %d", s.head_dim);
@@ -110,12 +112,16 @@ inline bool valid_model(const Model& model, char* message) {
     if (!valid_product(s, layer.qkv, H, (s.heads + 2 * s.kv_heads) * D, "qkv", message) ||
         !valid_product(s, layer.out, s.heads * D, H, "out", message))
       return false;
-    if (!layer.mlps || (s.experts > 0) != (layer.router != nullptr))
-      return refuse(message, "a layer needs MLPs, and with several of them a router");
+    if (!layer.mlps || (s.experts > 0) != (layer.router != nullptr) || (s.shared_width > 0) != (layer.shared_router != nullptr))
+      return refuse(message, "a layer needs MLPs, and with several of them, or one that is shared, a router");
+    if (s.parallel && !layer.mlp_norm.weight) return refuse(message, "an MLP beside attention needs a norm");
+    const auto valid_mlp = [&](const Mlp& mlp, int width) {
+      return valid_product(s, mlp.gate_up, H, gate_up_outputs(s, width), "gate_up", message) &&
+             valid_product(s, mlp.down, width, H, "down", message);
+    };
     for (int i = 0; i < std::max(1, s.experts); ++i)
-      if (!valid_product(s, layer.mlps[i].gate_up, H, 2 * I, "gate_up", message) ||
-          !valid_product(s, layer.mlps[i].down, I, H, "down", message))
-        return false;
+      if (!valid_mlp(layer.mlps[i], I)) return false;
+    if (s.shared_width && !valid_mlp(layer.shared, s.shared_width)) return false;
   }
   return valid_head(s, model.head, message);
 }

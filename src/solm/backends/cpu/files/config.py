@@ -13,6 +13,7 @@ from solm.backends.cpu.files.rope import Rope, rope
 from solm.backends.cpu.files.spec import (
     DEFAULTS,
     FAMILIES,
+    GGUF_LAYER,
     MODEL,
     MOST_EXPERTS,
     MOST_EXPERTS_USED,
@@ -30,8 +31,10 @@ from solm.core.errors import UnsupportedModelError, damaged
 
 _CAPS = ("attn_logit_softcapping", "final_logit_softcapping")
 _UNKNOWN = ("mlp_bias", "attention_out_bias", "attention_bias", "use_bidirectional_attention", "mlp_only_layers",
-            "clip_qkv")  # fmt: skip
+            "clip_qkv", "use_qk_norm", "qk_layernorm")  # fmt: skip
 """What some models of a family have and the engine does not."""
+_OTHER_NAMES = {"rotary_pct": "partial_rotary_factor", "rotary_emb_base": "rope_theta", "qkv_bias": "attention_bias"}
+"""What gpt_neox, in old files, and qwen2_moe call values that others have, too."""
 _SWIGLU = {"swiglu_alpha": 1.702, "swiglu_limit": 7.0}
 """Of the clamped activation, the numbers that the engine has."""
 _ASSUMED = ("rope_theta", "truncate", *_CAPS)
@@ -48,7 +51,9 @@ _GGUF = {
     "final_logit_softcapping": "final_logit_softcapping", "layer_types": "attention.sliding_window_pattern",
     "partial_rotary_factor": "rope.dimension_count", "num_experts": "expert_count",
     "num_experts_per_tok": "expert_used_count", "moe_intermediate_size": "expert_feed_forward_length",
-    "norm_topk_prob": "expert_weights_norm",
+    "norm_topk_prob": "expert_weights_norm", "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "layer_norm_eps": "attention.layer_norm_epsilon", "norm_epsilon": "attention.layer_norm_epsilon",
+    "clip_qkv": "attention.clamp_kqv", "use_parallel_residual": "use_parallel_residual",
 }  # fmt: skip
 """transformers' names, and what GGUF files write after the family's name."""
 _GGUF_SCALING = {
@@ -67,7 +72,8 @@ def from_config(config: Mapping[str, Any], file: Path | str, name: str) -> Model
     family = config.get("model_type")
     if not isinstance(family, str) or family not in FAMILIES:
         raise UnsupportedModelError(f"family {shown(family)} is not among {', '.join(FAMILIES)}")
-    return _spec_of(Fields(file, {**DEFAULTS, **FAMILIES[family].defaults, **config}), name)
+    given = {_OTHER_NAMES.get(field, field): value for field, value in config.items()}
+    return _spec_of(Fields(file, {**DEFAULTS, **FAMILIES[family].defaults, **given}), name)
 
 
 def _spec_of(fields: Fields, name: str) -> ModelSpec:
@@ -79,6 +85,9 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
             raise UnsupportedModelError(
                 f"{fields.name_of(unknown)} {shown(fields.get(unknown))} is not supported for {family}"
             )
+    for needed in ("use_bias", "attention_bias"):
+        if "out_bias" in description.names and fields.get(needed) is False:
+            raise UnsupportedModelError(f"{fields.name_of(needed)} False is not supported for {family}")
     layers, heads = fields.integer("num_hidden_layers", MOST_LAYERS), fields.integer("num_attention_heads", MOST_HEADS)
     hidden, vocabulary = fields.integer("hidden_size", MOST_WIDTH), fields.integer("vocab_size", MOST_TOKENS)
     head_dim = fields.integer("head_dim", MOST_WIDTH, hidden // heads)
@@ -99,7 +108,7 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
         head_dim=head_dim,
         vocabulary=vocabulary,
         context=min(full.context, local.context),
-        epsilon=fields.number("rms_norm_eps"),
+        epsilon=fields.number(description.layer_norm or "rms_norm_eps"),
         activation=_activation(fields, description),
         scales=_scales(fields, description, hidden, head_dim),
         rope=full,
@@ -114,6 +123,8 @@ def _spec_of(fields: Fields, name: str) -> ModelSpec:
         experts=experts,
         experts_used=used,
         shares_normed=experts > 0 and fields.flag("norm_topk_prob", description.shares_normed),
+        shared=fields.integer("shared_expert_intermediate_size", MOST_WIDTH) if description.shares_expert else 0,
+        parallel=description.parallel and fields.flag("use_parallel_residual", True),
     )
 
 
@@ -168,6 +179,8 @@ def _activation(fields: Fields, description: Family) -> Activation:
         return description.activation
     name = "hidden_activation" if fields.get("hidden_activation") else "hidden_act"
     given = fields.get(name) or description.activation
+    if given == "gelu_new" or (given == "gelu" and fields.get("model_type") == "gemma"):  # so does transformers
+        given = "gelu_pytorch_tanh"
     activation = next((one for one in get_args(Activation) if one == given), None)
     if activation is None:
         raise UnsupportedModelError(f"{name} {shown(given)} is not among {', '.join(get_args(Activation))}")
@@ -179,7 +192,7 @@ def _scales(fields: Fields, description: Family, hidden: int, head_dim: int) -> 
         embedding=math.sqrt(hidden) if description.root_embeddings else fields.number("embedding_multiplier", 1.0),
         softmax=fields.number("attention_multiplier", fields.number("query_pre_attn_scalar", head_dim) ** -0.5),
         residual=fields.number("residual_multiplier", 1.0),
-        logits=1 / fields.number("logits_scaling", 1.0),
+        logits=fields.number("logit_scale", 1 / fields.number("logits_scaling", 1.0)),
         attention_cap=fields.number(_CAPS[0]) if fields.get(_CAPS[0]) else 0.0,
         logit_cap=fields.number(_CAPS[1]) if fields.get(_CAPS[1]) else 0.0,
     )
@@ -231,7 +244,7 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
         others = dict.fromkeys(family.architecture for family in FAMILIES.values())
         raise UnsupportedModelError(f"GGUF architecture {shown(header.family)} is not among {', '.join(others)}")
     description, tensors = FAMILIES[family], {tensor.name: tensor for tensor in header.tensors}
-    names = {ours: f"{header.family}.{theirs}" for ours, theirs in _GGUF.items()}
+    names = {ours: f"{header.family}.{theirs}" for ours, theirs in {**_GGUF, **description.gguf}.items()}
     names |= {name: f"tokenizer.ggml.{name}" for name in ("bos_token_id", "eos_token_id")}
     values = {ours: header.metadata[theirs] for ours, theirs in names.items() if theirs in header.metadata}
     assumed = {name: value for name, value in {**DEFAULTS, **description.defaults}.items() if name in _ASSUMED}
@@ -261,7 +274,7 @@ def from_gguf(header: GgufHeader) -> ModelSpec:
         # Their files have no scale of attention: by llama.cpp's rule it is another one in the models of 27B.
         values["query_pre_attn_scalar"] = values["hidden_size"] // heads
     name = str(header.metadata.get("general.name", header.path.stem))
-    spec = replace(_spec_of(fields, name), qkv_bias="blk.0.attn_q.bias" in tensors)
+    spec = replace(_spec_of(fields, name), qkv_bias=GGUF_LAYER.format(0) + description.q_bias.gguf in tensors)
     divisors = _divisors(header, "rope_freqs.weight")
     if divisors is None:
         return spec

@@ -9,12 +9,17 @@ from enum import IntEnum
 
 from solm.backends.cpu.border import PAGE, STRIP
 from solm.backends.cpu.files.sources import QUANTISED, Numbers, Tensor, WeightSource
+from solm.backends.cpu.files.spec import ModelSpec
 from solm.core.cost import ModelShapes
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8", "nested")
 """``auto``: a file's own types, and int8 for floats. ``nested``: 8 bits in two halves of 4."""
-SITES = {"qkv": ("q", "k", "v"), "out": ("out",), "gate_up": ("gate", "up"), "down": ("down",)}
-"""The matrix products of a layer, in the order in which a step reads them, and the tensors of each."""
+SITES = {
+    "qkv": ("q", "k", "v"), "out": ("out",), "gate_up": ("gate", "up"), "down": ("down",),
+    "shared_gate_up": ("shared_gate", "shared_up"), "shared_down": ("shared_down",),
+}  # fmt: skip
+"""The matrix products of a layer, in the order in which a step reads them, and the tensors of each, of which some may
+be lacking."""
 MLP = ("gate_up", "down")
 """Those of the MLP, of which every expert has its own."""
 _BLOCK, _LINE = 64, 64
@@ -157,10 +162,11 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
     layers, place, orders = [], 0, hashlib.sha256()
     experts = range(source.spec.experts) if source.spec.experts else (None,)
     read = [("qkv", None), ("out", None), *((site, expert) for expert in experts for site in MLP)]
+    read += [("shared_gate_up", None), ("shared_down", None)] if source.spec.shared else []
     for layer in range(source.spec.layers):
         sites = {}
         for site, expert in read:
-            tensors = {name: source.tensor(name, layer, expert) for name in SITES[site]}
+            tensors = {name: source.tensor(name, layer, expert) for name in names_of(source.spec, site)}
             for order in (tensor.row_order for tensor in tensors.values()):
                 orders.update(b"as stored" if order is None else order.tobytes())
             parts = []
@@ -174,6 +180,11 @@ def layout_of(source: WeightSource, precision: str) -> Layout:
         layers.append(sites)
     head = HeadForm.of(source.tensor("head"), precision)
     return Layout(tuple(layers), head, place, orders.hexdigest())
+
+
+def names_of(spec: ModelSpec, site: str) -> tuple[str, ...]:
+    """Our names of the tensors of a product that the layers of a model have."""
+    return tuple(name for name in SITES[site] if name in spec.description.names)
 
 
 def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, int8: bool) -> ModelShapes:
@@ -213,7 +224,7 @@ def readable_in_part(source: WeightSource) -> bool:
     Of 5 bits one could be left out, which saves little; of 4 bits none.
     """
     expert = 0 if source.spec.experts else None  # whose types are those of the others
-    names = ("gate", "up", "down")
+    names = [name for site in MLP for name in names_of(source.spec, site)]
     tensors = (source.tensor(name, layer, expert) for layer in range(source.spec.layers) for name in names)
     numbers = [QUANTISED.get(tensor.type) for tensor in tensors]
     return all(one is not None and one.bits >= _LEAST_BITS for one in numbers)

@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from solm.backends.cpu.files.config import from_config, from_gguf
 from solm.backends.cpu.files.fields import shown
-from solm.backends.cpu.files.spec import MODEL, ModelSpec, Place
+from solm.backends.cpu.files.spec import ModelSpec, Place
 from solm.backends.gguf_header import mapped, read_header
 from solm.backends.names import folder_of, gguf_of
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError, damaged, first_line
@@ -142,7 +142,10 @@ class WeightSource(ABC):
         stored = replace(self._stored(stored_name), file=spec.file)
         shape, members = self._stack(place, name, stored_name)
         wanted = spec.shape(name)
-        if place.transposed and not self.gguf:
+        if place.by_heads and not self.gguf:
+            by_heads = stored.data.reshape(spec.heads, len(members), -1)[:, members.index(name)]
+            stored = replace(stored, shape=wanted, data=np.ascontiguousarray(by_heads).reshape(-1))
+        elif place.transposed and not self.gguf:
             numbers = stored.data.view(np.uint32 if stored.type == TensorType.F32 else np.uint16).reshape(shape)
             own = np.ascontiguousarray(numbers[expert, ..., members.index(name) :: len(members)].T)
             stored = replace(stored, shape=wanted, data=own.reshape(-1).view(np.uint8))
@@ -195,7 +198,7 @@ class WeightSource(ABC):
         """
         spec = self.spec
         ignored = _NOT_WEIGHTS if self.gguf else [name for name in listed if name.endswith("rotary_emb.inv_freq")]
-        copies = [MODEL["head"].transformers] if spec.tied_head and not self.gguf else []
+        copies = [spec.description.model["head"].transformers] if spec.tied_head and not self.gguf else []
         left = set(listed).difference(ignored, copies)
         for layer in (None, *range(spec.layers)):
             for ours, place in spec.places(layer).items():
@@ -206,7 +209,7 @@ class WeightSource(ABC):
                     kind, shape = listed[name]
                     left.discard(name)
                     wanted, _ = self._stack(place, ours, name)
-                    if shape != wanted:
+                    if shape != wanted and (ours != "shared_router" or shape != wanted[1:]):
                         raise damaged(spec.file, name, f"its shape is {list(shape)}, not {list(wanted)}")
                     allowed = FLOATS if ours.endswith(VECTORS) else SUPPORTED
                     if kind not in allowed:

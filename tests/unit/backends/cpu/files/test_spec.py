@@ -11,7 +11,6 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RotaryEmbedding
 from helpers.gguf_files import write_gguf
 from helpers.models import EXTRA, SIZES, tiny_model
 from solm.backends.cpu.files.config import from_config, from_gguf
-from solm.backends.cpu.files.layout import SITES
 from solm.backends.cpu.files.sources import ROTATED, GgufFile, LoadedModel, SafetensorsFolder, half_split
 from solm.backends.cpu.files.spec import FAMILIES
 from solm.backends.gguf_header import read_header
@@ -19,7 +18,8 @@ from solm.core.errors import DamagedFileError, UnsupportedModelError
 
 OURS = (
     "layers", "hidden", "intermediate", "heads", "kv_heads", "head_dim", "vocabulary", "context", "qkv_bias", "bos",
-    "eos", "activation", "layers_without_rope", "sliding_window", "sliding_layers", "experts_used",
+    "eos", "activation", "layers_without_rope", "sliding_window", "sliding_layers", "experts_used", "shared",
+    "parallel",
 )  # fmt: skip
 KINDS = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention", "full_attention"]
 
@@ -31,21 +31,28 @@ def sources(family, folder, dtype=torch.float32, **changes):
     return model, (LoadedModel(model), SafetensorsFolder(folder / "tiny"), GgufFile(folder / "tiny.gguf"))
 
 
+def epsilon_of(config):
+    names = ("rms_norm_eps", "layer_norm_eps", "norm_epsilon")
+    return next((getattr(config, name) for name in names if hasattr(config, name)), 1e-5)  # that of olmo
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
     by_kind, slides = family == "gemma3_text", EXTRA.get(family, {}).get("sliding_window") is not None
     kinds = {"layer_types": KINDS} if slides else {}
     kinds |= {"query_pre_attn_scalar": 24} if by_kind else {"query_pre_attn_scalar": 16} if family == "gemma2" else {}
     model, found = sources(family, tmp_path, num_hidden_layers=5, **kinds)
-    config, attention = model.config, model.model.layers[0].self_attn
+    config, layer = model.config, model.base_model.layers[0]
+    attention = getattr(layer, "self_attn", None) or layer.attention
+    projection = next((getattr(attention, n) for n in ("q_proj", "query_key_value") if hasattr(attention, n)), None)
     for source in found:
         spec = source.spec
-        assert (spec.layers, spec.hidden, spec.heads, spec.kv_heads) == (5, 64, 4, 2)
+        assert (spec.layers, spec.hidden, spec.heads, spec.kv_heads) == (5, 64, 4, config.num_key_value_heads)
         assert (spec.vocabulary, spec.context, spec.bos, spec.eos) == (259, 512, 1, (2,))
-        assert spec.head_dim == attention.head_dim
-        assert spec.epsilon == pytest.approx(config.rms_norm_eps, rel=1e-6)
-        assert spec.qkv_bias == (hasattr(attention, "q_proj") and attention.q_proj.bias is not None)
-        rotary = model.model.rotary_emb
+        assert spec.head_dim == getattr(attention, "head_dim", 16)
+        assert spec.epsilon == pytest.approx(epsilon_of(config), rel=1e-6)
+        assert spec.qkv_bias == (projection is not None and projection.bias is not None)
+        rotary = model.base_model.rotary_emb
         for rope, kind in ((spec.rope, "full_attention_"), (spec.sliding_rope, "sliding_attention_")):
             expected = getattr(rotary, (kind if by_kind else "") + "inv_freq").numpy()
             np.testing.assert_allclose(rope.inverse_frequencies, expected, rtol=1e-6)
@@ -59,14 +66,15 @@ def test_all_sources_describe_the_model_that_transformers_has(family, tmp_path):
         scales = [8.0 if family.startswith("gemma") else 1.0, 1.0, 1.0]
         if family.startswith("granite"):
             scales = [config.embedding_multiplier, config.residual_multiplier, 1 / config.logits_scaling]
+        scales[2] = getattr(config, "logit_scale", scales[2])
         found_scales = [spec.scales.embedding, spec.scales.residual, spec.scales.logits]
         assert found_scales == pytest.approx(scales, rel=1e-6)
         caps = [getattr(config, name, None) or 0 for name in ("attn_logit_softcapping", "final_logit_softcapping")]
         assert [spec.scales.attention_cap, spec.scales.logit_cap] == caps
         for name in OURS:
             assert getattr(spec, name) == getattr(found[0].spec, name), name
-    # A GGUF file of llama, mistral and ministral does not say which.
-    of_file = "llama" if family in ("mistral", "ministral") else family
+    # A GGUF file of llama, mistral, ministral and helium does not say which.
+    of_file = "llama" if family in ("mistral", "ministral", "helium") else family
     assert [source.spec.family for source in found] == [family, family, of_file]
     assert found[0].spec.tied_head == found[1].spec.tied_head == config.tie_word_embeddings
 
@@ -86,6 +94,9 @@ def test_all_sources_have_the_same_tensors(family, tmp_path):
                 expected = expected[expert]
             if place.transposed:
                 expected = expected[..., place.fused.index(name) :: 2].T if place.fused else expected.T
+            elif place.by_heads:
+                expected = expected.reshape(4, 3, 16, *expected.shape[1:])[:, place.fused.index(name)]
+                expected = expected.reshape(64, *expected.shape[2:])
             elif place.fused:
                 first = sum(sizes[other] for other in place.fused[: place.fused.index(name)])
                 expected = expected[first : first + sizes[name]]
@@ -102,9 +113,10 @@ def test_all_sources_have_the_same_tensors(family, tmp_path):
     for source in found[:2]:
         head = source.tensor("head").floats()
         np.testing.assert_array_equal(
-            head, parameters["model.embed_tokens.weight" if tied else "lm_head.weight"].detach()
+            head, parameters[description.model["embedding" if tied else "head"].transformers].detach()
         )
-    assert {name for names in SITES.values() for name in names} <= set(found[0].spec.places(0))
+    matrices = {"q", "k", "v", "out", "up", "down"} | ({"gate"} if description.gated else set())
+    assert matrices <= set(found[0].spec.places(0))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -136,7 +148,7 @@ def test_what_a_configuration_leaves_out_is_what_transformers_assumes(family):
     full = from_config(config.to_dict(), "config.json", family)
     for name in (*OURS, "epsilon", "tied_head"):
         assert getattr(short, name) == getattr(full, name), name
-    assert full.epsilon == config.rms_norm_eps
+    assert full.epsilon == epsilon_of(config)
     assert full.tied_head == config.tie_word_embeddings
     assert short.scales == full.scales
     parameters = config.rope_parameters
@@ -186,6 +198,17 @@ def test_gguf_files_of_gemma3_without_a_pattern_have_every_sixth_layer_see_every
     assert largest.scales.softmax == (64 // 4) ** -0.5
 
 
+def test_values_are_read_by_every_name_that_families_have_for_them():
+    old = {"model_type": "gpt_neox", **SIZES, "rotary_pct": 0.5, "rotary_emb_base": 5000}
+    new = {"model_type": "gpt_neox", **SIZES, "partial_rotary_factor": 0.5, "rope_theta": 5000}
+    ropes = [from_config(given, "config.json", "a").rope.inverse_frequencies for given in (old, new)]
+    assert len(ropes[0]) == 4
+    np.testing.assert_array_equal(*ropes)
+    for biases in (True, False):
+        config = AutoConfig.for_model("qwen2_moe", **SIZES, qkv_bias=biases).to_dict()
+        assert from_config(config, "config.json", "a").qkv_bias == biases
+
+
 def test_sliding_windows_are_told():
     def spec(family, **given):
         return from_config({"model_type": family, **SIZES, **given}, "config.json", family)
@@ -206,7 +229,10 @@ def test_sliding_windows_are_told():
     ("given", "words"),
     [
         ({"model_type": "gpt2"}, "family 'gpt2' is not among llama, mistral"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu' is not among silu, gelu_pytorch_tanh"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu' is not among silu, gelu_pytorch_tanh"),
+        ({"model_type": "starcoder2", "use_bias": False}, "use_bias False is not supported for starcoder2"),
+        ({"model_type": "cohere", "use_qk_norm": True}, "use_qk_norm True is not supported for cohere"),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, "clip_qkv 8.0 is not supported for olmo"),
         ({"mlp_bias": True}, "mlp_bias True is not supported for llama"),
         ({"attention_bias": True}, "attention_bias True is not supported for llama"),
         (
