@@ -26,7 +26,7 @@ def made_curve(**changes) -> BudgetCurve:
     return BudgetCurve(clock=made_timings(0.04, **changes), points=(point,), texts=4, tokens=256, sources=(source,))
 
 
-def as_measured(lm, progress, seconds, decided=True):
+def as_measured(lm, progress, seconds):
     """In place of `solm.runtime.clock.measure_clock`, as times of a tiny model or on a busy machine are noise."""
     progress("measuring", 1, 1)
     bits = 2 / 0.75 if lm.sparsity.bits_site == "weights" else 0.0

@@ -279,7 +279,7 @@ class Budgets:
 
         Raises `BudgetError` where it cannot be met. clamp: the least there is instead where it is below that, axis by
         axis where it is given per axis. So it is, too, where a machine could not be timed well enough to refuse what
-        the bytes that steps read do not rule out.
+        the bytes that steps read do not rule out, and where it has slowed down since it was timed.
         """
         request = BudgetRequest.parse(requested)
         if isinstance(request.value, Budget):
@@ -294,9 +294,12 @@ class Budgets:
         lowest = self.lowest(context)
         floor = cost(lowest.shares, seen)
         if share <= floor + _TOLERANCE:
-            if self.timings is not None and self.timings.error > UNSURE:
-                clamp = clamp or share >= self._untimed_floor(context)
-            if clamp or request.kind == "loss" or share >= floor - _TOLERANCE:
+            if (
+                clamp
+                or self._met_once(request, share, context)
+                or request.kind == "loss"
+                or share >= floor - _TOLERANCE
+            ):
                 return lowest
             raise BudgetError(f"budget {request} is unreachable: at {seen} tokens {self._reach(request, floor, seen)}")
         if timed and self.trained is not None:  # at one price for a millisecond on every axis
@@ -305,6 +308,16 @@ class Budgets:
             share -= measured.extra(seen) / dense
             return self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
         return self._densest(lambda budget: cost(budget.shares, seen) <= share, context)
+
+    def _met_once(self, request: BudgetRequest, share: float, context: int) -> bool:
+        """Whether the machine may have met a request for a `share` that it does not meet now."""
+        if self.timings is None:
+            return False
+        if self.timings.error > UNSURE:
+            return share >= self._untimed_floor(context)
+        before, lowest = replace(self, timings=self.timings.as_measured), self.lowest(context).shares
+        seen = self._controllable(context)
+        return before.time_share(request, context) > before._clock().share(lowest, seen) + _TOLERANCE
 
     def _reach(self, request: BudgetRequest, floor: float, seen: int) -> str:
         """What budgets in the unit of `request` can be, in words and with the reason, where the lowest is a share

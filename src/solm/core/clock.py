@@ -69,6 +69,11 @@ class StepClock(BaseModel):
         where = f"{self.backend}, {counted(self.threads, 'thread')} of {self.processor}"
         return f"{where}, to within {self.error:.3f} of a dense step"
 
+    @property
+    def as_measured(self) -> "StepClock":
+        """Without what was corrected since."""
+        return self.model_copy(update={"dense": 1.0, "cheap": 1.0})
+
     def check(self, model: str, backend: str = "auto") -> None:
         """Raises `PolicyMismatchError` where it was measured for another model than `model`, or not on `backend`: its
         name, such as ``cpu int8``, ``cpu`` or ``torch``, or ``auto`` for any."""
@@ -117,7 +122,7 @@ class RunningClock:
 
     def __init__(self, clock: StepClock, seconds: Callable[[], float] = time.monotonic):
         self.now, self._seconds = clock, seconds
-        self._measured = clock.model_copy(update={"dense": 1.0, "cheap": 1.0})
+        self._measured = clock.as_measured
         self._recent: deque[tuple[float, bool, Sequence[float], int, float]] = deque(maxlen=_WINDOW)
         self._pairs: deque[float] = deque(maxlen=_PAIRS)
         self._steps = self._since_dense = 0

@@ -81,6 +81,16 @@ def test_a_clock_that_is_unsure_refuses_only_what_bytes_rule_out(plain_lm, known
             budgets.budget(asked, 200)
 
 
+def test_a_budget_that_a_slower_machine_no_longer_meets_is_the_lowest(plain_lm, known):
+    idle = replace(plain_lm.timed().budgets(), timings=made_clock(error=0.01))
+    busy = replace(idle, timings=made_clock(error=0.01, dense=1.5, cheap=1.8))
+    least = idle.time_floor(200)
+    for asked in (least + 0.01, f"ms={(least + 0.01) * idle.timings.dense_ms(200)}"):
+        assert busy.budget(asked, 200) == busy.lowest(200)
+    with pytest.raises(BudgetError, match="unreachable"):
+        busy.budget(least - 0.01, 200)
+
+
 def test_a_session_that_has_read_the_prompt_goes_on_under_the_calibration(plain_lm, known):
     ids = plain_lm.encode(PROMPT)
     session = plain_lm.session(ids.shape[1])
