@@ -393,8 +393,7 @@ class Prepared:
         """What the cpu backend has weights, and keys and values, in.
 
         Weights are as the files have them, unless actions choose weight bits and those of the files cannot be read in
-        part. Keys and values have int8 where it was measured to lose nothing (docs/results/kv-cache.json), which is so
-        far one model.
+        part. Keys and values have int8 where it was measured to lose nothing, which is so far one model.
         """
         assert self.source is not None
         bits = self.how.bits_site == "weights"

@@ -36,6 +36,22 @@ def test_a_cache_of_bytes_stays_close_to_bfloat16(context, group):
     control.detach()
 
 
+def test_large_biases_of_a_few_keys_leave_the_others_exact():
+    control = TorchBackend(tiny_model("qwen2", torch.float32))
+    with torch.no_grad():
+        for layer in control.model.model.layers:
+            layer.self_attn.k_proj.bias.zero_()[::8] = 100.0
+            layer.self_attn.q_proj.weight[::8] = 0  # or these channels alone would decide what is attended to
+            layer.self_attn.q_proj.bias.zero_()
+    logits = []
+    for dtype in ("auto", "int8"):
+        session = CpuSession(engine_of(control.model, SPARSITY, "int8", kv_cache_dtype=dtype), SPARSITY)
+        session.prefill(tokens(2, 100))
+        logits.append(session.extend(tokens(2, 40, seed=3)).logits)
+    assert (logits[0] - logits[1]).norm() < 0.1 * logits[0].norm()
+    control.detach()
+
+
 def test_rows_outgrow_what_was_reserved_and_keep_what_they_held():
     control = TorchBackend(tiny_model("llama", torch.float32))
     ours, native = pair(control, context=20)

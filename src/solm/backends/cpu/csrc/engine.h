@@ -95,6 +95,7 @@ struct Engine {
   std::shared_ptr<PageStore> store = std::make_shared<PageStore>(s);
 
   std::vector<RopeTable> ropes;
+  std::vector<float> balance;  // [layers, heads + kv_heads, D], or empty: see balance_keys
 
   // What threads work in. It is allocated here and by `reserve`, so that no thread allocates in a step.
   std::vector<std::vector<float>> partial_sums;   // per thread, for the others to read: two halves, used alternately
@@ -129,6 +130,7 @@ struct Engine {
  private:
   const Team::Work process_part = [this](int part) { workers[part]->run(); };
 
+  void balance_keys();
   void reserve_prompt(int tokens);
   void plan_steps(const Call& c);
   void count_kept(const Call& c);

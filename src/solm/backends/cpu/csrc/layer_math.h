@@ -89,6 +89,11 @@ inline void multiply_all(float* x, int n, float by) {
   for (int i = 0; i < n; ++i) x[i] *= by;
 }
 
+inline void multiply_each(float* x, const float* by, int n) {
+#pragma GCC ivdep
+  for (int i = 0; i < n; ++i) x[i] *= by[i];
+}
+
 inline void rms_norm(const float* x, const float* weight, int n, float epsilon, float* out) {
   const float scale = 1.0f / std::sqrt(dot(x, x, n) / float(n) + epsilon);
   for (int i = 0; i < n; ++i) out[i] = x[i] * scale * weight[i];

@@ -49,6 +49,7 @@ inline void place_token(const Engine& e, const Layer& l, int position, float* qu
     float* head = queries + h * D;
     const float* norm = h < Q ? l.q_norm : l.k_norm;
     if (norm && !e.s.whole_norms) rms_norm(head, norm, D, e.s.epsilon, head);
+    if (!e.balance.empty()) multiply_each(head, &e.balance[(size_t(&l - e.layers.data()) * (Q + KV) + h) * D], D);
     if (l.rope >= 0) rotate(e.ropes[l.rope], head, position);
   }
 }

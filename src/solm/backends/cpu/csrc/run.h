@@ -15,6 +15,7 @@ inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
       head(model.head), final_norm(model.final_norm), team(Team::shared(s.threads)) {
   for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
+  if (s.kv_int8) balance_keys();
   for (const Layer& layer : layers)
     for (int m = 0; m < std::max(1, s.experts); ++m)
       for (const Product* p : {&layer.mlps[m].gate_up, &layer.mlps[m].down})
@@ -29,6 +30,29 @@ inline Engine::Engine(const Model& model)
                       : s.precision == 1 ? make_worker<bf16, bf16>(*this, t)
                       : s.kv_int8        ? make_worker<int8_t, uint8_t>(*this, t)
                                          : make_worker<int8_t, bf16>(*this, t));
+}
+
+// Some models have large biases in a few channels of their keys. In int8 these would set the scale of the whole key, and leave
+// few numbers to the other channels. So keys are divided by about the roots of their biases, and queries multiplied: by powers
+// of two, which round nothing, the same for two channels that rotary positions mix. Without the root the channels with biases
+// would be left too few numbers. Norms of keys come after biases, and undo them.
+inline void Engine::balance_keys() {
+  const int D = s.head_dim, Q = s.heads, KV = s.kv_heads;
+  for (int number = 0; number < s.layers; ++number) {
+    const Layer& l = layers[number];
+    if (!l.qkv_bias || l.k_norm) continue;
+    balance.resize(size_t(s.layers) * (Q + KV) * D, 1.0f);
+    float* factors = &balance[size_t(number) * (Q + KV) * D];
+    const int middle = l.rope < 0 ? 0 : ropes[l.rope].rotary / 2;
+    for (int h = 0; h < KV; ++h)
+      for (int d = 0; d < D; ++d) {
+        const float* bias = l.qkv_bias + size_t(Q + h) * D;
+        const int other = d < middle ? d + middle : d < 2 * middle ? d - middle : d;
+        const int power = std::ilogb(std::max({1.0f, std::fabs(bias[d]), std::fabs(bias[other])})) / 2;
+        factors[(Q + h) * D + d] = std::ldexp(1.0f, -power);
+        for (int q = h * (Q / KV); q < (h + 1) * (Q / KV); ++q) factors[q * D + d] = std::ldexp(1.0f, power);
+      }
+  }
 }
 
 inline void Engine::reserve(const Call& c) {
