@@ -224,6 +224,20 @@ def kv_drift(result: Result) -> str:
 
 
 @kind(
+    "kv-cache",
+    "Keys and values in int8",
+    "Against a cache of 16 bits, dense steps, nats per token with 95 % intervals over texts. *loss*: of the scored "
+    "tokens. *divergence*: KL of the predictions.",
+)
+def kv_cache(result: Result) -> str:
+    found, settings = result["results"], result["settings"]
+    head = ("texts", "after", "scored tokens each", "bytes per token, 16 bits", "int8", "loss", "divergence")
+    counts = (settings["texts"], settings["context"], settings["length"], *found["bytes"])
+    cells = [f"{count:,.0f}" for count in counts]
+    return markdown(head, [[*cells, interval(found["loss"]), interval(found["divergence"])]])
+
+
+@kind(
     "graded",
     "Problems solved",
     "Free replies to problems, graded. *policy − arm*: the share that the policy solves minus that of the arm at the "

@@ -32,7 +32,9 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
         "fitted-0.5b-1024": f"{SMALL} after 1,024 tokens", "divergences-1.5b-1024": f"{LARGE} after 1,024 tokens",
         "fitted-0.5b-8192": f"{SMALL} after 8,192 tokens", "settings-0.5b": SMALL, "settings-1.5b": LARGE,
     }),
-    "context": ("Long contexts", {"long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL}),
+    "context": ("Long contexts", {
+        "long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL, "kv-cache-0.5b": SMALL, "kv-cache-1.5b": LARGE,
+    }),
     "tasks": ("Tasks and replies", {
         "graded-0.5b-gsm8k": f"GSM8K, {SMALL}", "graded-0.5b-humaneval": f"HumanEval, {SMALL}",
         "free-running-0.5b": SMALL,
