@@ -41,13 +41,13 @@ def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, f
     """One layer's attention of `rows` sequences that see `context` keys each."""
     size, page = SHAPES.head_dim, SparsityConfig().page_size
     keys, values = (
-        torch.randn(rows, SHAPES.kv_heads, context, size, device=device, dtype=torch.bfloat16) for _ in range(2)
+        torch.randn(rows, SHAPES.kv_heads, 1, context, size, device=device, dtype=torch.bfloat16) for _ in range(2)
     )
-    whole = keys[:, :, : context // page * page]
-    held = KeyValues(keys, values, page_bounds(whole, page))
+    whole = keys[:, :, :, : context // page * page]
+    own = KeyValues(keys, values, page_bounds(whole, page))
     query = torch.randn(rows, SHAPES.heads, 1, size, device=device, dtype=torch.bfloat16)
     positions = torch.full((rows, 1), context - 1, device=device)
-    layout = Layout(positions, context)
+    layout = Layout(rows, 1, positions, torch.zeros_like(positions[:, 0]), 0, context)
 
     def plan(keep: float) -> Plan:
         actions = np.tile((keep, 1.0, 16.0), (rows, 1, 1))
@@ -62,7 +62,7 @@ def attention(rows: int, context: int, device: str, timer: Timer) -> dict[str, f
     for keep in KEEP:
         decided = plan(keep)
         assert kernels.reads_pages(query, decided)
-        found[f"pages {keep}"] = timer(lambda p=decided: attend(query, held, layout, p, size**-0.5))  # type: ignore[misc]
+        found[f"pages {keep}"] = timer(lambda p=decided: attend(query, None, own, layout, p, size**-0.5))  # type: ignore[misc]
     return found
 
 

@@ -16,7 +16,7 @@ def kernel_sources(dtype):
     values = {"bfloat16": "*bf16", "float32": "*fp32"}[dtype]
     operand = getattr(tl, dtype)
     tile = pages.tokens_at_once(256, 2 if dtype == "bfloat16" else 4)
-    head = {"GROUP": 4, "SIZE": 128, "SIZE_BLOCK": 128}
+    head = {"GROUP": 4, "SIZE": 128, "SIZE_BLOCK": 128, "HAS_PREFIX": True}
     kernels = {
         pages._score_pages: {**head, "GROUP_BLOCK": 4, "BLOCK": 32},
         pages._choose_pages: {"SINKS": 1, "PAGE": 16, "BLOCK": 2048},
@@ -26,9 +26,10 @@ def kernel_sources(dtype):
         },
         product._multiply: {"ROWS": 16, "CHANNELS": 64, "OUTPUTS": 128, "OPERAND": operand},
     }  # fmt: skip
-    integers = {"positions": "*i64", "window_start": "*i64", "budget": "*i64", "chosen": "*i32"}
+    integers = {"positions": "*i64", "base": "*i64", "window_start": "*i64", "budget": "*i64", "chosen": "*i32"}
     others = {"counts": "*i32", "scores": "*fp32", "output": "*fp32", "logs": "*fp32", "parts": "*fp32"}
-    stored = ("query", "x", "weight", "lowest", "highest", "keys", "values")
+    stored = ("query", "x", "weight", *(f"{where}_{what}" for where in ("prefix", "own") for what in
+              ("low", "high", "keys", "values")))  # fmt: skip
     types = {**integers, **others, **dict.fromkeys(stored, values), "softcap": "fp32"}
     aligned = [["tt.divisibility", 16]]
     for kernel, constants in kernels.items():

@@ -81,7 +81,7 @@ class Session(ABC):
 
         lengths: [S] tokens that count in each row; the others are padding on the right. every_logit: logits after every
         token, [S, C, V]. Raises `ContextLengthError`, and `DataError` for no tokens and, on the torch backend, for rows
-        of several lengths.
+        that are forks.
         """
 
     @abstractmethod
@@ -179,8 +179,8 @@ class Session(ABC):
 
     @abstractmethod
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
-        """A session of `forks` rows for each of this one's, adjacent, independent of it from here on. The cpu backend
-        copies no whole pages. capacity: tokens to reserve room for. sparsity: how the fork carries actions out."""
+        """A session of `forks` rows for each of this one's, adjacent, independent of it from here on. Whole pages are
+        shared, not copied. capacity: tokens to reserve room for. sparsity: how the fork carries actions out."""
 
     @abstractmethod
     def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> Self:
@@ -198,7 +198,8 @@ class Session(ABC):
     def join(self, other: Self) -> None:
         """Append the rows of `other`, which must not be used afterwards.
 
-        Raises `SolmError` for a policy that decides before another layer.
+        Raises `SolmError` for a policy that decides before another layer and, on the torch backend, `DataError` for
+        rows that are forks.
         """
 
     @abstractmethod

@@ -134,21 +134,38 @@ def make_plan(keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig,
 
 @dataclass(frozen=True)
 class Layout:
-    """positions: [N, Q] int64 of the pass's tokens. length: slots of the cache that the longest row fills, the pass's
-    own tokens included. masks: kept for the pass."""
+    """positions: [N, Q] int64 of the pass's tokens; base: [N] int64, a multiple of the page size; prefix_length,
+    own_length: tokens held by the prefix and own buffers (the longest row's), the pass's own tokens included. masks:
+    kept for the pass."""
 
+    sequences: int
+    forks: int
     positions: torch.Tensor
-    length: int
-    masks: dict[int | None, torch.Tensor] = field(default_factory=dict, init=False, repr=False)
+    base: torch.Tensor
+    prefix_length: int
+    own_length: int
+    masks: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
+
+    def spread(self, rows: torch.Tensor) -> torch.Tensor:
+        """[N, Q, ...] to [S, 1, K, Q, ...], which broadcasts over KV heads."""
+        return rows.unflatten(0, (self.sequences, self.forks))[:, None]
+
+    def slots(self, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The slots of prefix and own buffers, each of `size` tokens, a page or 1: their number in the sequence
+        [S, 1, K, 1, slots] int64, and whether a row reads the slot, as some have a shorter prefix, bool."""
+        prefix, own = self.prefix_length // size, -(-self.own_length // size)
+        index = torch.arange(prefix + own, device=self.positions.device)
+        base, in_prefix = self.spread(self.base[:, None, None]) // size, index < prefix
+        return torch.where(in_prefix, index, index - prefix + base), ~in_prefix | (index < base)
 
     def visible(self, sliding_window: int | None) -> torch.Tensor:
-        """Causal (and sliding) mask [N, 1, Q, T] over the slots."""
+        """Causal (and sliding) mask [S, 1, K, Q, P + T] over the prefix's and own tokens."""
         if sliding_window not in self.masks:
-            query = self.positions[:, None, :, None]
-            slot = torch.arange(self.length, device=query.device)
-            seen = slot <= query
-            self.masks[sliding_window] = seen if sliding_window is None else seen & (slot > query - sliding_window)
-        return self.masks[sliding_window]
+            query = self.spread(self.positions)[..., None]
+            number, exists = self.slots(1)
+            seen = exists & (number <= query)
+            self.masks[sliding_window] = seen if sliding_window is None else seen & (number > query - sliding_window)
+        return self.masks[sliding_window]  # type: ignore[no-any-return]
 
 
 @dataclass

@@ -18,7 +18,7 @@ from solm.core.sparsity import SparsityConfig
 
 
 class TorchSession(Session):
-    """N rows, whose forks are copies. See `solm.backends.session.Session`.
+    """N = S·K rows: K forks of each of S sequences. See `solm.backends.session.Session`.
 
     Until attention is controllable (KV length above sinks + window + 1) it is dense, whatever decides, and not counted
     in the budget; the other axes are controllable from the first step on.
@@ -33,7 +33,10 @@ class TorchSession(Session):
         super().__init__(sparsity, model.shapes, model.context)
         self.model = model
         self._cache = PagedCache.empty(model.model.config, sparsity.page_size, capacity)
+        self._sequences, self._forks = 0, 1
         self._lengths = torch.zeros(0, dtype=torch.int64)
+        self._base = torch.zeros(0, dtype=torch.int64)  # [N] tokens of every row that lie in the shared prefix
+        self._shared = 0  # the longest of those
 
     @property
     def _counts(self) -> np.ndarray:
@@ -46,19 +49,21 @@ class TorchSession(Session):
     def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> torch.Tensor:
         """As `Session.prefill`; through the stock model's own path."""
         ids = as_tensor(tokens)
-        if self._ragged or (self.rows and len(ids) != self.rows):
-            raise DataError("prefill continues only rows of one length")
+        if self._forks > 1 or self._shared or (self.rows and len(ids) != self.rows):
+            raise DataError("prefill continues only rows that were not forked or padded")
         counts = torch.full((len(ids),), ids.shape[1]) if lengths is None else as_tensor(lengths).cpu()
         if ids.shape[1] == 0 or int(counts.min()) < 1:
             raise DataError("nothing to prefill: every row needs at least one token")
         if not self.rows:
-            self._lengths = torch.zeros(len(ids), dtype=torch.int64)
+            self._sequences = len(ids)
+            self._lengths = self._base = torch.zeros(len(ids), dtype=torch.int64)
             self._open(len(ids))
         wanted = 0 if every_logit else (counts - 1)[:, None]
-        positions = self._positions(ids.shape[1])
-        self._cache.write_to(None, int(self._lengths.max()))
-        logits, _ = self.model.forward(ids, positions, self._cache, wanted)
-        self._hold(self._lengths + counts)
+        self._cache.write_to(None)
+        logits, _ = self.model.forward(ids, self._positions(ids.shape[1]), self._cache, wanted)
+        self._lengths = self._lengths + counts
+        if int(self._lengths.min()) < int(self._lengths.max()):
+            self._branch(1)
         return logits if every_logit else logits[:, -1]
 
     def read_on(self, tokens: Array, lengths: Array) -> None:
@@ -68,22 +73,18 @@ class TorchSession(Session):
         self.truncate(before + counts)
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
-        """As `Session.fork`; what rows hold is copied."""
-        index, longest = torch.arange(self.rows).repeat_interleave(forks), int(self._lengths.max())
-        child = TorchSession(self.model, sparsity or self._sparsity)
-        child._cache = self._cache.of_each(lambda layer: layer.take(index, longest, longest + capacity))
-        child._lengths = self._lengths[index]
-        child._take(index.numpy(), self)
+        """As `Session.fork`. Rows that own nothing but a whole sequence share its whole pages; rows that are forks
+        already keep sharing their prefix, and what they decoded since is copied."""
+        child = self._child(sparsity or self._sparsity)
+        child._branch(forks, capacity)
         return child
 
     def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
         """As `Session.copy`."""
-        if self.rows != 1 or not 0 < length <= int(self._lengths[0]):
+        if self.rows != 1 or self._shared or not 0 < length <= int(self._lengths[0]):
             raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self._lengths.tolist()}")
-        child = TorchSession(self.model, sparsity or self._sparsity)
-        child._cache = self._cache.of_each(
-            lambda layer: layer.take(torch.zeros(1, dtype=torch.int64), length, capacity)
-        )
+        child = self._child(sparsity or self._sparsity)
+        child._cache = self._cache.of_each(lambda layer: layer.copy(length, capacity))
         child._lengths = torch.tensor([length])
         child._open(1)
         return child
@@ -94,26 +95,36 @@ class TorchSession(Session):
 
     def join(self, other: "TorchSession") -> None:
         """As `Session.join`."""
+        for session in (self, other):
+            if session._shared or session._forks > 1:
+                raise DataError("rows that share a prefix cannot join others")
         self._append(other)
+        self._sequences += other._sequences
+        self._base = torch.cat([self._base, other._base])
         self._lengths = torch.cat([self._lengths, other._lengths])
         for mine, theirs in zip(self._cache.layers, other._cache.layers, strict=True):
             mine.join(theirs)
+        self._forget(self._lengths)
 
     def leave(self, row: int) -> None:
         """As `Session.leave`."""
         index = torch.arange(self.rows - 1)
         if row < len(index):
             index[row] = self.rows - 1
+        self._sequences -= 1
+        self._base, self._lengths = self._base[index], self._lengths[index]
         self._take(index.numpy(), self)
         for layer in self._cache.layers:
             layer.leave(row)
-        self._hold(self._lengths[index])
+        if self.rows:
+            self._forget(self._lengths)
 
     def truncate(self, lengths: Array) -> None:
         """As `Session.truncate`."""
         lengths = as_tensor(lengths)
-        check_cut(lengths, self._lengths, torch.zeros_like(lengths))
-        self._hold(lengths)
+        check_cut(lengths, self._lengths, self._base)
+        self._lengths = lengths
+        self._forget(lengths - self._base)
 
     @torch.no_grad()
     def _pass(
@@ -154,21 +165,40 @@ class TorchSession(Session):
             logits, hidden = self.model.forward(tokens, positions, self._cache, wanted)
         if current is not None and current.realised_mlp is not None:
             realised[..., 1] = current.realised_mlp
-        self._hold(self._lengths + (count if counts is None else as_tensor(counts)))
+        self._lengths = self._lengths + (count if counts is None else as_tensor(counts))
+        if counts is not None:
+            self._forget(self._lengths - self._base)
         budgets.add(self._budgets, realised, controllable, counts)
         known = (as_tensor(values) for values in (realised, controllable, self._dense_actions(count)))
         return Result(logits, hidden, *known)
 
-    @property
-    def _ragged(self) -> bool:
-        """Whether rows differ in length."""
-        return bool((self._lengths != self._lengths[:1]).any())
+    def _child(self, sparsity: SparsityConfig) -> "TorchSession":
+        """A session of the same rows with the same cache; what is mutable is the child's own."""
+        child = TorchSession(self.model, sparsity)
+        child._cache, child._sequences, child._forks, child._shared = (
+            self._cache, self._sequences, self._forks, self._shared,
+        )  # fmt: skip
+        child._lengths, child._base = self._lengths, self._base
+        child._take(np.arange(self.rows), self)
+        return child
 
-    def _hold(self, lengths: torch.Tensor) -> None:
-        """Rows hold lengths [N] tokens from now on; what lies beyond is forgotten."""
-        self._lengths = lengths
-        for layer in self._cache.layers if len(lengths) else ():
-            layer.truncate(int(lengths.max()))
+    def _branch(self, forks: int, capacity: int = 0) -> None:
+        base = self._base
+        if not self._shared and self._forks == 1:
+            base = self._lengths // self._sparsity.page_size * self._sparsity.page_size
+            self._shared = int(base.max())
+            lengths, shared = self._lengths, self._shared
+            self._cache = self._cache.of_each(lambda layer: layer.fork(forks, lengths, shared, capacity))
+        else:
+            self._cache = self._cache.of_each(lambda layer: layer.widen(forks, capacity))
+        index = torch.arange(self.rows).repeat_interleave(forks)
+        self._forks *= forks
+        self._base, self._lengths = base[index], self._lengths[index]
+        self._take(index.numpy(), self)
+
+    def _forget(self, own: torch.Tensor) -> None:
+        for layer in self._cache.layers:
+            layer.truncate(int(own.max()), int(own.min()))
 
     def _positions(self, count: int) -> torch.Tensor:
         self._prepare(count)
@@ -178,10 +208,11 @@ class TorchSession(Session):
         self, plan: Plan, positions: torch.Tensor, layer: int | None, choose: Callable[[torch.Tensor], Plan] | None
     ) -> ActivePass | None:
         """What hooks follow in a pass over positions [N, Q], from `layer` on under the plan that `choose` returns. None
-        without a sparse axis where rows have one length: such a pass is the stock model's, bit for bit."""
-        ragged, device = self._ragged, self.model.device
-        self._cache.write_to(positions.to(device) if ragged else None, int(self._lengths.min()))
-        if not (ragged or layer is not None or plan.sparse):
+        without forks and without a sparse axis: such a pass is the stock model's, bit for bit."""
+        ragged, device = int(self._lengths.min()) < int(self._lengths.max()), self.model.device
+        self._cache.write_to((positions - self._base[:, None]).to(device) if ragged else None)
+        if not (ragged or self._shared or self._forks > 1 or layer is not None or plan.sparse):
             return None
-        layout = Layout(positions, int(positions.max()) + 1)
+        own = int((self._lengths - self._base).max()) + positions.shape[1]
+        layout = Layout(self._sequences, self._forks, positions, self._base, self._shared, own)
         return ActivePass(on_device(plan, device), on_device(layout, device), self._cache, layer, choose)

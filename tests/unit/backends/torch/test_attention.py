@@ -46,40 +46,49 @@ def naive_attention(query, keys, values, positions, keep, sparsity):
     return output
 
 
-def drawn_attention(count, sparsity, seed=3):
-    """Arguments of `attend` for two rows of 83 tokens, the last `count` of them queries, and the shares to keep."""
+def drawn_attention(split, count, sparsity, seed=3):
+    """Arguments of `attend` for two forks of 83 tokens, the last `count` of them queries, and the shares to keep."""
     generator = torch.Generator().manual_seed(seed)
-    rows, heads, kv, length, size = 2, 4, 2, 83, 16
+    forks, heads, kv, length, size = 2, 4, 2, 83, 16
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
-    keys, values, query = draw(rows, kv, length, size), draw(rows, kv, length, size), draw(rows, heads, count, size)
-    positions = torch.arange(length - count, length).expand(rows, -1)
-    keep = torch.rand(rows, count, generator=generator, dtype=torch.float64) * 0.8 + 0.1
+    shared_k, shared_v = draw(1, kv, 1, split, size), draw(1, kv, 1, split, size)
+    own_k, own_v = draw(1, kv, forks, length - split, size), draw(1, kv, forks, length - split, size)
+    query = draw(forks, heads, count, size)
+    positions = torch.arange(length - count, length).expand(forks, -1)
+    keep = torch.rand(forks, count, generator=generator, dtype=torch.float64) * 0.8 + 0.1
     actions = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1)
     plan = make_plan(actions.numpy(), positions.numpy() + 1, sparsity, SHAPES).at(0)
-    held = KeyValues(keys, values, page_bounds(keys[:, :, : length // 8 * 8], 8))
-    return (query, held, Layout(positions, length), plan, Scoring(size**-0.5)), keep
+    layout = Layout(1, forks, positions, torch.full((forks,), split), split, length - split)
+    whole = (length - split) // 8 * 8
+    own = KeyValues(own_k, own_v, page_bounds(own_k[:, :, :, :whole], 8))
+    prefix = KeyValues(shared_k, shared_v, page_bounds(shared_k, 8)) if split else None
+    return (query, prefix, own, layout, plan, Scoring(size**-0.5)), keep
 
 
+@pytest.mark.parametrize("split", [0, 24, 40])
 @pytest.mark.parametrize("count", [5, 20])  # by scores, and fused
-def test_attention_equals_the_naive_reference(count):
+def test_attention_over_shared_prefix_equals_the_naive_reference(split, count):
     sparsity = SparsityConfig(page_size=8, window=16, sinks=4)
-    arguments, keep = drawn_attention(count, sparsity)
-    query, held, layout = arguments[:3]
+    arguments, keep = drawn_attention(split, count, sparsity)
+    query, prefix, own, layout = arguments[:4]
     got = attend(*arguments)
-    for row in range(len(query)):
-        expected = naive_attention(
-            query[row], held.keys[row], held.values[row], layout.positions[row], keep[row].tolist(), sparsity
-        )
+    for row in range(layout.forks):
+        keys, values = own.keys[0, :, row], own.values[0, :, row]
+        if prefix is not None:
+            keys = torch.cat([prefix.keys[0, :, 0], keys], 1)
+            values = torch.cat([prefix.values[0, :, 0], values], 1)
+        expected = naive_attention(query[row], keys, values, layout.positions[row], keep[row].tolist(), sparsity)
         torch.testing.assert_close(got[row], expected)
 
 
+@pytest.mark.parametrize("split", [0, 40])
 @pytest.mark.parametrize("sliding_window", [None, 30])
 @pytest.mark.parametrize("changes", [{}, {"select_per": "query_head"}])
-def test_fused_attention_equals_attention_by_scores(sliding_window, changes, monkeypatch):
-    arguments, _ = drawn_attention(20, SparsityConfig(page_size=8, window=16, sinks=4, **changes))
+def test_fused_attention_equals_attention_by_scores(split, sliding_window, changes, monkeypatch):
+    arguments, _ = drawn_attention(split, 20, SparsityConfig(page_size=8, window=16, sinks=4, **changes))
     fused = attend(*arguments, sliding_window=sliding_window)
     monkeypatch.delattr("solm.backends.torch.attention._fused")
     by_scores = attend(

@@ -31,14 +31,14 @@ def test_heads_read_what_the_allocation_gives_them(control):
     seen = torch.tensor([[400], [300]])
     sparsity = SparsityConfig(window=16, allocation=allocation)
     plan = make_plan(keep_of((0.4, 1, 16), 2, 1).numpy(), seen.numpy(), sparsity, control.shapes)
-    layout = Layout(seen - 1, 400)
-    query, keys = torch.randn(2, 2, 2, 1, 16), torch.randn(2, 2, 400, 16)
+    layout = Layout(2, 1, seen - 1, torch.zeros(2, dtype=torch.int64), 0, 400)
+    query, keys = torch.randn(2, 2, 1, 2, 1, 16), torch.randn(2, 2, 1, 400, 16)
     read = []
     for layer in range(4):
         own = plan.at(layer)
-        mask = select_pages(query, KeyValues(keys, keys, page_bounds(keys, 16)), layout, own)
-        visible = layout.visible(None)[:, :, None]
-        read.append((mask & visible).sum(-1)[:, :, 0, 0])  # [rows, heads]
+        mask = select_pages(query, None, KeyValues(keys, keys, page_bounds(keys, 16)), layout, own)
+        visible = layout.visible(None)[:, :, :, None]
+        read.append((mask & visible).sum(-1)[:, :, 0, 0, 0])  # [rows, heads]
         assert (read[-1][:, 0] > read[-1][:, 1]).all()
         fixed = read[-1] - own.pages[..., 0].T * 16
         assert (fixed == fixed[:, :1]).all()  # sinks and window, the same for both

@@ -1,4 +1,4 @@
-"""Sessions: forks, no leaks between passes, limits; and the real model."""
+"""Sessions: shared prefixes, no leaks between passes, limits; and the real model."""
 
 import pytest
 import torch
@@ -100,10 +100,9 @@ def test_limits_are_stated(control):
     session.prefill(tokens(1, 512))
     with pytest.raises(ContextLengthError):
         session.step(torch.tensor([5]))
-    padded = control.session(SPARSITY)
-    padded.prefill(tokens(2, 9), torch.tensor([9, 5]))
-    with pytest.raises(DataError, match="prefill continues only rows of one length"):
-        padded.prefill(tokens(2, 3))
+    forked = session.fork(2)
+    with pytest.raises(DataError, match="prefill continues only rows"):
+        forked.prefill(tokens(2, 3))
 
 
 def test_attaching_twice_and_unsupported_families_are_refused(control):

@@ -27,9 +27,9 @@ TOLERANCE = {torch.float32: 2e-6, torch.bfloat16: 1e-2}
 
 
 class Case:
-    """A decode step of len(lengths) rows."""
+    """A decode step of len(lengths) rows: forks of a sequence that share `split` tokens, or sequences of their own."""
 
-    def __init__(self, kv_heads, group, size, lengths, keep, dtype, page=16, seed=0, integers=False):
+    def __init__(self, kv_heads, group, size, split, lengths, keep, dtype, page=16, seed=0, integers=False):
         generator = torch.Generator().manual_seed(seed)
 
         def draw(*shape):
@@ -37,15 +37,22 @@ class Case:
                 return torch.randint(-2, 3, shape, generator=generator).to(dtype)
             return torch.randn(*shape, generator=generator).to(dtype)
 
-        rows, held, seen = len(lengths), max(lengths), torch.tensor(lengths)
+        rows = len(lengths)
+        self.sequences, self.forks = (1, rows) if split else (rows, 1)
+        seen, base = torch.tensor(lengths), torch.full((rows,), split)
+        held = max(lengths) - split
         keep = torch.tensor(keep, dtype=torch.float64).expand(rows)[:, None]
         self.action = torch.stack([keep, torch.ones_like(keep), torch.full_like(keep, 16)], -1).numpy()
         self.sparsity = SparsityConfig(page_size=page, window=64, sinks=4)
         self.plan = make_plan(self.action, seen[:, None].numpy(), self.sparsity, SHAPES).at(0)
-        self.layout = Layout(seen[:, None] - 1, held)
+        self.layout = Layout(self.sequences, self.forks, seen[:, None] - 1, base, split, held)
         # A cache's buffers have room beyond what is held.
-        keys, values = (draw(rows, kv_heads, held + 5, size)[:, :, :held] for _ in range(2))
-        self.held = KeyValues(keys, values, page_bounds(keys[:, :, : held // page * page], page))
+        keys, values = (draw(self.sequences, kv_heads, self.forks, held + 5, size)[:, :, :, :held] for _ in range(2))
+        self.own = KeyValues(keys, values, page_bounds(keys[:, :, :, : held // page * page], page))
+        self.prefix = None
+        if split:
+            keys, values = (draw(1, kv_heads, 1, split, size) for _ in range(2))
+            self.prefix = KeyValues(keys, values, page_bounds(keys, page))
         self.query, self.scaling = draw(rows, kv_heads * group, 1, size), size**-0.5
 
     def by_head(self, layer):
@@ -57,13 +64,15 @@ class Case:
         self.plan = make_plan(self.action, self.layout.positions.numpy() + 1, sparsity, SHAPES).at(layer)
 
     def attend(self, softcap=None):
-        return attend(self.query, self.held, self.layout, self.plan, Scoring(self.scaling, softcap))
+        return attend(self.query, self.prefix, self.own, self.layout, self.plan, Scoring(self.scaling, softcap))
 
     def read(self):
-        """A mask [N, H, T] of the tokens that plain torch reads."""
-        folded = (self.query * self.scaling).unflatten(1, (self.held.keys.shape[1], -1))
-        mask = select_pages(folded, self.held, self.layout, self.plan) & self.layout.visible(None)[:, :, None]
-        return mask[:, :, 0, 0].expand(*self.held.keys.shape[:2], -1)
+        """A mask [S, H, K, P + T] of the prefix's and own tokens that plain torch reads."""
+        kv_heads = self.own.keys.shape[1]
+        folded = (self.query * self.scaling).reshape(self.sequences, self.forks, kv_heads, -1, 1, self.query.shape[-1])
+        mask = select_pages(folded.transpose(1, 2), self.prefix, self.own, self.layout, self.plan)
+        visible = self.layout.visible(None)[:, :, :, None]
+        return (mask & visible)[:, :, :, 0, 0].expand(self.sequences, kv_heads, self.forks, -1)
 
 
 @pytest.fixture(autouse=True)
@@ -84,16 +93,17 @@ def plainly(monkeypatch):
 
 
 CASES = {
-    "one row, 3 heads a group": (3, 3, 64, [401], 0.4),
-    "no group": (4, 1, 64, [530], 0.3),
-    "4 heads of 128": (2, 4, 128, [300], 0.5),
-    "8 heads a group, rows of several lengths": (2, 8, 64, [70, 513, 260], 0.4),
-    "page boundary": (2, 3, 64, [320, 321, 319], 0.5),
-    "nothing beyond sinks and window": (2, 4, 64, [400], 0.05),
-    "too short to skip anything": (1, 3, 64, [80, 81], 0.1),
-    "everything but one page": (1, 4, 128, [400, 402], 0.97),
-    "odd head": (2, 4, 80, [290], 0.5),
-    "a keep rate per row": (1, 2, 64, [300, 300, 300], [0.1, 0.5, 1.0]),
+    "one row, 3 heads a group": (3, 3, 64, 0, [401], 0.4),
+    "no group": (4, 1, 64, 0, [530], 0.3),
+    "4 heads of 128": (2, 4, 128, 0, [300], 0.5),
+    "8 heads a group, rows of several lengths": (2, 8, 64, 0, [70, 513, 260], 0.4),
+    "page boundary": (2, 3, 64, 0, [320, 321, 319], 0.5),
+    "nothing beyond sinks and window": (2, 4, 64, 0, [400], 0.05),
+    "too short to skip anything": (1, 3, 64, 0, [80, 81], 0.1),
+    "forks of a prefix": (2, 3, 64, 192, [260, 300, 193], 0.4),
+    "forks, everything but one page": (1, 4, 128, 256, [400, 402], 0.97),
+    "odd head": (2, 4, 80, 0, [290], 0.5),
+    "a keep rate per row": (1, 2, 64, 0, [300, 300, 300], [0.1, 0.5, 1.0]),
 }
 
 
@@ -103,9 +113,12 @@ def test_attention_equals_plain_torch_and_reads_nothing_else(name, dtype, plainl
     case = Case(*CASES[name], dtype)
     expected = plainly(case.attend)
     # What is not chosen must not even be looked at: a NaN there would spread.
-    unread = ~case.read()[..., None]
-    for buffer in (case.held.keys, case.held.values):
-        buffer.masked_fill_(unread, torch.nan)
+    lengths = [case.layout.prefix_length, case.layout.own_length]
+    for part, read in zip((case.prefix, case.own), case.read().split(lengths, -1), strict=True):
+        if part is not None:
+            by_any = read.any(2, keepdim=True) if part is case.prefix else read
+            for buffer in (part.keys, part.values):
+                buffer.masked_fill_(~by_any[..., None], torch.nan)
     got = case.attend()
     assert got.dtype == dtype
     torch.testing.assert_close(got, expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
@@ -113,7 +126,7 @@ def test_attention_equals_plain_torch_and_reads_nothing_else(name, dtype, plainl
 
 @pytest.mark.parametrize("page", [8, 24, 64])
 def test_attention_takes_any_page_size_and_a_softcap(page, plainly):
-    case = Case(1, 3, 64, [410], 0.5, torch.float32, page=page)
+    case = Case(1, 3, 64, 0, [410], 0.5, torch.float32, page=page)
     torch.testing.assert_close(case.attend(5.0), plainly(case.attend, 5.0), atol=2e-6, rtol=1e-5)
     assert (case.attend(5.0) - case.attend()).abs().max() > 1e-3
 
@@ -121,20 +134,22 @@ def test_attention_takes_any_page_size_and_a_softcap(page, plainly):
 @settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 999), st.lists(st.integers(70, 420), min_size=1, max_size=3), st.floats(0.05, 1),
-    st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([1, 3]), st.sampled_from([None, 0, 1]),
+    st.sampled_from([torch.float32, torch.bfloat16]), st.sampled_from([0, 64]), st.sampled_from([1, 3]),
+    st.sampled_from([None, 0, 1]),
 )  # fmt: skip
-def test_chosen_pages_are_plain_torchs_ties_included(seed, lengths, keep, dtype, group, by_head):
+def test_chosen_pages_are_plain_torchs_ties_included(seed, lengths, keep, dtype, split, group, by_head):
     # Sums of small integers are exact in any order, and full of ties.
-    case = Case(2, group, 64, lengths, keep, dtype, seed=seed, integers=True)
+    case = Case(2, group, 64, split, lengths, keep, dtype, seed=seed, integers=True)
     if by_head is not None:
         case.by_head(by_head)
     case.scaling = 1.0
     query = case.query.reshape(len(lengths), -1, 64)
-    chosen, counts = page_attention.choose_pages(query, case.held, case.layout, case.plan)
+    chosen, counts = page_attention.choose_pages(query, case.prefix, case.own, case.layout, case.plan)
     read = case.read()
     for row in range(len(lengths)):
+        sequence, fork = divmod(row, case.forks)
         for head in range(2):
-            expected = sorted(set((read[row, head].nonzero()[:, 0] // 16).tolist()))
+            expected = sorted(set((read[sequence, head, fork].nonzero()[:, 0] // 16).tolist()))
             assert chosen[row, head, : counts[row, head]].tolist() == expected
 
 
