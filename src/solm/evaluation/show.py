@@ -163,7 +163,7 @@ def _ends(result: EvaluationResult, point: Point) -> tuple[float, float]:
 _HEAD = """<!doctype html><html lang=en><meta charset=utf-8>
 <meta name=viewport content='width=device-width,initial-scale=1'><title>solm results</title><style>
 body{font:16px/1.55 system-ui,sans-serif;color:#212529;background:#fff;max-width:78rem;margin:0 auto;padding:1rem}
-p,li{max-width:46rem;overflow-wrap:anywhere}img{max-width:100%}pre{overflow-x:auto;font-size:.85rem;line-height:1.3}
+p,li{max-width:46rem;overflow-wrap:anywhere}img{max-width:100%}pre{overflow-x:auto;font-size:.75rem;line-height:1.4}
 </style><h1>Results</h1><p>Every arm saw the same tokens. Differences are policy minus arm with paired bootstrap 95 %
 intervals. Divergence: how far an arm's predictions lie from those of dense steps, as KL in nats per token.</p>"""
 

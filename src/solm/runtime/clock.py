@@ -17,7 +17,8 @@ from pydantic import BaseModel
 from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import FULL_BITS, HIGH_BITS
 from solm.core.arrays import Array, as_numpy
-from solm.core.clock import StepClock
+from solm.core.clock import UNSURE, StepClock
+from solm.core.cost import relative_bytes
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder, read_model, write_text
 from solm.core.provenance import processor
@@ -39,6 +40,9 @@ _HORIZON = 512
 _USUAL_KEYS = (0.5, 4.0)
 """What a key takes over its bytes at the rate of a dense step's, as far as that is believed: with few keys it is less
 than the noise of a timing."""
+_LEAST_RATE = 0.4
+"""What leaving out channels saves of a dense step at least, over the bytes that it saves, where a measurement was too
+disturbed to tell. Measurements of the embedded model, which saves least, give about as much."""
 STALE = 600.0
 """Seconds until what a busy machine disturbed is measured anew."""
 _EXTRA, _MOST_EXTRA = 0.04, 0.12
@@ -205,7 +209,11 @@ class _Steps:
         count = len(_KEEPS)
         left_out = 1 - kept[:count, 1]
         extra, rate = _line(left_out, ratios[:count] - 1)
-        unexplained = float(np.abs(1 + extra - rate * left_out - ratios[:count]).max())
+        error = max(*sure, float(np.abs(1 + extra - rate * left_out - ratios[:count]).max()))
+        if error > UNSURE:  # noise must not have steps leave out more than the time that was asked for is worth
+            bytes_saved = 1 - relative_bytes(kept[:count], contexts[0], lm.shapes, lm.sparsity)
+            by_bytes = float((bytes_saved * left_out).sum() / max(float((left_out**2).sum()), 1e-12))
+            extra, rate = _EXTRA, max(rate, _LEAST_RATE * by_bytes)
         page, bits = key, 0.0
         for number, (place, _, (pages, _, high)) in enumerate(self._plans[count:], count):
             saved = (1 + extra - ratios[number]) * dense[place] - rate * dense[0] * (1 - kept[number, 1])
@@ -217,7 +225,7 @@ class _Steps:
             model=lm.name, backend=lm.backend.name, threads=lm.threads, processor=processor(), contexts=tuple(contexts),
             base_ms=max(dense[0] - key * contexts[0], dense[0] / 2), key_ms=key, page_ms=page, mlp_ms=rate * dense[0],
             policy="" if lm.trained is None else lm.trained.config.digest,
-            bits_ms=bits, extra_ms=extra * dense[0], error=round(max(*sure, unexplained), 4),
+            bits_ms=bits, extra_ms=extra * dense[0], error=round(error, 4),
         )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import os
 import sys
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +14,7 @@ from helpers.models import tiny_model
 from helpers.timings import made_clock
 from solm.cli.main import main
 from solm.core.clock import RunningClock, StepClock
+from solm.core.cost import relative_bytes
 from solm.core.errors import BudgetError
 from solm.policies.calibration import Calibration
 from solm.runtime import batch, clock, language_model
@@ -79,6 +81,17 @@ def test_a_clock_that_is_unsure_refuses_only_what_bytes_rule_out(plain_lm, known
     for budgets, asked in ((unsure, 0.1), (unsure, "ms=0.1"), (sure, 0.9)):
         with pytest.raises(BudgetError, match="unreachable"):
             budgets.budget(asked, 200)
+
+
+def test_a_disturbed_measurement_does_not_make_steps_leave_out_nearly_all(plain_lm):
+    steps = clock._Steps(plain_lm, float("inf"), lambda: False)
+    steps.round(lambda: False)
+    for ratios in steps.ratios:
+        ratios[:] = [0.7, 1.0, 1.6]  # as if steps took what they please, and saved nothing
+    made = steps.clock()
+    assert made.error > 0.03
+    left_out = 0.5 * made.mlp_ms / made.dense_ms(64)
+    assert left_out > 0.4 * (1 - relative_bytes(np.array([1, 0.5, 1]), 64, plain_lm.shapes, plain_lm.sparsity)) - 0.02
 
 
 def test_a_budget_that_a_slower_machine_no_longer_meets_is_the_lowest(plain_lm, known):
