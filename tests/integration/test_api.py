@@ -43,7 +43,7 @@ def test_a_stream_says_what_a_whole_answer_says(client):
 def test_the_server_says_what_generate_says(service, client):
     lm = service.lm
     ids = torch.tensor([service.tokens(LONG)])
-    for policy in ("policy", "static", "random", "dense"):
+    for policy in ("policy", "static", "dense"):
         budget = None if policy == "dense" else "keep=0.7"
         answer = client.completions.create(
             model="tiny", prompt=LONG, max_tokens=50, temperature=0,
@@ -138,7 +138,7 @@ def test_a_prompt_that_was_read_before_is_not_read_again(client):
 
 def test_models_tokenize_health_and_metrics(address, client):
     (model,) = client.models.list().data
-    assert model.efficiency["policies"] == ["policy", "dense", "static", "random"]
+    assert model.efficiency["policies"] == ["policy", "dense", "static"]
     assert client.models.retrieve("tiny").id == "tiny"
     counted = httpx.post(f"{address}/tokenize", json={"prompt": "héllo"}).json()
     assert counted["count"] == len(counted["tokens"]) == 6

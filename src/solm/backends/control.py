@@ -99,8 +99,7 @@ class Control:
             else:
                 ledger = Ledger(state["spent"].copy(), state["counted"].copy())
                 levels, on = self._possible(policy.space, kv_lengths)
-                taken, horizon = state["taken"].copy(), state["horizon"].copy()
-                actions[group.rows] = unroll(policy, levels, on, state["target"], ledger, taken, horizon).actions
+                actions[group.rows] = unroll(policy, levels, on, state["target"], ledger).actions
             state["previous"] = actions[group.rows, -1]
             budgets[group.rows] = state
             keep[group.rows] = policy.space.numbers[actions[group.rows]]

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 _NET_KEEPS = "0.55,0.65,0.75"
 _PARTS = 10_000
 """Of a share, to which speeds, milliseconds and losses are rounded up."""
-_TRIALS = 8
-"""Random schedules per text."""
 
 
 def evaluate(
@@ -38,7 +36,7 @@ def evaluate(
     seed: Seed = 0,
     out: list[Path] | None = None,
 ) -> Result:
-    """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
+    """Compare a policy with dense steps, and with uniform, allocated and other schedules at equal compute.
 
     All of them spend on every axis what the policy spends.
 
@@ -59,8 +57,7 @@ def evaluate(
         context: Tokens read densely before the controlled ones.
         length: Controlled tokens per text that are scored.
         space: Action space, such as joint-27; with a policy, one within the policy's own.
-        baselines: More baselines, separated by commas: constant (always there for budgets in time), random (for net
-            keeps always there), teal, upper-bits.
+        baselines: More baselines, separated by commas: constant (always there for budgets in time), teal, upper-bits.
         tuning: Text that thresholds of teal are measured on; not the text that is evaluated.
         out: Write the result (.json) or a page about it (.html) here; may be repeated.
     """
@@ -78,8 +75,8 @@ def evaluate(
         _check_written(path)
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
     for name in names:
-        if name not in (*BASELINES, "random"):
-            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}, random")
+        if name not in BASELINES:
+            raise SolmError(f"--baselines: unknown baseline {name!r}; choose among {', '.join(BASELINES)}")
     with argument("space"):
         grid = None if space is None else ActionSpace.preset(space)
     prepared = model.prepare(policy, timings)
@@ -96,7 +93,6 @@ def evaluate(
         values, timed = _values(budgets, met, context + length // 2)
     chosen = checks.settings(
         EvaluationSettings, budgets=values, texts=texts, context=context, length=length, seed=seed,
-        trials=_TRIALS if "random" in names or not timed else 0,
         currency="time" if timed else "keep",
     )  # fmt: skip
     with argument("length"):
@@ -108,7 +104,7 @@ def evaluate(
     calibration = None
     if tuning is not None:
         calibration = stream_of([text for _, found in fitted for text in found], lm.tokenizer, tuning)
-    arms = [name for name in dict.fromkeys([*(["constant"] if timed else []), *names]) if name in BASELINES]
+    arms = dict.fromkeys([*(["constant"] if timed else []), *names])
     rivals = {name: BASELINES[name](BaselineRequest(lm, met.space, calibration, context, seed)) for name in arms}
     with (
         resumable(next((path for path in out or () if path.suffix == ".json"), None)) as partial,

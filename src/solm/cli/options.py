@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from solm.runtime.load import Prepared
 
 DEFAULT_MODEL = "builtin:smollm2-135m"
-DECIDERS = ("dense", "static", "random")
+DECIDERS = ("dense", "static")
 """Policies that need no training, by name."""
 Seed = Annotated[int, typer.Option(min=0, max=MOST_SEED)]
 Positive = Annotated[int, typer.Option(min=1)]
@@ -104,7 +104,7 @@ class ReplyOptions:
 
     Args:
         policy: What chooses actions: folder, hub id or builtin:... of a trained policy, auto for solm's own for the
-            model, or dense, static, random.
+            model, or dense, static.
         budget: 0.9 (a share of the dense step's time, on the torch backend of its bytes), speed=1.1, ms=4.5,
             loss=0.05 (nats per token: what the policy's curve predicts, without one what guesses may give up, which is
             measured), keep=0.6 (net keep), or attention=0.4,mlp=0.8. Without it: dense.

@@ -13,7 +13,7 @@ from solm.core.actions import AXES
 from solm.core.arrays import as_numpy, as_tensor
 from solm.core.budget import Ledger, Spent
 from solm.core.cost import axis_levels
-from solm.policies.schedules import Random, Static, unroll
+from solm.policies.schedules import Static, unroll
 from solm.policies.value_policy import ValuePolicy
 from solm.runtime.language_model import LanguageModel
 
@@ -56,17 +56,9 @@ class Scorer:
     target: [axes] float64 budget shares. spent: what the steps of all calls spent.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        policy: AnyPolicy,
-        target: torch.Tensor,
-        batch: int = 16,
-        seed: int = 0,
-    ):
+    def __init__(self, lm: LanguageModel, policy: AnyPolicy, target: torch.Tensor, batch: int = 16):
         self.lm, self.policy, self.target, self.batch = lm, policy, target, batch
         self.spent = Spent(lm.budgets(policy))
-        self.shuffled = torch.randperm(_PHASES, generator=torch.Generator().manual_seed(seed))
 
     def score(
         self, pairs: Sequence[Pair], progress: Callable[[int], None] = lambda done: None
@@ -171,10 +163,8 @@ class Scorer:
 
     def _phases(self, session: Session, policy: AnyPolicy) -> Ledger:
         """For every row what a policy that depends on budgets alone would have over- or underspent after another number
-        of steps: the phases of a static one in turn, and for a random one in an order drawn once."""
+        of steps: its phases in turn."""
         phase = (self.steps + torch.arange(session.rows)) % _PHASES
-        if isinstance(policy, Random):
-            policy, phase = Static(policy.space), self.shuffled[phase]
         assert not isinstance(policy, ValuePolicy)
         target, sparsity = np.tile(as_numpy(self.target), (session.rows, 1)), self.lm.sparsity
         kv_lengths = as_numpy(session.lengths)[:, None] + np.arange(1, _PHASES + 1)

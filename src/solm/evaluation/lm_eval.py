@@ -91,7 +91,7 @@ class ControlledLM(TemplateLM):
         self.policy = pretrained.policy(policy, given) if isinstance(policy, str) else policy
         self.target = pretrained.budget(budget, int(context), self.policy)
         target = torch.tensor(self.target.shares, dtype=torch.float64)
-        self.scorer = Scorer(pretrained, self.policy, target, int(batch_size), seed)
+        self.scorer = Scorer(pretrained, self.policy, target, int(batch_size))
         self.tokenizer, self.batch_size = pretrained.tokenizer, int(batch_size)
         self.max_length = int(max_length or pretrained.context or _LENGTH)
 

@@ -28,7 +28,7 @@ from solm.evaluation.result import (
     text_facts,
 )
 from solm.evaluation.texts import TokenStream
-from solm.policies.schedules import Dense, Random
+from solm.policies.schedules import Dense
 from solm.runtime.language_model import LanguageModel
 
 Rows = dict[str, list[list[float]]]
@@ -54,8 +54,6 @@ class EvaluationSettings(BaseModel):
     texts: int = Field(64, ge=1)
     context: int = Field(512, ge=1)
     length: int = Field(128, ge=1)
-    trials: int = Field(8, ge=0)
-    """Random schedules of every text, whose mean is an arm."""
     seed: int = 0
     batch: int = Field(8, ge=1)
     """Texts that share a pass; fewer where their dense logits take much memory."""
@@ -90,7 +88,7 @@ def evaluate(
     parts = Parts(partial, resume_key(lm, settings, space, streams, arms))
     finished: list[Rows] = []
     for index, batch in enumerate(batches):
-        made = parts.get(str(index), lambda i=index, b=batch: _run_batch(lm, b, budgets, space, settings, i, arms))  # type: ignore[misc]
+        made = parts.get(str(index), lambda b=batch: _run_batch(lm, b, budgets, space, settings, arms))  # type: ignore[misc]
         finished.append(made)
         progress(index + 1, len(batches))
     rows = {arm: np.concatenate([np.array(part[arm]) for part in finished]) for arm in finished[0]}
@@ -173,7 +171,6 @@ def _run_batch(
     budgets: list[Budget],
     space: ActionSpace,
     settings: EvaluationSettings,
-    index: int,
     arms: dict[str, Arm],
 ) -> Rows:
     """What every arm loses and spends on one batch."""
@@ -185,13 +182,10 @@ def _run_batch(
     keep = len(windows) * settings.length * lm.shapes.vocabulary <= _MOST_LOGITS
     predicted: torch.Tensor | None = None
 
-    def run(arm: Arm, target: torch.Tensor, purpose: int, keep_logits: bool = False) -> Scored:
+    def run(arm: Arm, target: torch.Tensor, keep_logits: bool = False) -> Scored:
         forks = len(target) // len(windows)
         forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
-        policy = arm.policy
-        if isinstance(policy, Random):
-            policy = Random(policy.space, (settings.seed * 100_003 + index) * 1_009 + purpose)
-        forked.control(policy, target, settings.length)
+        forked.control(arm.policy, target, settings.length)
         return forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
 
     def file(name: str, arm: Arm, scored: Scored) -> None:
@@ -202,18 +196,16 @@ def _run_batch(
 
     rows: Rows = {}
     dense = Arm(Dense(space))
-    scored = run(dense, targets[: len(windows)], 0, keep)
+    scored = run(dense, targets[: len(windows)], keep)
     rows["dense"] = _row_means(lm, dense, scored, settings)
     predicted = scored.logits
     if lm.trained is not None:
         decides = Arm(lm.policy("policy"))
-        scored = run(decides, targets, 1)
+        scored = run(decides, targets)
         file("policy", decides, scored)
         targets = _averages(scored)
     for name, arm in arms.items():
-        file(name, arm, run(arm, targets, 2))
-    for trial in range(settings.trials):
-        file(f"random/{trial}", Arm(Random(space)), run(Arm(Random(space)), targets, 3 + trial))
+        file(name, arm, run(arm, targets))
     return rows
 
 
@@ -257,12 +249,9 @@ def _points(rows: dict[str, np.ndarray], settings: EvaluationSettings) -> list[P
     found = [_point("dense", 1.0, rows["dense"], tokens, repeated.get("dense"))]
     for budget in settings.budgets:
         policy = rows.get(f"policy@{budget}")
-        runs = [rows[f"random/{trial}@{budget}"] for trial in range(settings.trials)]
         names = [name.rpartition("@")[0] for name in rows if name.endswith(f"@{budget}")]
-        others = [name for name in names if name != "policy" and not name.startswith("random/")]
+        others = [name for name in names if name != "policy"]
         arms = repeated | {name: rows[f"{name}@{budget}"] for name in others}
-        if runs:
-            arms["random"] = np.mean(runs, axis=0)
         if policy is not None:
             found.append(_point("policy", budget, policy, tokens))
         found += [_point(arm, budget, values, tokens, policy) for arm, values in arms.items()]

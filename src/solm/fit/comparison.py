@@ -32,7 +32,7 @@ def compare(job: Job) -> Files:
             compared, before = comparisons[number], sum(batches[number + 1 :])
             floor = lm.budgets().time_floor(compared.context + compared.length // 2)
             settings = EvaluationSettings(
-                budgets=spaced_budgets(floor, BUDGETS), currency="time", trials=0, seed=job.seed, **compared._asdict()
+                budgets=spaced_budgets(floor, BUDGETS), currency="time", seed=job.seed, **compared._asdict()
             )
             path = job.folder.path / evaluation_file(job.texts.context, compared.context)
             result = evaluate(

@@ -1,4 +1,4 @@
-"""Schedules that depend on budgets alone: dense, static, random; and how such a schedule is found for steps to come.
+"""Schedules that depend on budgets alone, dense and static; and how such a schedule is found for steps to come.
 
 All is computed in NumPy.
 """
@@ -20,28 +20,6 @@ Levels = tuple[np.ndarray, ...]
 """Per axis [..., levels] float64: the share that each level of an action space would realise."""
 
 
-@dataclass(frozen=True)
-class Observation:
-    """The state of N rows before their next step.
-
-    target: [N, 3] float64 budget shares. ledger: what was spent. levels: what the levels would realise at this step,
-    [N, levels] each. step: steps taken so far; horizon: steps that the budget is meant for. controllable: [N, 3] bool,
-    per axis; on others the step is dense, whatever is decided.
-    """
-
-    target: np.ndarray
-    ledger: Ledger
-    levels: Levels
-    step: Count
-    horizon: Count
-    controllable: np.ndarray
-
-    @property
-    def remaining(self) -> Count:
-        """Steps left, this one included; at least 1."""
-        return np.maximum(1, self.horizon - self.step)
-
-
 class Policy(Protocol):
     """Decides the actions of rows from their budgets alone, so that those of steps to come can be found before the
     model runs (`unroll`), and all of them be scored in one pass."""
@@ -49,8 +27,9 @@ class Policy(Protocol):
     space: ActionSpace
     reads_model: bool
 
-    def act(self, observation: Observation) -> np.ndarray:
-        """Action indices [N] int64."""
+    def act(self, target: np.ndarray, ledger: Ledger, levels: Levels) -> np.ndarray:
+        """Action indices [N] int64 of rows that may spend target [N, axes] float64 shares on average and have spent
+        what `ledger` says. levels: what the levels would realise at this step, [N, levels] each."""
 
 
 def due_share(target: np.ndarray, spent: np.ndarray, steps: np.ndarray, horizon: Count) -> np.ndarray:
@@ -89,8 +68,8 @@ class Dense:
     def __init__(self, space: ActionSpace):
         self.space = space
 
-    def act(self, observation: Observation) -> np.ndarray:
-        return np.full(len(observation.target), self.space.dense_index)
+    def act(self, target: np.ndarray, ledger: Ledger, levels: Levels) -> np.ndarray:
+        return np.full(len(target), self.space.dense_index)
 
 
 class Static:
@@ -105,72 +84,39 @@ class Static:
     def __init__(self, space: ActionSpace):
         self.space = space
 
-    def act(self, observation: Observation) -> np.ndarray:
-        action = np.zeros(len(observation.target), dtype=np.int64)
-        for axis, levels in enumerate(observation.levels):
-            if levels.shape[1] == 1:
-                continue
-            lower, upper = two_levels(levels, self._aim(observation, axis))
-            take_upper = self._takes_upper(observation, axis, take(levels, lower), take(levels, upper))
-            action = action * levels.shape[1] + np.where(take_upper, upper, lower)
+    def act(self, target: np.ndarray, ledger: Ledger, levels: Levels) -> np.ndarray:
+        action = np.zeros(len(target), dtype=np.int64)
+        for axis, realised in enumerate(levels):
+            if realised.shape[1] > 1:
+                chosen = self._level(realised, target[:, axis], ledger.spent[:, axis], ledger.steps[:, axis])
+                action = action * realised.shape[1] + chosen
         return action
 
-    def _aim(self, observation: Observation, axis: int) -> np.ndarray:
-        """[N]: the share that the two levels lie around."""
-        return observation.target[:, axis]
-
-    def _takes_upper(self, observation: Observation, axis: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        """[N] bool: whether each row takes the higher of its two levels, which realise the shares low and high [N]."""
-        spent = observation.ledger.spent[:, axis]
-        goal = observation.target[:, axis] * (observation.ledger.steps[:, axis] + 1)
-        return np.asarray(abs(spent + high - goal) < abs(spent + low - goal))
+    def _level(self, levels: np.ndarray, target: np.ndarray, spent: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        """The level [N] of one axis, of levels [N, L], for rows that have spent `spent` [N] in `steps` [N] steps."""
+        return _nearer(levels, target, spent, target * (steps + 1))
 
 
 class Paced(Static):
     """Static where a level's share is only an expectation, as under thresholds: the two levels lie around the share
     that is due to be back at the target within a few steps."""
 
-    def _aim(self, observation: Observation, axis: int) -> np.ndarray:
-        spent, steps = observation.ledger.spent[:, axis], observation.ledger.steps[:, axis]
-        return due_share(observation.target[:, axis], spent, steps, SHORTEST_HORIZON).clip(0, 1)
+    def _level(self, levels: np.ndarray, target: np.ndarray, spent: np.ndarray, steps: np.ndarray) -> np.ndarray:
+        due = due_share(target, spent, steps, SHORTEST_HORIZON).clip(0, 1)
+        return _nearer(levels, due, np.zeros(1), due)
 
-    def _takes_upper(self, observation: Observation, axis: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        due = self._aim(observation, axis)
-        return np.asarray(abs(high - due) < abs(low - due))
+
+def _nearer(levels: np.ndarray, target: np.ndarray, spent: np.ndarray, goal: np.ndarray) -> np.ndarray:
+    """Of the two levels around `target` [N], among levels [N, L], the one with which `spent` [N] is nearer to `goal`
+    [N]; the lower one where both are."""
+    lower, upper = two_levels(levels, target)
+    low, high = take(levels, lower), take(levels, upper)
+    return np.where(abs(spent + high - goal) < abs(spent + low - goal), upper, lower)
 
 
 def static(space: ActionSpace, sparsity: SparsityConfig) -> Static:
     """The static schedule that meets budgets under `sparsity`."""
     return Static(space) if sparsity.thresholds is None else Paced(space)
-
-
-class Random(Static):
-    """The levels of the static schedule in a uniformly random order, drawn without replacement step by step.
-
-    What is drawn depends on `seed`, on the number of steps taken and on the row's place alone, so that there is no
-    state.
-    """
-
-    def __init__(self, space: ActionSpace, seed: int = 0):
-        super().__init__(space)
-        self.seed = seed % (1 << 64)
-
-    def _drawn(self, observation: Observation) -> np.ndarray:
-        """[N, axes] numbers in [0, 1)."""
-        rows, axes = observation.target.shape
-        found = np.empty((rows, axes))
-        for place, step in enumerate(np.broadcast_to(observation.step, (rows,)).tolist()):
-            bits = np.random.PCG64([self.seed, 1, place] if place else [self.seed, 1])
-            found[place] = np.random.Generator(bits.advance(axes * step)).random(axes)
-        return found
-
-    def _takes_upper(self, observation: Observation, axis: int, low: np.ndarray, high: np.ndarray) -> np.ndarray:
-        remaining, ledger = observation.remaining, observation.ledger
-        goal = observation.target[:, axis] * (ledger.steps[:, axis] + remaining)
-        # How often the higher level is still to be taken, rounded once so that the last steps are certain.
-        gap = np.maximum(high - low, 1e-12)
-        count = np.round((goal - ledger.spent[:, axis] - low * remaining) / gap).clip(0, remaining)
-        return np.asarray((self._drawn(observation)[:, axis] < count / remaining) & (high > low))
 
 
 @dataclass(frozen=True)
@@ -183,28 +129,17 @@ class Schedule:
     ledger: Ledger
 
 
-def unroll(
-    policy: Policy,
-    levels: Levels,
-    controllable: np.ndarray,
-    target: np.ndarray,
-    ledger: Ledger,
-    first_step: Count = 0,
-    horizon: Count | None = None,
-) -> Schedule:
+def unroll(policy: Policy, levels: Levels, controllable: np.ndarray, target: np.ndarray, ledger: Ledger) -> Schedule:
     """The next T actions of a policy; dense on axes that a step cannot control.
 
     levels: what the levels of the policy's space realise in these steps, [N, T, levels] each. controllable: [N, T, 3]
-    bool. target: [N, 3] float64 shares. ledger: what the rows have spent, arrays. first_step: steps taken before;
-    horizon: steps that the budget is meant for, by default those up to the last one found here.
+    bool. target: [N, 3] float64 shares. ledger: what the rows have spent, arrays.
     """
     space, (rows, steps, _) = policy.space, controllable.shape
-    horizon = first_step + steps if horizon is None else horizon
     actions, realised = np.empty((rows, steps), np.int64), np.empty((rows, steps, len(levels)))
     for step in range(steps):
         now, on = tuple(axis[:, step] for axis in levels), controllable[:, step]
-        chosen = policy.act(Observation(target, ledger, now, first_step + step, horizon, on))
-        actions[:, step] = space.controlled(chosen, on)
+        actions[:, step] = space.controlled(policy.act(target, ledger, now), on)
         index = space.levels[actions[:, step]]
         realised[:, step] = np.stack([take(axis, index[:, number]) for number, axis in enumerate(now)], 1)
         ledger = ledger.add(realised[:, step], on)

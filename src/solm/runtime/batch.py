@@ -15,7 +15,7 @@ from solm.core.actions import DENSE
 from solm.core.arrays import Array, as_numpy
 from solm.core.budget import Terms, mean_terms
 from solm.core.errors import first_line
-from solm.policies.schedules import Dense, Random
+from solm.policies.schedules import Dense
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.draft import Drafter
 from solm.runtime.guess import MOST_GUESSES, Guess, Wish
@@ -65,8 +65,7 @@ class Row:
             stops: texts that end the reply.
             criteria: called with all tokens of the reply after each; whether it ends the reply.
         """
-        self.prompt, self.longest, self.sampler = prompt, longest, sampler
-        self.policy = Random(policy.space, sampler.seed) if isinstance(policy, Random) else policy
+        self.prompt, self.policy, self.longest, self.sampler = prompt, policy, longest, sampler
         self.target: Shares = tuple(target)
         self.trace = Trace(len(prompt), policy.space)
         self.trace.allowance = sampler.allowance

@@ -21,7 +21,7 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.calibration import Calibration
 from solm.policies.identity import BaseIdentity, WeightSample
-from solm.policies.schedules import Dense, Policy, Random, Static, static
+from solm.policies.schedules import Dense, Policy, static
 from solm.runtime.grammars import Compiler
 from solm.runtime.guess import Guesser
 from solm.runtime.prefixes import PrefixCache
@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 _KEPT = 128e6
 """Bytes of a draft model's keys and values."""
-UNTRAINED: dict[str, Callable[[ActionSpace], Policy]] = {"dense": Dense, "static": Static, "random": Random}
+UNTRAINED: dict[str, Callable[[ActionSpace, SparsityConfig], Policy]] = {
+    "dense": lambda space, sparsity: Dense(space), "static": static,
+}  # fmt: skip
 """Policies that depend on the budget alone, by name."""
 
 
@@ -219,7 +221,7 @@ class ControlledModel:
         return self.backend.session(sparsity or self.sparsity, capacity)
 
     def policy(self, name: str = "policy", space: ActionSpace | None = None) -> AnyPolicy:
-        """The trained policy (``policy``), or one of ``dense``, ``static``, ``random`` in `space`: always the same
+        """The trained policy (``policy``), or ``dense`` or ``static`` in `space`: always the same
         object, since rows of one policy are decided together."""
         if (name, space) not in self._policies:
             self._policies[name, space] = self._policy(name, self.space if space is None else space)
@@ -228,12 +230,12 @@ class ControlledModel:
     def _policy(self, name: str, space: ActionSpace) -> AnyPolicy:
         if name == "policy":
             if self.trained is None:
-                raise SolmError("no policy is loaded; give one, or choose dense, static or random")
+                raise SolmError("no policy is loaded; give one, or choose dense or static")
             return self.trained.policy()
         if name not in UNTRAINED:
             raise SolmError(f"unknown policy {name!r}; choose policy, {', '.join(UNTRAINED)}")
         self.check_space(space)
-        return static(space, self.sparsity) if name == "static" else UNTRAINED[name](space)
+        return UNTRAINED[name](space, self.sparsity)
 
     def decider(self, policy: str | AnyPolicy | None, budget: BudgetLike) -> AnyPolicy:
         """The policy that was requested, by name or itself; else the loaded one; without one, static where there is a

@@ -40,7 +40,7 @@ class GenerateOptions:
             dense. ``"loss=0.02"``: what the policy's curve predicts to lose so many nats per token; without such a
             policy, on the cpu backend with weights in integers, steps are dense and guesses may give up so much, which
             is measured.
-        policy: ``policy`` (the loaded one), ``dense``, ``static`` or ``random``, or a policy itself; by default the
+        policy: ``policy`` (the loaded one), ``dense`` or ``static``, or a policy itself; by default the
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
         max_new_tokens: most tokens of the reply; by default 128.
         max_length: most tokens of prompt and reply together, in place of `max_new_tokens`.

@@ -183,7 +183,7 @@ class Efficiency(Strict):
         "or, where none decides, as guesses may give up, which is measured.",
     )
     policy: Annotated[str, StringConstraints(min_length=1, max_length=64)] | None = Field(
-        None, description="dense, static, random, or policy where the server has one."
+        None, description="dense, static, or policy where the server has one."
     )
     reasoning_budget: BudgetField | None = Field(
         None, description="The same for the thinking of a model that thinks before it answers; by default as budget."

@@ -85,7 +85,7 @@ def test_thresholds_pass_the_calibrated_share_and_what_passed_is_realised(exact_
 
 def test_every_baseline_is_an_arm_on_the_same_tokens(value_lm, byte_tokenizer):
     stream, tuning = stream_of([TEXT], byte_tokenizer, "fish"), stream_of([TEXT[::-1]], byte_tokenizer, "hsif")
-    settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, trials=1, batch=2)
+    settings = EvaluationSettings(budgets=(0.7,), texts=4, context=60, length=24, batch=2)
     value_lm.sparsity = PAGES
     request = BaselineRequest(value_lm, value_lm.space, tuning, 60)
     arms = {name: make(request) for name, make in BASELINES.items() if name != "upper-bits"}

@@ -22,7 +22,7 @@ from solm.evaluation.texts import stream_of
 from solm.policies.artifact import TrainedPolicy
 from solm.policies.schedules import Dense, Static
 
-SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, trials=3, batch=4)
+SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, batch=4)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def whole(byte_tokenizer, stream):
 
 def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(value_lm, stream, whole):
     result = whole
-    arms = ["policy", "uniform", "random"]
+    arms = ["policy", "uniform"]
     assert [(p.arm, p.budget) for p in result.points] == [("dense", 1.0)] + [
         (arm, budget) for budget in SETTINGS.budgets for arm in arms
     ]
@@ -86,7 +86,7 @@ def test_arms_are_charged_by_their_own_sparsity_and_policy(tiny_lm, stream):
 
     space, dense, (context, length) = ActionSpace(bits=(4, 16)), torch.ones(3, dtype=torch.float64), (60, 8)
     rivals = {"nested": Arm(Static(space), SparsityConfig.preset("nested")), "heavy": Arm(Heavy(space))}
-    small = EvaluationSettings(budgets=(0.75,), texts=1, context=context, length=length, trials=0)
+    small = EvaluationSettings(budgets=(0.75,), texts=1, context=context, length=length)
     found = evaluate(tiny_lm, [stream], small, space, rivals=rivals)
     nested, heavy = (found.arm(name, 0.75) for name in ("nested", "heavy"))
     kv_length = context + 1 + np.arange(length)
@@ -105,19 +105,18 @@ def test_divergences_are_paired_like_losses(value_lm, stream, whole):
     for budget in SETTINGS.budgets:
         policy = whole.arm("policy", budget)
         assert policy.divergence > 1e-5
-        for arm in ("uniform", "random"):
-            point = whole.arm(arm, budget)
-            found = point.divergence_difference
-            assert found.value == pytest.approx(policy.divergence - point.divergence)
-            assert found.low <= found.value <= found.high
-    small = SETTINGS.model_copy(update={"texts": 2, "trials": 0})
+        point = whole.arm("uniform", budget)
+        found = point.divergence_difference
+        assert found.value == pytest.approx(policy.divergence - point.divergence)
+        assert found.low <= found.value <= found.high
+    small = SETTINGS.model_copy(update={"texts": 2})
     dense = evaluate(value_lm, [stream], small, rivals={"again": Arm(Dense(value_lm.space))})
     assert dense.arm("again", 0.6).divergence == pytest.approx(0, abs=1e-6)
 
 
 def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(value_lm, stream, tmp_path):
     partial, keys = tmp_path / "partial.json", set()
-    small = EvaluationSettings(budgets=(0.8,), texts=1, context=60, length=8, trials=0)
+    small = EvaluationSettings(budgets=(0.8,), texts=1, context=60, length=8)
     first, second = (TrainedPolicy(value_lm.trained.config, network(seed=seed)).policy() for seed in (0, 1))
     for rival in (first, second, Arm(second, value_lm.sparsity.exact)):
         evaluate(value_lm, [stream], small, partial=partial, rivals={"rival": rival})
@@ -129,7 +128,7 @@ def test_a_partial_file_of_a_rival_with_other_weights_or_rules_is_not_continued(
 def test_a_foreign_or_broken_partial_file_is_ignored(value_lm, stream, tmp_path, content):
     partial = tmp_path / "partial.json"
     partial.write_text(content)
-    small = SETTINGS.model_copy(update={"texts": 2, "trials": 1})
+    small = SETTINGS.model_copy(update={"texts": 2})
     assert evaluate(value_lm, [stream], small, partial=partial).points == evaluate(value_lm, [stream], small).points
 
 
@@ -137,7 +136,7 @@ def test_baselines_alone_without_a_policy(tiny_lm, stream):
     tiny_lm.sparsity = SparsityConfig(window=32, page_size=8)
     settings = SETTINGS.model_copy(update={"budgets": (0.9,)})
     result = evaluate(tiny_lm, [stream], settings, ActionSpace(mlp=(0.5, 1.0)))
-    assert {point.arm for point in result.points} == {"dense", "uniform", "random"}
+    assert {point.arm for point in result.points} == {"dense", "uniform"}
     assert result.arm("uniform", 0.9).axes == pytest.approx({"attention": 1, "mlp": 0.7, "bits": 1}, abs=0.0126)
     assert all(point.difference is None for point in result.points)
 
@@ -182,7 +181,7 @@ def test_nothing_is_judged_over_few_texts_and_a_missed_budget_is_told(whole):
 
 def test_budgets_in_time_are_met_and_arms_take_equal_milliseconds(tiny_lm, stream):
     lm = under_values(tiny_lm, SparsityConfig(page_size=8, window=32))
-    timed = SETTINGS.model_copy(update={"budgets": (0.8, 0.9), "currency": "time", "trials": 0, "length": 40})
+    timed = SETTINGS.model_copy(update={"budgets": (0.8, 0.9), "currency": "time", "length": 40})
     with pytest.raises(BudgetError, match="needs step timings"):
         evaluate(lm, [stream], timed)
     lm = under_values(tiny_lm, lm.sparsity)

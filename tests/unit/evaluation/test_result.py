@@ -6,7 +6,7 @@ from solm.evaluation.perplexity import EvaluationSettings, held_out_windows
 from solm.evaluation.result import shares_of, text_facts
 from solm.evaluation.texts import TokenStream, stream_of
 
-SETTINGS = EvaluationSettings(budgets=(0.8,), texts=5, context=90, length=20, trials=0)
+SETTINGS = EvaluationSettings(budgets=(0.8,), texts=5, context=90, length=20)
 
 
 def sources(tokenizer) -> list[TokenStream]:

@@ -41,7 +41,7 @@ def test_uniform_ignores_the_allocation_and_spends_the_same(byte_tokenizer, bend
     more, less = (tuple(min(1.0, max(0.0, s + sign * bend * s * (1 - s))) for s in line) for sign in (1, -1))
     sparsity = SPARSITY.under(Allocation(attention=(more, less), mlp=(less, more), hidden=(less, more)))
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=sparsity) as lm:
-        settings = EvaluationSettings(budgets=(0.6,), texts=3, context=60, length=16, trials=1)
+        settings = EvaluationSettings(budgets=(0.6,), texts=3, context=60, length=16)
         stream = token_stream("pydoc:heldout", byte_tokenizer)
         result = evaluate(lm, [stream], settings, SPACE)
         plain = {point.arm: point for point in result.points}

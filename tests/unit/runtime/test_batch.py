@@ -26,7 +26,7 @@ REQUESTS = [
     # joins at, prompt length, policy, budget, seed, tokens
     (0, 100, "policy", "keep=0.6", 1, 40),
     (0, 30, "static", "keep=0.8", 2, 70),
-    (3, 180, "random", "keep=0.7", 3, 20),
+    (3, 180, "static", "keep=0.7", 3, 20),
     (5, 75, "dense", None, 4, 30),
     (30, 100, "policy", "keep=0.8", 5, 25),
     (31, 120, "static", "keep=0.5", 6, 50),
