@@ -26,6 +26,7 @@ with atheris.instrument_imports(include=["solm"]):
     from solm.backends.cpu.files.sources import GgufFile
     from solm.backends.gguf_header import _read, read_header
     from solm.backends.tokenizer import _from_header
+    from solm.core.budget import NET_RATES
     from solm.core.errors import SolmError
     from solm.core.files import read_json
     from solm.policies.artifact import CONFIG, CURVE, WEIGHTS, TrainedPolicy, digest_of, shipped
@@ -77,7 +78,7 @@ def policy(data: bytes) -> None:
     if isinstance(content, dict):  # else nothing would get past the digest
         (folder / CONFIG).write_text(json.dumps(content | {"digest": digest_of(content, weights)}))
     made = TrainedPolicy.from_pretrained(folder)
-    made.budget(0.7)
+    made.split(0.7, NET_RATES, made.config.space.shares)
     if made.curve is not None:
         made.curve.markdown()
         made.curve.opening()

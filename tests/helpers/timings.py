@@ -2,7 +2,7 @@
 
 from solm.core.clock import StepClock
 from solm.core.cost import ModelShapes
-from solm.core.curve import BudgetCurve, CurvePoint, TextFacts
+from solm.core.curve import BudgetCurve, CurvePoint
 from solm.core.sparsity import SparsityConfig
 
 SHAPES = ModelShapes(
@@ -22,8 +22,7 @@ def made_curve(**changes) -> BudgetCurve:
     point = CurvePoint(
         context=500, budget=0.7, step_ms=7, speed=10 / 7, attention=1, mlp=0.4, nats=0.1, low=0.09, high=0.11
     )
-    source = TextFacts(name="prose", nats=3.0, characters_per_token=4.0)
-    return BudgetCurve(clock=made_timings(0.04, **changes), points=(point,), texts=4, tokens=256, sources=(source,))
+    return BudgetCurve(clock=made_timings(0.04, **changes), points=(point,), texts=4, tokens=256)
 
 
 def as_measured(lm, progress, seconds):

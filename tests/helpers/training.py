@@ -11,7 +11,7 @@ from solm.paper.grpo import train
 
 TINY = {
     "data": "pydoc:train", "space": "joint-8", "context": 90, "length": 6, "texts": 2, "rollouts": 4,
-    "updates": 4, "width": 16, "heads": 2, "dtype": "float32", "checkpoint_every": 2, "learning_rate": 0.01,
+    "updates": 4, "width": 16, "heads": 2, "dtype": "float32", "learning_rate": 0.01,
 }  # fmt: skip
 
 

@@ -152,8 +152,6 @@ def test_a_model_without_a_policy_gets_one_with_a_dial(tiny_folder, texts, tmp_p
     code, said = solm("policies", "show", out / "policy", "--json")
     told = json.loads(said.out)
     assert [point["budget"] for point in told["budgets"]] == budgets
-    assert {source["name"] for source in told["measured"]["sources"]} == {"a.txt", "b.txt"}
-    assert all(source["characters_per_token"] == pytest.approx(1, abs=0.02) for source in told["measured"]["sources"])
 
 
 def test_weight_bits_are_dealt_out_layer_by_layer(tiny_folder, texts, tmp_path, timed, solm):

@@ -30,6 +30,8 @@ Kind = Literal["compute", "speed", "ms", "loss", "keep", "shares"]
 BudgetLike = Union[float, str, Mapping[str, float], "Budget", "BudgetRequest", None]
 Terms = dict[str, float]
 _TOLERANCE = 1e-9
+NET_RATES = np.full(len(AXES), 1 / len(AXES))
+"""What the whole of every axis is worth in net keep, the mean of the shares."""
 _WORTH = 0.99
 """Share of the dense step's time above which the lowest levels save nothing."""
 _HALVINGS = 14
@@ -198,15 +200,15 @@ class Split(Protocol):
     def curve(self) -> BudgetCurve | None:
         """What its budgets lose, where that was measured."""
 
-    def budget(self, net: float) -> Budget:
-        """The budget of net keep `net`. Raises `BudgetError` for one that the action space cannot meet."""
+    def split(
+        self, cost: float, rates: np.ndarray, levels: tuple[np.ndarray, ...], context: int | None = None
+    ) -> Budget:
+        """The budget of this share of the dense step's cost, at one price for that cost on every axis; the nearest
+        there is.
 
-    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
-        """The budget after `context` tokens of this share of the dense step's cost, at one price for that cost on every
-        axis.
-
-        levels: per axis [levels] float64, the shares that the levels of the space realise. rates: [axes], what the
-        whole of every axis costs, as a share of the dense step's cost.
+        rates: [axes], what the whole of every axis costs, as a share of the dense step's cost. levels: per axis
+        [levels] float64, the shares that the levels of the space realise. context: tokens before; None: as many as the
+        costs of levels were measured after.
         """
 
 
@@ -306,7 +308,7 @@ class Budgets:
             measured = self._clock()
             dense = measured.dense_ms(seen)
             share -= measured.extra(seen) / dense
-            return self.trained.budget_of_cost(share, self._levels(seen), measured.rates(seen) / dense, seen)
+            return self.trained.split(share, measured.rates(seen) / dense, self._levels(seen), seen)
         return self._densest(lambda budget: cost(budget.shares, seen) <= share, context)
 
     def _met_once(self, request: BudgetRequest, share: float, context: int) -> bool:
@@ -432,8 +434,19 @@ class Budgets:
         return sum(low for low, _ in self.space.ranges) / len(AXES)
 
     def of_net(self, net: float) -> Budget:
-        """The budget of net keep `net`."""
-        return Budget.from_net(net, self.space) if self.trained is None else self.trained.budget(net)
+        """The budget of net keep `net`. Raises `BudgetError` for one that the action space cannot meet."""
+        return self._of_nets(net)
+
+    @cached_property
+    def _of_nets(self) -> Callable[[float], Budget]:
+        """`of_net`, remembered: servers ask again and again, and a policy takes a millisecond."""
+
+        @lru_cache(1024)
+        def of_net(net: float) -> Budget:
+            plain = Budget.from_net(net, self.space)
+            return plain if self.trained is None else self.trained.split(net, NET_RATES, self.space.shares)
+
+        return of_net
 
     def _densest(self, fits: Callable[[Budget], bool], context: int) -> Budget:
         """The budget of the highest net keep that `fits`, which the lowest one does."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from solm.core.errors import PolicyMismatchError, counted
 from solm.core.provenance import plain_name
@@ -55,13 +55,6 @@ class StepClock(BaseModel):
     """The digest of the policy that decided."""
     dense: float = Field(1.0, gt=0)
     cheap: float = Field(1.0, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _check_form(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "attention_ms" in values:
-            raise ValueError("step times of an older form; measure again with solm bench --out FILE")
-        return values
 
     @property
     def measured_on(self) -> str:

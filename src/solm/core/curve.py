@@ -31,11 +31,10 @@ class CurvePoint(BaseModel):
     """A budget after `context` tokens. budget: share of the dense step's milliseconds; speed: dense over step.
 
     attention, mlp: shares realised. nats: loss per token above the dense model, with its 95 % interval low to high over
-    texts. uniform: policy minus the uniform arm, nats per token, None where it was not compared. texts: how many were
-    compared; None in older files, where the curve says it.
+    texts. texts: how many were compared; None in older files, where the curve says it.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     context: int
     budget: float = Field(gt=0, le=1)
@@ -46,7 +45,6 @@ class CurvePoint(BaseModel):
     nats: float
     low: float
     high: float
-    uniform: float | None = None
     texts: int | None = Field(None, ge=1)
 
     @property
@@ -55,26 +53,15 @@ class CurvePoint(BaseModel):
         return math.exp(self.nats)
 
 
-class TextFacts(BaseModel):
-    """A source of text as a model sees it. nats: what the dense model loses per token; characters_per_token: of its
-    tokenizer, low for text that it was not made for."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str
-    nats: float
-    characters_per_token: float = Field(gt=0)
-
-
 class BudgetCurve(BaseModel):
     """The points of a policy. texts, tokens: of the points that do not say otherwise.
 
-    data: names of the held-out texts. sources: what the dense model makes of each; none in older files. clock: of the
-    machine that budgets, speeds and milliseconds were measured on; None in older files. here: that of the machine which
-    they are of, where it is another; losses belong to the shares that points realise, on any machine.
+    data: names of the held-out texts. clock: of the machine that budgets, speeds and milliseconds were measured on;
+    None in older files. here: that of the machine which they are of, where it is another; losses belong to the shares
+    that points realise, on any machine.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     format: int = Field(1, ge=1, le=1)
     clock: StepClock | None = None
@@ -82,7 +69,6 @@ class BudgetCurve(BaseModel):
     texts: int = Field(ge=1)
     tokens: int = Field(ge=1)
     data: str = ""
-    sources: tuple[TextFacts, ...] = ()
     here: StepClock | None = Field(None, exclude=True)
 
     @model_validator(mode="after")
@@ -132,7 +118,6 @@ class BudgetCurve(BaseModel):
                 **({} if made is None else {"backend": made.backend, "threads": made.threads,
                                             "processor": made.processor, "times": (self.here or made).measured_on}),
                 "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
-                "sources": [source.model_dump(mode="json") for source in self.sources],
             },
         }  # fmt: skip
 

@@ -70,14 +70,6 @@ class Allocation(Frozen):
         """Attention curves per layer: the number of KV heads, or 1 where they share a curve."""
         return len(self.attention) // self.layers
 
-    def check(self, layers: int, kv_heads: int | None = None) -> None:
-        """Raises `PolicyMismatchError` unless this is an allocation of a model of `layers` and `kv_heads` (None: not
-        checked)."""
-        if self.layers != layers:
-            raise PolicyMismatchError(f"the allocation is of a model of {self.layers} layers, this one has {layers}")
-        if kv_heads is not None and self.heads not in (1, kv_heads):
-            raise PolicyMismatchError(f"the allocation is of a model of {self.heads} KV heads, this one has {kv_heads}")
-
     @property
     def sites(self) -> int:
         """How many of `SITES` have curves, from the first on: those of the MLP, or all."""
@@ -155,11 +147,6 @@ class ChannelThresholds(Frozen):
     @property
     def sites(self) -> int:
         return len(self.limits[0])
-
-    def check(self, layers: int) -> None:
-        """Raises `PolicyMismatchError` for a model of another number of layers."""
-        if self.layers != layers:
-            raise PolicyMismatchError(f"thresholds of {self.layers} layers do not fit a model of {layers}")
 
     @cached_property
     def array(self) -> np.ndarray:
@@ -251,6 +238,17 @@ class SparsityConfig(Frozen):
             if wrong:
                 raise ValueError(message)
         return self
+
+    def check(self, layers: int, kv_heads: int | None = None) -> None:
+        """Raises `PolicyMismatchError` where allocation or thresholds are of a model of other numbers of layers or KV
+        heads (None: not checked)."""
+        for name in ("allocation", "thresholds"):
+            part = getattr(self, name)
+            if part is not None and part.layers != layers:
+                raise PolicyMismatchError(f"{name} of {part.layers} layers: the model has {layers}")
+        heads = 1 if self.allocation is None else self.allocation.heads
+        if kv_heads is not None and heads not in (1, kv_heads):
+            raise PolicyMismatchError(f"allocation of {heads} KV heads: the model has {kv_heads}")
 
     def changed(self, **fields: Any) -> "SparsityConfig":
         """The same with other values of some fields. Raises `SolmError` where they do not fit."""

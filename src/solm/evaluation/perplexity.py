@@ -25,7 +25,6 @@ from solm.evaluation.result import (
     Point,
     paired_difference,
     shares_of,
-    text_facts,
 )
 from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Dense
@@ -106,7 +105,6 @@ def evaluate(
         },
         environment=environment(),
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
-        sources=text_facts(lm, streams, windows, rows["dense"][:, _NATS]),
         points=_points(rows, settings),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )

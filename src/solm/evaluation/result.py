@@ -1,14 +1,9 @@
-"""The result file of an evaluation, the owner of its format, and what it says of the texts."""
+"""The result file of an evaluation, the owner of its format."""
 
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from pydantic import BaseModel, ConfigDict, Field
-
-from solm.core.curve import TextFacts
-from solm.evaluation.texts import TokenStream
-from solm.runtime.language_model import LanguageModel
 
 SCHEMA_VERSION: Literal[3] = 3
 """Of result files."""
@@ -83,8 +78,6 @@ class EvaluationResult(BaseModel):
     settings: dict[str, Any]
     environment: dict[str, Any]
     data_fingerprint: str
-    sources: list[TextFacts] = Field(default_factory=list)
-    """What the dense model makes of each source."""
     points: list[Point]
     policy: dict[str, Any] = Field(default_factory=dict)
 
@@ -107,19 +100,3 @@ class EvaluationResult(BaseModel):
 def shares_of(texts: int, sources: int) -> list[int]:
     """How many of `texts` come from each of `sources`: as many, within one."""
     return [(texts + sources - 1 - index) // sources for index in range(sources)]
-
-
-def text_facts(
-    lm: LanguageModel, streams: list[TokenStream], windows: torch.Tensor, nats: np.ndarray
-) -> list[TextFacts]:
-    """The sources of windows [texts, length] that lose nats [texts] per token under the dense model; none for a model
-    without a tokenizer."""
-    if lm.tokenizer is None:
-        return []
-    found, counts = [], shares_of(len(windows), len(streams))
-    for stream, some, lost in zip(streams, windows.split(counts), torch.from_numpy(nats).split(counts), strict=True):
-        if len(some):
-            said = sum(len(lm.tokenizer.decode(row.tolist())) for row in some)
-            characters = max(said, 1) / some.numel()
-            found.append(TextFacts(name=stream.name, nats=float(lost.mean()), characters_per_token=characters))
-    return found

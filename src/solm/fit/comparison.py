@@ -71,14 +71,13 @@ def curve_of(results: list[EvaluationResult], clock: StepClock) -> BudgetCurve:
     return BudgetCurve(
         clock=clock, points=tuple(sorted(points, key=lambda point: (point.context, point.budget))),
         texts=main.settings["texts"], tokens=main.points[0].tokens, data=main.settings["data"],
-        sources=tuple(main.sources),
     )  # fmt: skip
 
 
 def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
     dense = result.points[0]
     for budget in result.settings["budgets"]:
-        policy, loss, uniform = (result.arm(name, budget) for name in ("policy", "dense", "uniform"))
+        policy, loss = result.arm("policy", budget), result.arm("dense", budget)
         assert policy is not None
         assert loss is not None
         assert policy.step_ms is not None
@@ -88,7 +87,6 @@ def _points_of(result: EvaluationResult) -> Iterator[CurvePoint]:
             context=result.settings["context"], budget=budget, step_ms=policy.step_ms,
             speed=dense.step_ms / policy.step_ms, attention=policy.axes["attention"], mlp=policy.axes["mlp"],
             nats=loss.difference.value, low=loss.difference.low, high=loss.difference.high,
-            uniform=None if uniform is None or uniform.difference is None else uniform.difference.value,
             texts=result.settings["texts"],
         )  # fmt: skip
 

@@ -2,7 +2,6 @@
 ``fit.json``."""
 
 import hashlib
-import resource
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -52,8 +51,6 @@ class _Manifest(BaseModel):
     """By a phase's output the further files that it wrote."""
     seconds: dict[str, float] = Field(default_factory=dict)
     """By phase how long it ran, interrupted runs included."""
-    peak_gib: float = 0.0
-    """The most memory that a process of the fit has held."""
 
 
 class FitFolder:
@@ -108,8 +105,6 @@ class FitFolder:
         finally:  # what an interrupted run has taken is no longer left for later phases
             taken = self._manifest.seconds.get(name, 0.0) + time.monotonic() - begun
             self._manifest.seconds[name] = round(taken, 1)
-            held = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts KiB
-            self._manifest.peak_gib = max(self._manifest.peak_gib, round(held, 2))
             self._save()
         return True
 
@@ -122,11 +117,6 @@ class FitFolder:
     def seconds(self) -> dict[str, float]:
         """By phase how long it ran, interrupted runs included."""
         return dict(self._manifest.seconds)
-
-    @property
-    def peak_gib(self) -> float:
-        """The most memory that a process of the fit has held, with the model."""
-        return self._manifest.peak_gib
 
     def is_done(self, name: str, output: str, inputs: list[str]) -> bool:
         """Whether `phase` would skip it."""

@@ -94,9 +94,7 @@ def fit(
         if importlib.util.find_spec("matplotlib") is not None:
             folder.phase("report", files.REPORT, [files.EVALUATION], lambda: write_report(job))
         spent = sum(folder.seconds.values()) / 60
-        remark(
-            f"took {counted(round(spent, 1), 'minute')} in all; the most memory, with the model: {folder.peak_gib} GiB"
-        )
+        remark(f"took {counted(round(spent, 1), 'minute')} in all")
     return results[0]
 
 

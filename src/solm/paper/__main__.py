@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 from solm.core.errors import SolmError
-from solm.core.interrupt import Interrupted
 
 app = typer.Typer(name="solm.paper", pretty_exceptions_enable=False, rich_markup_mode=None, no_args_is_help=True)
 
@@ -44,9 +43,7 @@ def train(
         except yaml.YAMLError:
             raise SolmError(f"--set: {value!r} is not a value of YAML") from None
     chosen = TrainConfig.build(values, "--set")
-    lm = load(
-        chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, backend="torch", revision=chosen.revision
-    )  # fmt: skip
+    lm = load(chosen.model, sparsity=chosen.sparsity, dtype=chosen.dtype, backend="torch")
 
     def report(record: dict[str, Any]) -> None:
         print(
@@ -106,15 +103,12 @@ def evaluate(
 
 
 def main() -> None:
-    """Run a command: errors are one line and code 2, interruptions end with the signal's code."""
+    """Run a command: errors are one line and code 2."""
     try:
         app()
     except SolmError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except Interrupted as interrupted:
-        print("interrupted; the same command continues", file=sys.stderr)
-        sys.exit(interrupted.exit_code)
 
 
 if __name__ == "__main__":

@@ -47,8 +47,6 @@ class TrainConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "builtin:smollm2-135m"
-    revision: str | None = None
-    """Branch, tag or commit of a model on the hub."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     data: tuple[str, ...] = ("pydoc:train",)
     """Sources of text, as for `solm.evaluation.texts.documents`."""
@@ -78,7 +76,6 @@ class TrainConfig(BaseModel):
 
     width: int = Field(256, ge=8)
     heads: int = Field(4, ge=1)
-    checkpoint_every: int = Field(50, ge=1)
 
     @model_validator(mode="before")
     @classmethod

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from solm.core.errors import RunMismatchError
-from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import command_line, commit, plain_name, plain_names, versions
 from solm.evaluation.texts import TokenStream, token_stream
 from solm.paper.config import TrainConfig
@@ -139,9 +138,8 @@ def train(
     """Train a policy for `lm`, which has the configuration's sparsity, in the folder `out`, going on from what is
     there; the finished policy.
 
-    report: called with the log record of every update. On SIGINT or SIGTERM the update in progress is finished and
-    saved, then `Interrupted` is raised. Raises `RunMismatchError` where `out` holds a run of another configuration,
-    text or model.
+    report: called with the log record of every update, after which all is saved. Raises `RunMismatchError` where `out`
+    holds a run of another configuration, text or model.
     """
     torch.manual_seed(config.seed)
     sizes = NetworkConfig(
@@ -153,7 +151,7 @@ def train(
     policy = PaperPolicy(made, network, clamp=False)
     streams = [token_stream(source, lm.tokenizer) for source in config.data]
     run = Run(config=config, model=lm.identity, text=tuple(stream.fingerprint for stream in streams))
-    with run_folder(out, run), signals() as stop:
+    with run_folder(out, run):
         log = restore(out, network, optimizer)
         if len(log) > config.updates:
             raise RunMismatchError(f"{out} is after {len(log)} updates already; {config.updates} are asked for")
@@ -164,10 +162,7 @@ def train(
             record["token_steps_per_second"] = episode.actions.numel() / (time.perf_counter() - begun)
             log.append(record)
             report(record)
-            if stop or update == config.updates or update % config.checkpoint_every == 0:
-                save(out, network, optimizer, log)
-            if stop:
-                raise Interrupted(stop[0])
+            save(out, network, optimizer, log)
         finished = PaperPolicy(made.model_copy(update={"provenance": _provenance(config, streams)}), network)
         finished.save(out / "policy")
     return finished

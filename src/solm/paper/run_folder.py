@@ -18,8 +18,6 @@ from solm.paper.network import PolicyNetwork
 from solm.policies.identity import BaseIdentity
 
 CHECKPOINT, LOG, RUN = "checkpoint.safetensors", "log.jsonl", "run.json"
-_MAY_CHANGE = ("updates", "checkpoint_every")
-"""Settings with which a run may go on."""
 
 
 class Run(BaseModel):
@@ -42,7 +40,7 @@ def run_folder(path: Path, run: Run) -> Iterator[None]:
             changed = [
                 f"{name}: {there!r} there, {getattr(run.config, name)!r} here"
                 for name, there in known.config
-                if name not in _MAY_CHANGE and there != getattr(run.config, name)
+                if name != "updates" and there != getattr(run.config, name)
             ]
             changed += ["another text"] if known.text != run.text else []
             try:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -30,7 +29,6 @@ BUILTIN, _SHIPPED = "builtin:", Path(__file__).parent / "builtin"
 CONFIG, WEIGHTS, CARD = "policy_config.json", "policy.safetensors", "README.md"
 CUSTOM = "custom_generate/generate.py"
 """Where transformers looks for decoding loops of a hub repository."""
-_KEPT_BUDGETS = 1024
 
 
 class PolicyConfig(BaseModel):
@@ -60,7 +58,7 @@ class TrainedPolicy:
         curve: BudgetCurve | None = None,
     ):
         self.curve = curve
-        sizes, base, allocation = config.network, config.base, config.sparsity.allocation
+        sizes, base = config.network, config.base
         known_levels(sizes.grid, config.space)
         if sizes.base_hidden != base.hidden:
             raise PolicyMismatchError(
@@ -70,12 +68,10 @@ class TrainedPolicy:
             raise PolicyMismatchError(
                 f"the policy decides before layer {sizes.layer}, the model has layers 0 to {base.layers - 1}"
             )
-        if allocation is not None:
-            allocation.check(base.layers)
+        config.sparsity.check(base.layers)
         self.config = config
         self._network = network
         self._policy: ValuePolicy | None = None
-        self._splits = lru_cache(_KEPT_BUDGETS)(self._split)  # a server needs many; one takes a millisecond
 
     @property
     def network(self) -> "ValueNetwork":
@@ -92,20 +88,11 @@ class TrainedPolicy:
             self._policy = ValuePolicy(self._network, self.config.space)
         return self._policy
 
-    def budget(self, net: float) -> Budget:
-        """The budget of net keep `net`, split over the axes so that all pay the same price.
-
-        Raises `BudgetError` for a net keep that the action space cannot meet.
-        """
-        return self._splits(net)
-
-    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
+    def split(
+        self, cost: float, rates: np.ndarray, levels: tuple[np.ndarray, ...], context: int | None = None
+    ) -> Budget:
         """As `solm.core.budget.Split`."""
-        return self.policy().budget_of_cost(cost, levels, rates, context)
-
-    def _split(self, net: float) -> Budget:
-        Budget.from_net(net, self.config.space)  # refuses what cannot be met
-        return self.policy().budget(net)
+        return self.policy().split(cost, rates, levels, context)
 
     def with_space(self, space: ActionSpace) -> "TrainedPolicy":
         """The same policy choosing among other actions; raises `PolicyMismatchError` where it was not trained on
@@ -162,10 +149,7 @@ class TrainedPolicy:
         """Raises `PolicyMismatchError` unless the policy fits the base model `identity` of `shapes`: the same model, a
         decision layer that it has, its hidden size, and an allocation and thresholds of its layers and KV heads."""
         self.config.base.check(identity)
-        if self.config.sparsity.allocation is not None:
-            self.config.sparsity.allocation.check(shapes.layers, shapes.kv_heads)
-        if self.config.sparsity.thresholds is not None:
-            self.config.sparsity.thresholds.check(shapes.layers)
+        self.config.sparsity.check(shapes.layers, shapes.kv_heads)
 
     def push_to_hub(self, repository: str, private: bool = False) -> str:
         """Upload to the hub repository `repository`, made if need be; its address. Raises `SolmError` if that fails.

@@ -39,14 +39,9 @@ class Calibration(BaseModel):
             allocation=self.allocation,
         )  # fmt: skip
 
-    def budget(self, net: float) -> Budget:
+    def split(
+        self, cost: float, rates: np.ndarray, levels: tuple[np.ndarray, ...], context: int | None = None
+    ) -> Budget:
         """As `solm.core.budget.Split`."""
-        return equal_prices(self._curves(self.space.shares), net)
-
-    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
-        """As `solm.core.budget.Split`."""
-        return equal_prices(self._curves(levels), cost, rates, 1 - float(rates.sum()))
-
-    def _curves(self, levels: tuple[np.ndarray, ...]) -> list[PriceCurve]:
-        """Per axis, for levels that realise these shares."""
-        return [PriceCurve(np.array([c]), np.asarray(share)) for c, share in zip(self.costs, levels, strict=True)]
+        curves = [PriceCurve(np.array([c]), np.asarray(share)) for c, share in zip(self.costs, levels, strict=True)]
+        return equal_prices(curves, cost, rates)

@@ -11,8 +11,6 @@ from solm.policies.schedules import Count, take, two_levels
 _PRICES = np.concatenate([np.zeros(1), np.logspace(-3, 1.5, 128, dtype=np.float32)]).astype(np.float64)
 FALLING_PRICES = np.ascontiguousarray(_PRICES[::-1])
 """[P] float64, nats per share: the prices that belong to the points of `PriceCurve.rising`."""
-NET_RATES = np.full(len(AXES), 1 / len(AXES))
-"""What the whole of every axis is worth in net keep, the mean of the shares."""
 SAME_COSTS = (1.0,) * len(AXES)
 """Factors of level costs per axis that change nothing."""
 UNBIASED_STEPS = 16
@@ -57,18 +55,14 @@ class PriceCurve:
 
 
 def equal_prices(
-    curves: list[PriceCurve],
-    target: float,
-    rates: np.ndarray = NET_RATES,
-    fixed: float = 0.0,
-    factors: tuple[float, ...] = SAME_COSTS,
+    curves: list[PriceCurve], target: float, rates: np.ndarray, factors: tuple[float, ...] = SAME_COSTS
 ) -> Budget:
-    """The budget of cost fixed + sum of rates * shares = `target` at which every axis pays the same price for its cost;
-    the nearest there is.
+    """The budget of this share of the dense step's cost at which every axis pays the same price for its cost; the
+    nearest there is.
 
-    rates: per axis what the whole of it costs, in any unit, such as milliseconds; net keep by default. An axis of rate
-    0 saves nothing, so it stays at its highest share. factors: per axis what the level costs of its curve
-    are multiplied with.
+    rates: per axis what the whole of it costs, as a share of the dense step's cost; what they leave of 1 is spent in
+    any case. An axis of rate 0 saves nothing, so it stays at its highest share. factors: per axis what the level costs
+    of its curve are multiplied with.
     """
 
     ratio = rates / np.array(factors)
@@ -78,7 +72,7 @@ def equal_prices(
         return np.array([curve.share(price * rate) for curve, rate in zip(curves, ratio, strict=True)])
 
     def cost(spent: np.ndarray) -> float:
-        return fixed + float(rates @ spent)
+        return 1 - float(rates.sum()) + float(rates @ spent)
 
     least = ratio[rates > 0].min(initial=np.inf)
     low, high = 0.0, float(_PRICES[-1]) / max(float(least), _LEAST_RATE)

@@ -9,7 +9,15 @@ from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import as_numpy
 from solm.core.budget import Budget
 from solm.core.errors import PolicyMismatchError
-from solm.policies.priced import LevelCosts, PriceCurve, equal_prices, feasible_levels, nominal_share, without_bias
+from solm.policies.priced import (
+    SAME_COSTS,
+    LevelCosts,
+    PriceCurve,
+    equal_prices,
+    feasible_levels,
+    nominal_share,
+    without_bias,
+)
 from solm.policies.schedules import SHORTEST_HORIZON, Count, due_share
 from solm.policies.value_weights import ValueConfig as ValueConfig
 from solm.policies.value_weights import ValueWeights
@@ -94,14 +102,13 @@ class ValuePolicy:
         """Fitted numbers that are read at every step."""
         return self.weights.size
 
-    def budget(self, net: float) -> Budget:
-        """As `solm.core.budget.Split`."""
-        return equal_prices(self.curves, net)
-
-    def budget_of_cost(self, cost: float, levels: tuple[np.ndarray, ...], rates: np.ndarray, context: int) -> Budget:
+    def split(
+        self, cost: float, rates: np.ndarray, levels: tuple[np.ndarray, ...], context: int | None = None
+    ) -> Budget:
         """As `solm.core.budget.Split`."""
         curves = [self._realised_curve(axis, shares.tobytes()) for axis, shares in enumerate(levels)]
-        return equal_prices(curves, cost, rates, 1 - float(rates.sum()), self.weights.config.cost_factors(context))
+        factors = SAME_COSTS if context is None else self.weights.config.cost_factors(context)
+        return equal_prices(curves, cost, rates, factors)
 
     def _curve(self, axis: int, shares: bytes) -> PriceCurve:
         """The price curve of one axis at realised shares, float64. A server needs those of the same shares again and

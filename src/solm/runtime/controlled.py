@@ -90,8 +90,7 @@ class ControlledModel:
             self.check_space(policy.config.space)
             if not self.beside_engine:
                 policy.to(backend.device)
-        if self.sparsity.allocation is not None:
-            self.sparsity.allocation.check(backend.shapes.layers, backend.shapes.kv_heads)
+        self.sparsity.check(backend.shapes.layers, backend.shapes.kv_heads)
         if timings is not None:
             timings.check(self.name, backend.name)
         self._given = timings

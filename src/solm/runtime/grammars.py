@@ -7,8 +7,6 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from math import lcm
 from typing import Any
 
 import numpy as np
@@ -22,8 +20,6 @@ MAX_DEPTH = 32
 MAX_VALUES = 4_000
 """Values in a JSON schema: objects, arrays, texts, numbers."""
 MAX_ALTERNATIVES = 1_000
-_MAX_MULTIPLE = 10_000
-"""Of the least common multiple of all ``multipleOf`` in a schema, in their last place: a number has as many states."""
 _WHITESPACE = "[ \\n\\r\\t]{1,40}"
 """Between JSON's tokens: enough to indent, and not so much that a small model writes nothing else."""
 _EMBEDDED = re.compile(r"%\s*(json|regex)\b")
@@ -124,7 +120,7 @@ def quoted(text: str) -> str:
 
 def checked_schema(schema: Mapping[str, Any], strict: bool = True) -> dict[str, Any]:
     """A schema with the settings of `Grammar.json_schema`. Raises `GrammarError` where it is too large or too deep."""
-    values, level, steps = 0, [schema], list[Any]()
+    values, level = 0, [schema]
     for depth in range(MAX_DEPTH + 2):
         values += len(level)
         if values > MAX_VALUES:
@@ -133,9 +129,7 @@ def checked_schema(schema: Mapping[str, Any], strict: bool = True) -> dict[str, 
             break
         if depth > MAX_DEPTH:
             raise GrammarError(f"the schema is more than {MAX_DEPTH} levels deep")
-        steps += [value["multipleOf"] for value in level if isinstance(value, Mapping) and "multipleOf" in value]
         level = [inner for value in level for inner in _inner(value)]
-    _check_multiples(steps)
     known: dict[str, Any] = {name: value for name, value in schema.items() if name != "x-guidance"}
     try:
         _short(json.dumps(known, ensure_ascii=False, allow_nan=False, separators=(",", ":")))
@@ -148,20 +142,6 @@ def _inner(value: Any) -> list[Any]:
     if isinstance(value, Mapping):
         return list(value.values())
     return list(value) if isinstance(value, list | tuple) else []
-
-
-def _check_multiples(steps: list[Any]) -> None:
-    """Numbers are told apart by their remainders: bound how many there are."""
-    steps = [step for step in steps if type(step) in (int, float)]  # others are no schema, which llguidance says
-    if any(not 1e-9 <= step <= 1e9 for step in steps):
-        raise GrammarError("multipleOf must be from 1e-9 to 1e9")
-    numbers = [Decimal(repr(step)) for step in steps]
-    scale = 10 ** max([0, *(-int(number.normalize().as_tuple().exponent) for number in numbers)])
-    common = Decimal(lcm(*(int(number * scale) for number in numbers))).normalize() if numbers else Decimal(1)
-    if int("".join(map(str, common.as_tuple().digits))) > _MAX_MULTIPLE:
-        raise GrammarError(
-            f"multipleOf: the least common multiple must have at most {_MAX_MULTIPLE} steps of its last place"
-        )
 
 
 def _short(text: str) -> str:

@@ -42,8 +42,7 @@ class GenerateOptions:
             is measured.
         policy: ``policy`` (the loaded one), ``dense`` or ``static``, or a policy itself; by default the
             loaded one; without one, ``static`` where there is a budget, else ``dense``.
-        max_new_tokens: most tokens of the reply; by default 128.
-        max_length: most tokens of prompt and reply together, in place of `max_new_tokens`.
+        max_new_tokens: most tokens of the reply.
         reasoning_budget: the same for the thinking of a model that thinks before it answers; None: as `budget`.
         seed: of all random numbers.
         stop_strings: texts that end the reply, which still contains them.
@@ -61,8 +60,7 @@ class GenerateOptions:
     budget: BudgetLike = None
     policy: str | AnyPolicy | None = None
     reasoning_budget: BudgetLike = None
-    max_new_tokens: int | None = None
-    max_length: int | None = None
+    max_new_tokens: int = 128
     seed: int = 0
     stop_strings: str | list[str] | tuple[str, ...] = ()
     grammar: Grammar | None = None
@@ -89,20 +87,9 @@ class GenerateOptions:
             raise SolmError(f"grammar must be a solm.Grammar, such as Grammar.regex(...), got {kind}")
         if self.prediction is not None and not isinstance(self.prediction, str):
             raise SolmError(f"prediction must be a text, got {self.prediction!r}")
+        if not isinstance(self.max_new_tokens, Integral) or self.max_new_tokens < 1:
+            raise SolmError(f"max_new_tokens must be a whole number of at least 1, got {self.max_new_tokens!r}")
         guess_count(self.guess, exact=True)
-
-    def longest(self, prompt: int) -> int:
-        """How many tokens a reply to `prompt` tokens may have. Raises `SolmError` for an impossible length."""
-        if self.max_length is not None:
-            if self.max_new_tokens is not None:
-                raise SolmError("max_new_tokens and max_length say the same thing twice; give one of them")
-            if not isinstance(self.max_length, Integral) or self.max_length <= prompt:
-                raise SolmError(f"max_length must be above the {prompt} tokens of the prompt, got {self.max_length!r}")
-            return self.max_length - prompt
-        longest = 128 if self.max_new_tokens is None else self.max_new_tokens
-        if not isinstance(longest, Integral) or longest < 1:
-            raise SolmError(f"max_new_tokens must be a whole number of at least 1, got {longest!r}")
-        return longest
 
 
 class LanguageModel(ControlledModel):
@@ -267,8 +254,7 @@ class LanguageModel(ControlledModel):
             lm = lm.timed_for(each)
         if lm is not self and (options.policy is None or isinstance(options.policy, str)):
             return lm._started(ids, options, read_text)
-        prompt = ids.shape[1]
-        longest = options.longest(prompt)
+        prompt, longest = ids.shape[1], options.max_new_tokens
         for name in ("stop_strings", "prediction"):
             if getattr(options, name) and self.tokenizer is None:
                 raise SolmError(f"{name} needs a tokenizer; pass one to attach")

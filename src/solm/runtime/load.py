@@ -44,7 +44,6 @@ def load(
     tokenizer: Any = None,
     sparsity: SparsityConfig | str | None = None,
     dtype: "str | torch.dtype" = "auto",
-    torch_dtype: "str | torch.dtype | None" = None,
     device: str | None = None,
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
@@ -68,7 +67,6 @@ def load(
         sparsity: how actions are carried out, a config or the name of a preset; by default the policy's own, else
             preset ``cpu`` on the cpu backend and ``default`` on torch.
         dtype: of the torch backend: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or a dtype of torch.
-        torch_dtype: an older name of `dtype`.
         device: such as ``cuda:1``; by default the accelerator, else the CPU.
         device_map: instead of `device`, how layers are spread over devices, as for transformers: ``auto``, a device, or
             devices by module name.
@@ -92,10 +90,6 @@ def load(
         SolmError: subclasses for an unknown model, an unsupported family, a damaged or mismatched policy. Whatever can
             be checked before weights are read is checked then; `argument` of the error names what is wrong.
     """
-    if torch_dtype is not None:
-        if dtype != "auto":
-            raise SolmError("dtype and torch_dtype say the same thing twice; give one of them")
-        dtype = torch_dtype
     prepared = Prepared(
         str(model), policy, tokenizer=tokenizer, sparsity=sparsity, dtype=dtype, device=device, device_map=device_map,
         revision=revision, trust_remote_code=trust_remote_code, backend=backend, precision=precision,

@@ -10,16 +10,14 @@ from safetensors.torch import load_file, save_file
 from helpers.texts import FISH, FOX
 from helpers.training import run, tiny_config
 from solm.core.errors import DamagedFileError, RunMismatchError
-from solm.core.interrupt import Interrupted
 from solm.evaluation.texts import stream_of
 from solm.paper.run_folder import Run, run_folder
 
 
 def test_interrupted_and_resumed_equals_uninterrupted_bitwise(tmp_path, byte_tokenizer):
     whole = run(tmp_path, "whole", byte_tokenizer)
-    with pytest.raises(Interrupted) as stopped:
+    with pytest.raises(KeyboardInterrupt):
         run(tmp_path, "parts", byte_tokenizer, stop_after=3)
-    assert stopped.value.exit_code == 130
     resumed = run(tmp_path, "parts", byte_tokenizer)
     assert any((value != 0).any() for name, value in whole.items() if name == "head.weight")
     for name, value in whole.items():

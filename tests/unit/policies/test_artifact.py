@@ -143,7 +143,7 @@ CONFIG_CHANGES = [
     (_set("network.width", 24), r"head.weight of the policy has shape \[3, 16\]; it must be \[3, 24\]"),
     (lambda config: config["sparsity"]["allocation"].update(
         {name: config["sparsity"]["allocation"][name][:1] for name in ("attention", "mlp", "hidden")}),
-     "allocation is of a model of 1 layers, this one has 2"),
+     "allocation of 1 layers: the model has 2"),
 ]  # fmt: skip
 
 
@@ -179,7 +179,7 @@ def test_what_needs_the_model_is_refused_when_it_is_attached(saved, tmp_path):
         allocation["attention"] = allocation["attention"][:1] * 6
 
     trained = TrainedPolicy.from_pretrained(altered(saved, tmp_path / "heads", heads))
-    with pytest.raises(PolicyMismatchError, match="allocation is of a model of 3 KV heads, this one has 2"):
+    with pytest.raises(PolicyMismatchError, match="allocation of 3 KV heads: the model has 2"):
         solm.attach(tiny_model("llama", torch.float32), trained)
 
 

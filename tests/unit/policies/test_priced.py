@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from helpers.policies import SPACE, allocate, network, shares_of
-from solm.core.budget import Ledger
+from solm.core.budget import NET_RATES, Ledger
 from solm.policies.priced import PriceCurve, equal_prices
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy
@@ -78,7 +78,7 @@ def test_a_net_keep_is_split_at_one_price():
     with torch.no_grad():
         for known, costs in zip(cheap.level_costs, ([1.0, 0.4], [0.1, 0.04], [0.0, 0.0]), strict=True):
             known.copy_(torch.tensor(costs))
-    budget = ValuePolicy(cheap, SPACE).budget(0.6)
+    budget = ValuePolicy(cheap, SPACE).split(0.6, NET_RATES, SPACE.shares)
     assert budget.net == pytest.approx(0.6, abs=1e-6)
     assert budget.attention > budget.mlp > budget.bits / 16 == 5 / 16
 
@@ -90,14 +90,14 @@ def test_an_axis_that_saves_little_is_spent_less():
     costs = (1 + torch.rand(4000, 1, generator=generator)) * torch.tensor([0.5, 0.2, 0.05, 0.0])
     curves = [PriceCurve(costs, shares), PriceCurve(costs, shares), PriceCurve(torch.zeros(1, 1), torch.ones(1))]
     rates = np.array([0.1, 0.4, 0.0])
-    budget = equal_prices(curves, 0.85, rates, 0.5)
+    budget = equal_prices(curves, 0.85, rates)
     assert 0.5 + 0.1 * budget.attention + 0.4 * budget.mlp == pytest.approx(0.85, abs=1e-6)
     assert budget.mlp < budget.attention - 0.1
-    idle = equal_prices(curves, 0.85, np.array([0.0, 0.5, 0.0]), 0.5)
+    idle = equal_prices(curves, 0.85, np.array([0.0, 0.5, 0.0]))
     assert (idle.attention, idle.mlp) == (1, pytest.approx(0.7, abs=1e-6))
-    dearer = equal_prices(curves, 0.85, rates, 0.5, (0.1, 1.0, 1.0))
+    dearer = equal_prices(curves, 0.85, rates, (0.1, 1.0, 1.0))
     assert dearer.attention < budget.attention - 0.1, "an axis that loses a tenth is cut more"
     assert dearer.mlp > budget.mlp
-    assert equal_prices(curves, 0.85, rates, 0.5, (7.0, 7.0, 7.0)).shares == pytest.approx(budget.shares, abs=1e-6)
-    floor = equal_prices(curves, 0.1, rates, 0.5)
+    assert equal_prices(curves, 0.85, rates, (7.0, 7.0, 7.0)).shares == pytest.approx(budget.shares, abs=1e-6)
+    floor = equal_prices(curves, 0.1, rates)
     assert (floor.attention, floor.mlp) == pytest.approx((0.4, 0.4))

@@ -13,7 +13,7 @@ import solm
 from helpers.policies import SPARSITY, under_values
 from helpers.timings import made_curve, made_timings
 from solm.core.actions import AXES, ActionSpace
-from solm.core.budget import Budget, Budgets, mean_terms
+from solm.core.budget import NET_RATES, Budget, Budgets, mean_terms
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
@@ -83,7 +83,8 @@ def test_without_a_policy_every_axis_is_at_the_same_fraction_of_what_it_realises
 
 
 def test_net_keep_follows_the_price_split_of_a_value_policy(value_lm):
-    assert value_lm.budget("keep=0.6") == value_lm.trained.budget(0.6) == value_lm.trained.policy().budget(0.6)
+    policy = value_lm.policy()
+    assert value_lm.budget("keep=0.6") == policy.split(0.6, NET_RATES, policy.space.shares)
 
 
 def test_the_policys_own_weights_are_charged(value_lm):

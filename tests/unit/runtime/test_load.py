@@ -11,7 +11,7 @@ from helpers.models import tiny_model
 from solm.core.errors import SolmError
 
 
-@pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"dtype": torch.bfloat16}, {"torch_dtype": torch.bfloat16}])
+@pytest.mark.parametrize("given", [{"dtype": "bfloat16"}, {"dtype": torch.bfloat16}])
 def test_a_dtype_is_a_name_or_torchs_own(tiny_folder, given):
     with solm.load(tiny_folder, backend="torch", **given) as lm:
         assert lm.model.dtype == torch.bfloat16
@@ -55,8 +55,7 @@ def test_mistakes_are_found_before_weights_are_read(tmp_path, tiny_folder, monke
         (tiny_folder, {"policy": "auto"}, "no policy ships for this llama model; solm fit makes one for any"),
         (tiny_folder, {"dtype": "float8"}, "unknown dtype 'float8'; choose one of auto, float32, bfloat16, float16"),
         (tiny_folder, {"dtype": torch.int8}, "unknown dtype 'int8'"),
-        (tiny_folder, {"torch_dtype": "half"}, "unknown dtype 'half'"),
-        (tiny_folder, {"dtype": "float32", "torch_dtype": "float32"}, "dtype and torch_dtype say the same thing twice"),
+        (tiny_folder, {"dtype": "half"}, "unknown dtype 'half'"),
         (tiny_folder, {"device": "gpu"}, "device 'gpu' cannot be used here: "),
         (tiny_folder, {"device": "cuda:99"}, "device 'cuda:99' cannot be used here: "),
         (tiny_folder, {"device": "cpu", "device_map": "auto"}, "device_map and device say the same thing"),

@@ -48,7 +48,7 @@ def test_a_damaged_file_is_refused(tmp_path, change):
     with pytest.raises(DamagedFileError):
         read_model(path, StepClock)
     path.write_text('{"attention_ms": []}')
-    with pytest.raises(DamagedFileError, match="older form; measure again with solm bench"):
+    with pytest.raises(DamagedFileError, match="damaged or of another version"):
         read_model(path, StepClock)
 
 

@@ -108,11 +108,10 @@ class Plan:
 def make_plan(keep: np.ndarray, kv_length: np.ndarray, sparsity: SparsityConfig, shapes: ModelShapes) -> Plan:
     """The plan of a pass whose N × Q steps see kv_length [N, Q] keys under actions keep [N, Q, 3] (κ, ρ, bits).
 
-    Raises `PolicyMismatchError` where the thresholds are of a model with another number of layers.
+    Raises `PolicyMismatchError` where allocation or thresholds are of a model with another number of layers.
     """
     thresholds, allocation = sparsity.thresholds, sparsity.allocation
-    if thresholds is not None:
-        thresholds.check(shapes.layers)
+    sparsity.check(shapes.layers)
     attention, mlp, bits = np.moveaxis(keep, -1, 0)
     window_start, pages, read = kv_budget(attention, kv_length, sparsity)
     computed, kept = realised_mlp(mlp, sparsity, shapes), site_shares(mlp, sparsity)
