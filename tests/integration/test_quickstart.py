@@ -9,7 +9,7 @@ import solm
 from helpers.models import tiny_model
 from helpers.policies import under_values
 from helpers.timings import as_measured, made_clock, made_curve
-from solm import quickstart
+from solm.cli import quickstart
 from solm.core.sparsity import SparsityConfig
 from solm.policies.artifact import TrainedPolicy
 
@@ -45,14 +45,16 @@ def test_the_quickstart_decodes_fits_compares_and_goes_on(small, tmp_path):
         stages.append(stage)
 
     speeds = quickstart.decode(progress)
-    assert [one.budget for one in speeds.replies] == [None, 0.95, 0.9]
-    assert speeds.replies[0].same == speeds.replies[0].tokens > 0
-    result = quickstart.fitted(tmp_path / "fit", 0.02, progress, lambda line: None)
-    assert quickstart.answered(str(tmp_path / "fit" / "policy"), progress).tokens
+    assert [one["budget"] for one in speeds] == [None, 0.95, 0.9]
+    assert speeds[0]["ms_per_token"] > 0
+    result = quickstart.fitted(tmp_path / "fit", 0.02, progress)
+    assert quickstart.answered(str(tmp_path / "fit" / "policy"), progress)["text"]
     assert (tmp_path / "fit" / "report.html").is_file()
-    assert len(quickstart.summary(speeds, result)) > len(quickstart.summary(speeds, None)) > 0
     assert "fit: samples" in stages
 
     stages.clear()
-    assert quickstart.fitted(tmp_path / "fit", 0.02, progress, lambda line: None) == result
+    assert quickstart.fitted(tmp_path / "fit", 0.02, progress) == result
     assert not [stage for stage in stages if stage.startswith("fit: ")], "a finished fit is reused"
+    finished = quickstart.quickstart(tmp_path, 0.02)
+    assert finished.content["policy"] == str(tmp_path / "fit" / "policy")
+    assert finished.content["speeds"][0]["bytes"] == 1

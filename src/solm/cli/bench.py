@@ -9,17 +9,13 @@ import typer
 from solm.cli import checks
 from solm.cli.options import ModelOptions
 from solm.cli.output import Progress, Result, read_weights, table
-from solm.core.errors import SolmError, argument, counted
+from solm.core.errors import SolmError, argument
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from solm.core.clock import StepClock
 
-_ACCEPTED = (0.5, 0.7, 0.8, 0.9, 0.95)
-"""Shares of guesses that are accepted."""
-_STEPS = 16
-"""Positions that the timed passes need after a context."""
 _PAGES, _CHANNELS = (0.1, 0.2, 0.4), (0.4, 0.6, 0.8)
 """Shares read whose times are shown, the other axis dense."""
 
@@ -28,11 +24,10 @@ def bench(
     model: ModelOptions,
     policy: str | None = None,
     context: str = "64,1024,4096",
-    rounds: Annotated[int, typer.Option(min=1, max=1000)] = 5,
+    seconds: Annotated[float, typer.Option(min=1, max=1000)] = 5,
     out: Path | None = None,
 ) -> Result:
-    """Measure this machine: milliseconds of dense steps and of steps that leave something out, and of passes that
-    verify guesses.
+    """Measure this machine: milliseconds of dense steps, and of steps that leave something out.
 
     \b
     Examples:
@@ -40,61 +35,26 @@ def bench(
       solm generate --policy builtin:smollm2-135m-cpu --timings timings.json --budget ms=2.5 "Why?"
 
     Args:
-        context: Context lengths, in tokens, whose steps are shown and at which passes are timed.
-        rounds: Rounds of passes, in each of which all take turns, and seconds for which steps are timed.
+        context: Context lengths, in tokens, whose steps are shown.
+        seconds: How long steps are timed.
         out: Write the times of steps here, for --timings.
     """
-    import torch
-
     from solm.core.files import write_text
-    from solm.evaluation.texts import token_stream
-    from solm.runtime.clock import PASSES, measure_clock, pass_milliseconds
+    from solm.runtime.clock import measure_clock
 
     checks.out_file(out)
     with argument("context"):
         lengths = _counts(context)
     prepared = model.prepare(policy)
     with argument("context"):
-        prepared.check_room(lengths[-1] + _STEPS)
+        prepared.check_room(lengths[-1])
     lm = read_weights(prepared)
-    longest, generator = lengths[-1] + max(PASSES), torch.Generator().manual_seed(0)
-    tokens = token_stream("pydoc:train", lm.tokenizer).spaced(1, longest, generator)
     with Progress() as progress:
         lm = lm.timed(progress.show)  # with a calibration, as replies under budgets in time
-        measured = measure_clock(lm, progress.show, float(rounds))
-        progress.show("measuring passes", 0, None)
-        passes = {length: pass_milliseconds(lm, tokens, length, rounds) for length in lengths}
+        measured = measure_clock(lm, progress.show, seconds)
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
-    paying = {length: _paying(times) for length, times in passes.items()}
-    content = measured.model_dump(mode="json") | {"pass_ms": passes, "guesses_that_pay": paying}
-    return Result(content, [_table(measured, lengths), _pass_table(passes, paying)])
-
-
-def _paying(times: dict[int, float]) -> dict[float, int]:
-    """How many guesses would be made before every pass, by how often one is accepted."""
-    from solm.runtime.guess import Guesser
-
-    guesser = Guesser()
-    for count, milliseconds in [*times.items()] * 50:  # after which nothing is left of what is known before
-        guesser.passed(count, milliseconds / 1000)
-    return {accepted: guesser.paying(accepted) for accepted in _ACCEPTED}
-
-
-def _pass_table(passes: dict[int, dict[int, float]], paying: dict[int, dict[float, int]]) -> "Table":
-    """Milliseconds and the factor to one token, by tokens of a pass; and what is guessed then."""
-    rows = [
-        [
-            counted(count, "token"),
-            *(f"{times[count]:.2f} ({times[count] / times[1]:.2f} x)" for times in passes.values()),
-        ]
-        for count in passes[min(passes)]
-    ]
-    rows += [
-        [f"guesses made where {accepted:.0%} are accepted", *(str(counts[accepted]) for counts in paying.values())]
-        for accepted in _ACCEPTED
-    ]
-    return table("milliseconds per pass", ["", *(f"context {seen}" for seen in passes)], rows)
+    return Result(measured.model_dump(mode="json"), [_table(measured, lengths)])
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -1,7 +1,5 @@
 """What commands check before anything slow: settings, files to write, texts to read. Errors name the option."""
 
-import errno
-import os
 import re
 import tempfile
 from collections.abc import Mapping
@@ -54,15 +52,20 @@ def plain(words: str) -> str:
 
 
 def out_file(path: Path | None) -> None:
-    """Check that a file can be written at `path` of --out."""
+    """Check that a file can be written at `path` of --out. Devices and pipes are not opened before they are written."""
     if path is None:
         return
     if path.is_dir():
         raise SolmError(f"--out: {path} is a folder; give a file")
     if not is_stream(path):
         out_folder(place_of(path).parent, path)
-    elif not os.access(path, os.W_OK):
-        raise SolmError(f"--out: cannot write {path}: {os.strerror(errno.EACCES)}")
+
+
+def fit_options(out: Path, minutes: float | None) -> None:
+    """Check the folder and the minutes of a fit."""
+    if minutes is not None and not 0 < minutes <= 10_000:
+        raise SolmError(f"--minutes: {minutes:g} is out of range: it must be above 0 and at most 10000")
+    out_folder(out)
 
 
 def out_folder(folder: Path, path: Path | None = None) -> None:

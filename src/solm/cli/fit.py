@@ -8,7 +8,6 @@ from solm.cli import checks
 from solm.cli.options import ModelOptions, Seed
 from solm.cli.output import Progress, Result, read_weights, say, table
 from solm.core.curve import COLUMNS
-from solm.core.errors import SolmError
 
 _LEAST_TOKENS = 2056
 """Of every source; see `solm.fit.texts.Texts`."""
@@ -48,9 +47,7 @@ def fit(
     from solm.fit.texts import sample
     from solm.policies.artifact import TrainedPolicy
 
-    if minutes is not None and not 0 < minutes <= 10_000:
-        raise SolmError(f"--minutes: {minutes:g} is out of range: it must be above 0 and at most 10000")
-    checks.out_folder(out)
+    checks.fit_options(out, minutes)
     prepared = ModelOptions(
         model, backend="cpu", precision=precision, kv_cache_dtype=kv_cache_dtype, revision=revision,
         trust_remote_code=trust_remote_code,

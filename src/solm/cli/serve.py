@@ -25,9 +25,6 @@ _GIB = 1 << 30
 _LEAST_WEIGHT = 0.5
 """Bytes: weights of 4 bits."""
 
-MOST_TEMPLATE = 1 << 20
-"""Bytes of a chat template."""
-
 
 def serve(
     model: ModelOptions,
@@ -73,8 +70,7 @@ def serve(
         api_key: API key, as SECRET or NAME:SECRET; may be repeated. Other users of this machine can read it in the list
             of processes, unlike SOLM_API_KEYS.
         set: Another setting as NAME=VALUE, such as max_waiting=64, prefix_mb=512, drain_seconds=5, ignore_unknown=true,
-            open_metrics=true, root_path=/llm, allow_origins=https://example.org, priority_floors.low=0.5 or
-            key_floors.alice=0.8; may be repeated.
+            open_metrics=true, priority_floors.low=0.5 or key_floors.alice=0.8; may be repeated.
     """
     try:
         import uvicorn
@@ -104,8 +100,6 @@ def serve(
             prepared.check_room(max_model_len)
     chosen = _rows_that_fit(prepared, chosen, explicit=max_rows is not None)
     place = _place(host, port, uds)
-    if chosen.chat_template is not None:
-        _use_template(prepared.tokenizer, chosen.chat_template)
     local = ("127.0.0.1", "localhost", "::1")
     shown = f"[{host}]" if ":" in host else host
     address = f"http://{shown}:{port}" if uds is None else f"unix:{uds}"
@@ -234,18 +228,3 @@ def _place(host: str, port: int, uds: Path | None) -> socket.socket:
     if uds is not None:
         uds.chmod(0o666)  # as uvicorn does
     return place
-
-
-def _use_template(tokenizer: Any, path: Path) -> None:
-    """Give the tokenizer the chat template in a file, which one message of a user is put through."""
-    from solm.runtime.prompts import chat_tokens
-
-    try:
-        with path.open("rb") as file:
-            data = file.read(MOST_TEMPLATE + 1)
-        if len(data) > MOST_TEMPLATE:
-            raise SolmError(f"a chat template has at most {MOST_TEMPLATE:,} bytes")
-        tokenizer.chat_template = data.decode()
-        chat_tokens(tokenizer, [{"role": "user", "content": "Hello"}])
-    except Exception as error:  # templates are programs, and fail in many ways
-        raise SolmError(f"--set chat_template: {path} cannot be used: {error}") from error

@@ -1,13 +1,10 @@
-"""An evaluation as a table in the terminal, as a verdict in words, as a picture, and as a page of all of these."""
+"""An evaluation as a table in the terminal, as a verdict in words, and as a page of both."""
 
-import base64
 import io
 from collections.abc import Callable
 from html import escape
 from itertools import groupby
-from typing import Any
 
-import numpy as np
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
@@ -15,11 +12,6 @@ from rich.table import Table
 from solm.core.actions import AXES
 from solm.core.errors import counted
 from solm.evaluation.result import Difference, EvaluationResult, Point
-
-COLOURS = {
-    "policy": "#0b7285", "allocated": "#e8590c", "uniform": "#a61e4d", "random": "#868e96", "constant": "#364fc7",
-    "teal": "#343a40", "upper-bits": "#0ca678",
-}  # fmt: skip
 
 _MISSED = 0.02
 """Beyond this far from its budget, an arm has missed it."""
@@ -115,55 +107,10 @@ def _decided(differences: dict[str, Difference | None]) -> tuple[list[str], list
     return [arm for arm in known if known[arm].high < 0], [arm for arm in known if known[arm].low > 0]
 
 
-def plot(result: EvaluationResult) -> bytes:
-    """A PNG of perplexity against what was spent, in the currency of the budgets. An arm's bar is where the policy's
-    paired 95 % interval puts it as seen from the policy; without a policy, the interval over texts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure: Any
-    axes: Any
-    figure, axes = plt.subplots(figsize=(6, 4.4), dpi=150)  # small, so that words stay readable on a phone
-    arms = dict.fromkeys(point.arm for point in result.points if point.arm != "dense")
-    for shift, arm in enumerate(arms):
-        points = sorted((p for p in result.points if p.arm == arm), key=result.spent)
-        middle = np.exp([p.nats for p in points])
-        low, high = np.exp([_ends(result, p) for p in points]).T
-        # Side by side, since matched arms would hide one another.
-        x = np.array([result.spent(p) for p in points]) + 0.002 * (shift - len(arms) / 2)
-        axes.errorbar(
-            x, middle, yerr=np.clip([middle - low, high - middle], 0, None), label=arm, marker="o", capsize=3, lw=1.5,
-            color=COLOURS.get(arm, "#adb5bd"),
-        )  # fmt: skip
-    dense = next(point for point in result.points if point.arm == "dense")
-    axes.axhline(dense.perplexity, color="#495057", ls="--", lw=1, label="dense")
-    axes.set_xlabel(f"realised {result.currency} (arms side by side)")
-    axes.set_ylabel("perplexity")
-    axes.grid(alpha=0.25)
-    axes.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    plt.close(figure)
-    return buffer.getvalue()
-
-
-def _ends(result: EvaluationResult, point: Point) -> tuple[float, float]:
-    """The ends of a point's bar, in nats."""
-    policy = result.arm("policy", point.budget)
-    if policy is None:
-        return point.low, point.high
-    if point.difference is None or not np.isfinite(point.difference.low):
-        return point.nats, point.nats
-    return policy.nats - point.difference.high, policy.nats - point.difference.low
-
-
 _HEAD = """<!doctype html><html lang=en><meta charset=utf-8>
 <meta name=viewport content='width=device-width,initial-scale=1'><title>solm results</title><style>
 body{font:16px/1.55 system-ui,sans-serif;color:#212529;background:#fff;max-width:78rem;margin:0 auto;padding:1rem}
-p,li{max-width:46rem;overflow-wrap:anywhere}img{max-width:100%}pre{overflow-x:auto;font-size:.75rem;line-height:1.4}
+p,li{max-width:46rem;overflow-wrap:anywhere}pre{overflow-x:auto;font-size:.75rem;line-height:1.4}
 </style><h1>Results</h1><p>Every arm saw the same tokens. Differences are policy minus arm with paired bootstrap 95 %
 intervals. Divergence: how far an arm's predictions lie from those of dense steps, as KL in nats per token.</p>"""
 
@@ -176,7 +123,6 @@ def page(found: list[tuple[str, EvaluationResult]]) -> str:
         levels = "; ".join(f"{axis} {', '.join(f'{level:g}' for level in s['space'][axis])}" for axis in AXES)
         console = Console(record=True, width=200, file=io.StringIO())
         console.print(table(result))
-        picture = base64.b64encode(plot(result)).decode()
         facts = (
             f"{s['model']} ({s['dtype']}), {counted(s['texts'], 'text')} of {s['length']} tokens after {s['context']} "
             f"dense ones, {s['data']}. {levels}. Commit {made['commit']}, {made['machine']['processor']}: "
@@ -184,6 +130,5 @@ def page(found: list[tuple[str, EvaluationResult]]) -> str:
         )
         parts += [f"<h2>{escape(name)}</h2><p>{escape(facts)}</p><ul>"]
         parts += [f"<li>{escape(line)}</li>" for line in verdict(result)]
-        parts += [f"</ul><p><img alt='perplexity by budget' src='data:image/png;base64,{picture}'></p>"]
-        parts += [console.export_html(code_format="<pre>{code}</pre>", inline_styles=True)]
+        parts += ["</ul>", console.export_html(code_format="<pre>{code}</pre>", inline_styles=True)]
     return "\n".join(parts) + "\n"

@@ -1,6 +1,5 @@
 """`fit`: all phases of a fit, in order, in one folder that an interrupted run goes on in."""
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,9 +51,8 @@ def fit(
     """Fit a policy to a model without one, in the folder `out`, and compare it; the comparison after the context that
     it was learned after.
 
-    ``out/policy`` holds the policy, its card and its curve, ``out/report.html`` the comparison as a page (where
-    matplotlib is installed). Phases whose output is whole are skipped. A phase that was interrupted goes on where it
-    stopped, but for the timings.
+    ``out/policy`` holds the policy, its card and its curve, ``out/report.html`` the comparison as a page. Phases
+    whose output is whole are skipped. A phase that was interrupted goes on where it stopped, but for the timings.
 
     minutes: in all, on this machine; by default by the model's size. report: how far it is. remark: gets the plan and
     what is worth saying, in lines. strict: refuse minutes that are too few instead of taking longer.
@@ -91,8 +89,7 @@ def fit(
             if stop and name != ORDER[-1][0]:
                 raise Interrupted(stop[0])
         results = evaluations(job)
-        if importlib.util.find_spec("matplotlib") is not None:
-            folder.phase("report", files.REPORT, [files.EVALUATION], lambda: write_report(job))
+        folder.phase("report", files.REPORT, [files.EVALUATION], lambda: write_report(job))
         spent = sum(folder.seconds.values()) / 60
         remark(f"took {counted(round(spent, 1), 'minute')} in all")
     return results[0]

@@ -12,12 +12,11 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse, JSONResponse, PlainTextResponse, StreamingResponse
 from pydantic_core import to_json
 from starlette.concurrency import run_in_threadpool
-from starlette.middleware.cors import CORSMiddleware
 
 from solm.serving import settings as limits
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
-from solm.serving.http import HEADERS, OPEN, RequestMiddleware, describe, hung_up, read_body, takes
+from solm.serving.http import OPEN, RequestMiddleware, describe, hung_up, read_body, takes
 from solm.serving.infill import InfillRequest, InfillWriter
 from solm.serving.logs import SpanSender, tracing_wanted
 from solm.serving.responses import ResponsesRequest, ResponseWriter, renamed
@@ -35,8 +34,7 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     """The application. With any key in `service.keys` every route but those under `/health` requires one, and
     `/metrics` by `service.settings`.
 
-    hosts: accepted names in the Host header, None: any (see `RequestMiddleware`). Paths may come with the root path of
-    `service.settings` or without.
+    hosts: accepted names in the Host header, None: any (see `RequestMiddleware`).
     """
     settings = service.settings
     spans = SpanSender() if tracing_wanted() else None
@@ -52,20 +50,12 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
             await run_in_threadpool(spans.close)
         gc.unfreeze()
 
-    app = FastAPI(
-        title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None,
-        root_path=settings.root_path,
-    )  # fmt: skip
+    app = FastAPI(title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None)
     handle_errors(app)
     app.add_middleware(
         RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans,
         unlocked=(*OPEN, "/metrics") if settings.open_metrics else OPEN,
     )  # fmt: skip
-    if settings.allow_origins:  # around the other one: browsers send no key when they ask what is allowed
-        app.add_middleware(
-            CORSMiddleware, allow_origins=settings.allow_origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-            expose_headers=HEADERS,
-        )  # fmt: skip
     _add_health(app, service)
     _add_page(app)
     ignore = settings.ignore_unknown

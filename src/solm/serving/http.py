@@ -29,8 +29,7 @@ _MOST_NAMES = 16
 """Ignored fields that are named to the client."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _IDENTITY, _IGNORED = "x-request-id", "x-solm-ignored"
-HEADERS = [_IDENTITY, _IGNORED]
-"""What answers carry beside the usual headers: the number of the request in the log, and fields that were ignored."""
+"""Headers of answers: the number of the request in the log, and fields that were ignored."""
 
 
 class RequestMiddleware:
@@ -73,8 +72,7 @@ class RequestMiddleware:
             await send(message)
 
         headers = dict(scope["headers"])
-        # With a root path, paths may come with it or without.
-        is_open = scope["path"].removeprefix(scope.get("root_path", "")) in self.unlocked
+        is_open = scope["path"] in self.unlocked
         try:
             answer, key = self.app, find_key(self.keys, headers.get(b"authorization", b""))
             if not self._named(headers.get(b"host", b"")):

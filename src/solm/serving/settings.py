@@ -1,18 +1,14 @@
 """Limits and defaults of a server. Every one is checked, stated in `/health` and may be set on the command line."""
 
-import re
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 """Classes of requests by rank: later ones get a free place first, and keep their budgets longest under load."""
-
-_ORIGIN = re.compile(r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:]+\])(:[0-9]+)?")
 
 
 class ServeSettings(BaseModel):
@@ -48,24 +44,8 @@ class ServeSettings(BaseModel):
     """As `slo_floor`, for requests under a named API key."""
     key_priorities: dict[str, Priority] = Field(default_factory=dict, exclude=True)
     """Priority of requests under a named API key that name none, and the highest that they may name."""
-    chat_template: Path | None = Field(None, exclude=True)
-    """File of a chat template in place of the model's own."""
     open_metrics: bool = Field(False, exclude=True)
     """Whether `/metrics` needs no API key, for routers and scrapers that can send none."""
-    root_path: str = Field("", exclude=True, pattern=r"^(/[A-Za-z0-9._~-]+)*$")
-    """Prefix that a proxy puts before all paths, such as ``/llm``, without a slash at its end."""
-    allow_origins: tuple[str, ...] = Field((), exclude=True)
-    """Sites whose pages may call the API from a browser (CORS), such as ``https://example.org``, or ``*``; in a text
-    separated by commas."""
-
-    @field_validator("allow_origins", mode="before")
-    @classmethod
-    def _check_origins(cls, given: Any) -> Any:
-        origins = given.split(",") if isinstance(given, str) else given
-        for origin in origins:
-            if origin != "*" and not _ORIGIN.fullmatch(origin):
-                raise ValueError(f"{origin!r} is neither * nor an origin such as https://example.org")
-        return origins
 
 
 MAX_BODY = 1 << 20

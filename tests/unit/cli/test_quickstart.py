@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from solm import quickstart
+from solm.cli import quickstart
 from solm.cli.main import main
 from solm.core.interrupt import SIGTERM_CODE, Interrupted
 

@@ -6,7 +6,7 @@ import pytest
 
 from solm.backends import machine
 from solm.backends.cpu.files.layout import cache_memory
-from solm.cli.serve import MOST_TEMPLATE, _api_keys, _rows_that_fit, _use_template
+from solm.cli.serve import _api_keys, _rows_that_fit
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.runtime.load import ModelFacts
@@ -52,35 +52,3 @@ def test_keys_come_from_two_places_and_their_floors_and_priorities_from_settings
         ApiKey("one"), ApiKey("two", "a", 0.7), ApiKey("three", "b", None, "low"),
     ]  # fmt: skip
     assert not {"key_floors", "key_priorities"} & ServeSettings().model_dump().keys(), "/health names no keys"
-
-
-def test_chat_templates(tmp_path, byte_tokenizer, monkeypatch):
-    monkeypatch.setattr(byte_tokenizer, "chat_template", None)
-    path = tmp_path / "a.jinja"
-    path.write_text("{% for m in messages %}{{ bos_token + m.content + eos_token }}{% endfor %}")
-    _use_template(byte_tokenizer, path)
-    assert byte_tokenizer.chat_template == path.read_text()
-    for text in (b"{{ 1 / 0 }}", b"\xff", b"{{ raise_exception('no') }}"):
-        path.write_bytes(text)
-        with pytest.raises(SolmError, match="--set chat_template: "):
-            _use_template(byte_tokenizer, path)
-
-
-@pytest.mark.parametrize("origin", ["", "example.org", "https://a.org/", "ftp://a", "https://", "http://[", "null"])
-def test_what_is_no_origin_is_refused_beside_what_is_one(origin):
-    assert _built(allow_origins="*,https://example.org,http://localhost:5173,http://[::1]:80") is not None
-    assert _built(allow_origins=["*", origin]) is None
-
-
-def _built(**settings) -> ServeSettings | None:
-    try:
-        return ServeSettings(**settings)
-    except ValueError:
-        return None
-
-
-def test_a_chat_template_has_a_largest_size(tmp_path, byte_tokenizer):
-    path = tmp_path / "large.jinja"
-    path.write_bytes(b"x" * (MOST_TEMPLATE + 1))
-    with pytest.raises(SolmError, match="at most 1,048,576 bytes"):
-        _use_template(byte_tokenizer, path)

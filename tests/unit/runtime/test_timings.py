@@ -61,11 +61,9 @@ def test_the_command_measures_and_its_file_is_used(tiny_folder, tmp_path, monkey
 
     out = tmp_path / "timings.json"
     common = ["--model", tiny_folder, "--backend", "torch"]
-    code, said = solm("bench", *common, "--context", "90,200", "--rounds", "1", "--out", out)
+    code, said = solm("bench", *common, "--context", "90,200", "--seconds", "1", "--out", out)
     assert not code, said.err
     assert "pages 0.1, MLP 0.4" in said.out
-    assert "16 tokens" in said.out
-    assert "guesses made where 90% are accepted" in said.out
     assert "context 200" in said.out
     assert read_model(out, StepClock).contexts[0] == 64
     code, said = solm("generate", *common, "--timings", out, "--budget", "ms=1000", "--max-new-tokens", "4", "hi")
