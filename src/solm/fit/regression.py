@@ -31,19 +31,10 @@ _LEAST = 1e-3
 """Nats that every action is taken to cost at least: the deviance needs positive means."""
 _LEAST_COST = 1e-6
 """Nats that a level is taken to cost at least where it divides."""
+_RARE = 50
+"""Rows of an action below which its variance is that of all rows."""
 _FIRST_INTERFERENCE = 0.05
 """Nats at which the parameter `interference` starts."""
-
-
-@dataclass(frozen=True)
-class Fit:
-    """explained: after each epoch, the share of the held-out deviance of divergences that the network explains beyond
-    every action's mean. slopes: [3] per axis, least squares of held-out costs on predicted ones; errors: their standard
-    errors over texts."""
-
-    explained: list[float]
-    slopes: list[float]
-    errors: list[float]
 
 
 @dataclass(frozen=True)
@@ -75,7 +66,7 @@ def fit_network(job: Job) -> Files:
     config = ValueConfig(
         base_hidden=job.lm.shapes.hidden, layer=decision_layer(job.lm), grid=GRID, costs_after=after
     )  # fmt: skip
-    network, fit = fit_samples(samples, config, len(samples.dense) - fitted_batches(len(samples.dense)))
+    network = fit_samples(samples, config, len(samples.dense) - fitted_batches(len(samples.dense)))
     set_level_costs(network, costs)
     streams = [*job.texts.train, *job.own_texts]
     about = {
@@ -85,7 +76,7 @@ def fit_network(job: Job) -> Files:
         },
         "data_fingerprint": "-".join(stream.fingerprint for stream in streams), "versions": versions(),
         "made": {"command": command_line(), "commit": commit()},
-        "explained": [round(value, 5) for value in fit.explained],
+        "trust": [round(value, 3) for value in network.trust.tolist()],
     }  # fmt: skip
     made = PolicyConfig(
         base=job.lm.identity, space=CHOICES, sparsity=job.sparsity, network=network.config, provenance=about
@@ -102,13 +93,12 @@ def fit_samples(
     epochs: int = EPOCHS,
     batch: int = BATCH,
     dropout: float = _DROPOUT,
-) -> tuple[ValueNetwork, Fit]:
+) -> ValueNetwork:
     """A value network for `samples`, of which the last `held_out` texts are not fitted to.
 
     It is fitted to divergences by Poisson deviance, as their variance grows with their mean. For a calibrated model the
     divergence is the expected cost over next tokens, so that the fit does not see the variance of the token that came
-    (a Rao-Blackwell estimate). The costs on tokens that came, of held-out texts, measure how much the network explains
-    and set the trust in it.
+    (a Rao-Blackwell estimate). The costs on tokens that came, of held-out texts, set the trust in the network.
     """
     torch.manual_seed(0)
     network = ValueNetwork(config, dropout)
@@ -120,9 +110,7 @@ def fit_samples(
     interference = torch.nn.Parameter(torch.full((3,), _FIRST_INTERFERENCE))
     optimizer = torch.optim.AdamW([*network.parameters(), interference], _RATE, weight_decay=_WEIGHT_DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _RATE, total, pct_start=_RISING)
-    explained = []
     for _ in range(epochs):
-        network.train()
         for index in torch.randperm(len(train.cost)).split(batch):
             some = train.take(index)
             optimizer.zero_grad()
@@ -130,9 +118,7 @@ def fit_samples(
             (cost - some.divergence * cost.log()).mean().backward()
             optimizer.step()
             schedule.step()
-        network.eval()
-        if len(test.cost):
-            explained.append(_explained(network, train, test, interference.detach()))
+    network.eval()
     with torch.no_grad():
         count = config.kept_sensitivities
         picks = torch.randperm(len(rows.cost))[:count]
@@ -148,7 +134,7 @@ def fit_samples(
             costs.mul_(scale[axis]).clamp_(min=0)
         network.scale.copy_(scale)
         network.trust.copy_(trust)
-    return network, Fit(explained, slopes.tolist(), errors.tolist())
+    return network
 
 
 @torch.no_grad()
@@ -197,7 +183,7 @@ def _slopes(
     A slope below 1 says that the network separates tokens too far. Less its error it becomes the trust in the network:
     where few texts were held out, or sampled, one that explains nothing would often be trusted by chance.
     """
-    _, variance = _by_action(train.cost, _action_index(train.after, network.config), network.config)
+    variance = _variance(train.cost, _action_index(train.after, network.config), len(network.config.grid))
     count = int(texts.max()) + 1
     left, right = torch.zeros(count, 3, 3, dtype=torch.float64), torch.zeros(count, 3, dtype=torch.float64)
     for part, some in zip(test.parts(), texts.split(_PART), strict=True):
@@ -239,25 +225,8 @@ def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:
     return (a * config.grid.shape[1] + b) * config.grid.shape[2] + c
 
 
-def _by_action(value: torch.Tensor, action: torch.Tensor, config: ValueConfig) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and variance [A] float64 of a value [M] per action of the grid; of all rows where an action is rare."""
-    count = torch.bincount(action, minlength=len(config.grid)).double()
-    mean = torch.bincount(action, value.double(), len(config.grid)) / count.clamp(min=1)
-    square = torch.bincount(action, value.double() ** 2, len(config.grid)) / count.clamp(min=1)
-    rare = count < 50
-    variance = torch.where(rare, value.double().var(), square - mean**2)
-    return torch.where(rare, value.double().mean(), mean), variance
-
-
-@torch.no_grad()
-def _explained(network: ValueNetwork, train: _Rows, test: _Rows, interference: torch.Tensor) -> float:
-    mean, _ = _by_action(train.divergence, _action_index(train.after, network.config), network.config)
-    base = mean[_action_index(test.after, network.config)].clamp(min=_LEAST)
-    cost = torch.cat([predict(network, part, interference) for part in test.parts()])
-    return float(1 - _deviance(test.divergence, cost) / _deviance(test.divergence, base))
-
-
-def _deviance(seen: torch.Tensor, mean: torch.Tensor) -> torch.Tensor:
-    """Poisson deviance of seen [M] from mean [M], halved."""
-    seen, mean = seen.double(), mean.double()
-    return (torch.special.xlogy(seen, seen / mean) - seen + mean).sum()
+def _variance(value: torch.Tensor, action: torch.Tensor, actions: int) -> torch.Tensor:
+    """Variance [actions] float64 of a value [M] per action [M]; of all rows where an action is rare."""
+    value, count = value.double(), torch.bincount(action, minlength=actions).double()
+    mean, square = (torch.bincount(action, each, actions) / count.clamp(min=1) for each in (value, value**2))
+    return torch.where(count < _RARE, value.var(), square - mean**2)

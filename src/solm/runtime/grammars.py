@@ -26,12 +26,8 @@ _EMBEDDED = re.compile(r"%\s*(json|regex)\b")
 _LARK = re.compile(r"(?m)^[^\S\n]*(%llguidance\b|start\s*:)")
 """What llguidance's variant of Lark has, and GBNF has not; found in time that is proportional to the text."""
 
+_BAD_REGEX = re.compile(r"regex parse error:\n(?:.*\n)*?error: (.+)")
 _PRINTABLE = re.compile(r"[!-~]+")
-_BAD_REGEX = re.compile(
-    r'(?:(at \d+\(\d+\): )?invalid regex( ".*") \(in regex\): )?regex parse error:\n(?:.*\n)*?error: (.+)'
-)
-_REGEX_ALONE = "at 1(8): "
-"""Where llguidance finds a regular expression that is the whole grammar: of a text that nobody wrote."""
 _LIMITS: dict[str, Any] = {
     "initial_lexer_fuel": 100_000, "max_grammar_size": 50_000, "max_items_in_row": 2_000, "max_lexer_states": 50_000,
     "step_lexer_fuel": 20_000, "step_max_items": 10_000, "verbose_errors": False,
@@ -239,14 +235,9 @@ def matcher_of(tokenizer: Any, grammar: str) -> Any:
 
 
 def _mistake(said: str) -> str:
-    """What llguidance says of a grammar, in one line."""
-    found = _BAD_REGEX.match(said)
-    if found is None:
-        return _first_line(said)
-    place, pattern, reason = found.groups("")
-    place = "" if place == _REGEX_ALONE else place
-    shown = pattern if len(pattern) <= 100 else f'{pattern[:100]}..."'
-    return f"{place}invalid regex{shown}: {reason[:100]}"
+    """What llguidance says of a grammar, in one line: of a regular expression the reason, which comes after it."""
+    wrong = _BAD_REGEX.search(said)
+    return _first_line(said if wrong is None else f"{said[: wrong.start()][:100]} {wrong[1]}".strip())
 
 
 def _plain_additions(tokenizer: str) -> str:

@@ -29,16 +29,13 @@ def planted(noise: float) -> Samples:
 
 def test_regression_finds_what_is_there_and_trusts_it_as_far_as_held_out_samples_do():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
-    network, found = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
-    assert found.explained[-1] > 0.2
+    network = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
     # Sensitivities are 1 on average; the costs are the planted ones, on the planted axis alone.
     torch.testing.assert_close(network.training_sensitivities.float().mean(0), torch.ones(3), rtol=0, atol=0.05)
     costs = [axis.detach() for axis in network.level_costs]
     assert float(costs[1][0]) == pytest.approx(0.5, abs=0.1)
     assert float(costs[0][0]) == pytest.approx(0, abs=0.1)
-    assert found.slopes[1] == pytest.approx(1, abs=0.25)
-    assert 0 < found.errors[1] < 0.2
-    assert float(network.trust[1]) == pytest.approx(min(found.slopes[1] - found.errors[1], 1))
+    assert 0.6 < float(network.trust[1]) <= 1
 
 
 def test_little_is_found_and_trusted_where_there_is_nothing():
@@ -47,8 +44,7 @@ def test_little_is_found_and_trusted_where_there_is_nothing():
     order = torch.randperm(luck.cost.numel(), generator=torch.Generator().manual_seed(4))
     luck.cost.copy_(luck.cost.flatten()[order].view(luck.cost.shape))
     luck.divergence.copy_(torch.rand(luck.cost.shape, generator=torch.Generator().manual_seed(3)))
-    network, found = fit_samples(luck, config, 12, epochs=2, batch=512, dropout=0.1)
-    assert found.explained[-1] < 0.01
+    network = fit_samples(luck, config, 12, epochs=2, batch=512, dropout=0.1)
     assert float(network.trust[1]) < 0.2
 
 
