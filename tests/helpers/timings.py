@@ -20,8 +20,8 @@ def made_timings(attention=0.4, mlp=0.5, **changes) -> StepClock:
 def made_curve(**changes) -> BudgetCurve:
     """Dense steps take 10 ms; after 500 tokens 0.7 of that loses 0.1 nats."""
     point = CurvePoint(
-        context=500, budget=0.7, step_ms=7, speed=10 / 7, attention=1, mlp=0.4, nats=0.1, low=0.09, high=0.11
-    )
+        context=500, budget=0.7, step_ms=7, speed=10 / 7, attention=1, mlp=0.4, nats=0.1, low=0.09, high=0.11, texts=4,
+    )  # fmt: skip
     return BudgetCurve(clock=made_timings(0.04, **changes), points=(point,), texts=4, tokens=256)
 
 

@@ -31,7 +31,7 @@ class CurvePoint(BaseModel):
     """A budget after `context` tokens. budget: share of the dense step's milliseconds; speed: dense over step.
 
     attention, mlp: shares realised. nats: loss per token above the dense model, with its 95 % interval low to high over
-    texts. texts: how many were compared; None in older files, where the curve says it.
+    texts, of which there were `texts`.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
@@ -45,7 +45,7 @@ class CurvePoint(BaseModel):
     nats: float
     low: float
     high: float
-    texts: int | None = Field(None, ge=1)
+    texts: int = Field(ge=1)
 
     @property
     def perplexity(self) -> float:
@@ -54,17 +54,17 @@ class CurvePoint(BaseModel):
 
 
 class BudgetCurve(BaseModel):
-    """The points of a policy. texts, tokens: of the points that do not say otherwise.
+    """The points of a policy. texts, tokens: of those of the first context that was compared.
 
-    data: names of the held-out texts. clock: of the machine that budgets, speeds and milliseconds were measured on;
-    None in older files. here: that of the machine which they are of, where it is another; losses belong to the shares
-    that points realise, on any machine.
+    data: names of the held-out texts. clock: of the machine that budgets, speeds and milliseconds were measured on.
+    here: that of the machine which they are of, where it is another; losses belong to the shares that points realise,
+    on any machine.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     format: int = Field(1, ge=1, le=1)
-    clock: StepClock | None = None
+    clock: StepClock
     points: tuple[CurvePoint, ...] = Field(min_length=1)
     texts: int = Field(ge=1)
     tokens: int = Field(ge=1)
@@ -99,12 +99,11 @@ class BudgetCurve(BaseModel):
     @property
     def about(self) -> str:
         """What was measured where, in a sentence or two."""
-        counts = {point.context: point.texts or self.texts for point in self.points}
+        counts = {point.context: point.texts for point in self.points}
         measured = ", ".join(f"{counted(texts, 'text')} after {context:,} tokens" for context, texts in counts.items())
         where = "" if self.here is None else f"Times of {self.here.measured_on}. "
-        machine = "" if self.clock is None else f" on {self.clock.measured_on},"
         return (
-            f"{where}Measured{machine} on {self.tokens // self.texts} tokens per text that no "
+            f"{where}Measured on {self.clock.measured_on}, on {self.tokens // self.texts} tokens per text that no "
             f"training saw: {measured}. A budget is a share of the dense step's milliseconds."
         )
 
@@ -115,8 +114,8 @@ class BudgetCurve(BaseModel):
         return {
             "budgets": [point.model_dump(mode="json") | {"perplexity": point.perplexity} for point in self.points],
             "measured": {
-                **({} if made is None else {"backend": made.backend, "threads": made.threads,
-                                            "processor": made.processor, "times": (self.here or made).measured_on}),
+                "backend": made.backend, "threads": made.threads, "processor": made.processor,
+                "times": (self.here or made).measured_on,
                 "contexts": self.contexts, "texts": self.texts, "tokens": self.tokens,
             },
         }  # fmt: skip

@@ -80,8 +80,11 @@ class Texts:
         room = limit or 1 << 30
         for context in _CONTEXTS:
             wanted = context + SCORED
-            parts = [_parted(stream, wanted) for stream in streams]
-            if wanted <= room and all(_enough(train, held, wanted) for train, held in parts):
+            # Room for a few texts is held out, where that is not half.
+            few = [min(_LEAST_TEXTS * wanted / max(1, len(stream.tokens)), 0.5) for stream in streams]
+            parts = [stream.parted(max(HELD_OUT, part), 1) for stream, part in zip(streams, few, strict=True)]
+            least = min(len(part.tokens) for pair in parts for part in pair)
+            if wanted <= room and least >= _LEAST_TEXTS * wanted:
                 return cls([train for train, _ in parts], [held for _, held in parts], context)
         least = 2 * _LEAST_TEXTS * (_CONTEXTS[-1] + SCORED)
         small = min(streams, key=lambda stream: len(stream.tokens))
@@ -94,20 +97,6 @@ class Texts:
     def windows(self, length: int) -> int:
         """How many texts of `length` tokens the comparison can have: as many from every source."""
         return len(self.held_out) * min(len(stream.tokens) // length for stream in self.held_out)
-
-
-def _enough(train: TokenStream, held_out: TokenStream, length: int) -> bool:
-    return min(len(train.tokens), len(held_out.tokens)) >= _LEAST_TEXTS * length
-
-
-def _parted(stream: TokenStream, least: int) -> tuple[TokenStream, TokenStream]:
-    """The parts of a source, of which the held-out one has room for a few texts of `least` tokens if it is not half."""
-    total = len(stream.tokens)
-    cut = total - max(round(HELD_OUT * total), min(_LEAST_TEXTS * least, total // 2))
-    return (
-        TokenStream(stream.tokens[:cut], stream.name, f"{stream.fingerprint}:{cut}"),
-        TokenStream(stream.tokens[cut:], stream.name, f"{stream.fingerprint}:-{cut}"),
-    )
 
 
 def draw_windows(streams: list[TokenStream], count: int, length: int, generator: torch.Generator) -> torch.Tensor:

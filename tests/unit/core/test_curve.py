@@ -10,7 +10,7 @@ from solm.core.curve import BudgetCurve, CurvePoint
 def point(context: int, budget: float, nats: float) -> CurvePoint:
     return CurvePoint(
         context=context, budget=budget, step_ms=10 * budget, speed=1 / budget, attention=1.0, mlp=budget, nats=nats,
-        low=nats - 0.01, high=nats + 0.01,
+        low=nats - 0.01, high=nats + 0.01, texts=8,
     )  # fmt: skip
 
 
