@@ -13,7 +13,6 @@ from helpers.gguf_files import WIDE, write_gguf
 from helpers.timings import as_measured, made_clock
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError
-from solm.core.interrupt import Interrupted
 from solm.evaluation.texts import token_stream
 from solm.fit import costs, job
 from solm.fit.job import OWN
@@ -204,13 +203,12 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
 
         def report(phase, done, total, left, seen=seen, stop=stop):
             if phase == stop and done and seen[-1:] != ["stopped"]:
-                signal.raise_signal(signal.SIGTERM)
+                signal.raise_signal(signal.SIGINT)
                 phase = "stopped"
             seen.append(phase)
 
-        with pytest.raises(Interrupted) as ended:
+        with pytest.raises(KeyboardInterrupt):
             fit(lm, streams, tmp_path / "parts", 0.1, report=report)
-        assert ended.value.exit_code == 143
         assert not set(seen) & before, "what was done before is not done again"
         before |= set(seen) - {stop, "stopped"}
     said: list[str] = []

@@ -1,10 +1,10 @@
 """`solm chat`."""
 
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
-
-import typer
 
 from solm.cli.generate import describe_speed, printed, show_cost
 from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
@@ -213,10 +213,8 @@ def _obey(talk: Talk, line: str) -> None:
 
 def _answer(talk: Talk, line: str) -> None:
     """Print the reply to `line` and what it cost. Ctrl-C ends the reply; a second one acts as usual."""
-    from solm.core.interrupt import SIGTERM_CODE, signals
-
     moments: list[float] = []
-    with signals("") as stop:
+    with _noting_interrupts() as stop:
         try:
             reply = talk.stream(line)
             for _ in printed(reply, talk.tokenizer, moments):
@@ -233,5 +231,20 @@ def _answer(talk: Talk, line: str) -> None:
     if done.compute.requested["net"] < 1:
         words.append(str(show_cost(talk.lm, talk.budget, done, moments, talk.read)))
     say(f"[{'; '.join(words)}{'; stopped' if stop else ''}]")
-    if SIGTERM_CODE in stop:
-        raise typer.Exit(SIGTERM_CODE)
+
+
+@contextmanager
+def _noting_interrupts() -> Iterator[list[int]]:
+    """A list that the first Ctrl-C appends to; a second one acts as usual."""
+    stop: list[int] = []
+    before = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: object) -> None:
+        stop.append(number)
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)

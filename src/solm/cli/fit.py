@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import typer
-
 from solm.cli import checks
 from solm.cli.options import ModelOptions, Seed
 from solm.cli.output import Progress, Result, read_weights, say, table
@@ -40,7 +38,7 @@ def fit(
         minutes: Minutes to take, on this machine; by default 75 per billion weights, at least 5.
     """
     from solm.backends.cpu.files.layout import readable_in_part
-    from solm.core.interrupt import Interrupted
+    from solm.core.files import KEPT
     from solm.evaluation import show
     from solm.fit.plan import PHASES
     from solm.fit.run import fit as run
@@ -70,9 +68,8 @@ def fit(
                 ),
                 say,
             )  # fmt: skip
-    except Interrupted as interrupted:
-        say("interrupted; finished measurements are kept. The same command continues")
-        raise typer.Exit(interrupted.exit_code) from None
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(KEPT) from None
     policy = out / "policy"
     curve = TrainedPolicy.from_pretrained(policy).curve
     assert curve is not None

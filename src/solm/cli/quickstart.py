@@ -49,7 +49,6 @@ def quickstart(out: Path = Path("runs/quickstart"), minutes: float = 1.75, pretr
         minutes: Minutes of the fit; more of them measure more.
         pretrained: Use the policy that comes with solm instead of fitting one.
     """
-    from solm.core.interrupt import Interrupted
 
     checks.fit_options(out, minutes)
     say(
@@ -67,9 +66,9 @@ def quickstart(out: Path = Path("runs/quickstart"), minutes: float = 1.75, pretr
                 except SolmError as error:  # such as on a machine so busy that steps of all levels take the same time
                     say(f"the fit failed: {error}\nThe reply is by the policy that comes with solm")
             reply = answered(policy, progress.show)
-    except (Interrupted, KeyboardInterrupt) as interrupted:
+    except KeyboardInterrupt:
         say(f"interrupted; finished parts are kept. Continue with: {shlex.join(['solm', *sys.argv[1:]])}")
-        raise typer.Exit(getattr(interrupted, "exit_code", 130)) from None
+        raise typer.Exit(130) from None
     cells = [
         [
             "dense" if one["budget"] is None else f"budget {one['budget']:.2f}", f"{one['ms_per_token']:.2f}",

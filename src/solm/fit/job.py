@@ -11,7 +11,6 @@ from solm.core.actions import FULL_BITS, HIGH_BITS
 from solm.core.clock import StepClock
 from solm.core.errors import SolmError
 from solm.core.files import read_json, read_model
-from solm.core.interrupt import Interrupted
 from solm.core.sparsity import ChannelThresholds, SparsityConfig
 from solm.evaluation.texts import TokenStream
 from solm.fit.folder import ALLOCATION, FITTED, OWN_TEXTS, THRESHOLDS, TIMINGS, FitFolder
@@ -36,14 +35,13 @@ _AT_ONCE = 0.05
 
 @dataclass
 class Job:
-    """A fit under way. stop: gets an exit code when the run is to stop (`core.interrupt.signals`)."""
+    """A fit under way."""
 
     lm: LanguageModel
     texts: Texts
     folder: FitFolder
     minutes: float
     seed: int
-    stop: list[int]
     report: Report = lambda phase, done, total, left: None
     remark: Callable[[str], None] = lambda text: None
 
@@ -84,7 +82,7 @@ class Job:
         return sizes
 
     def progress(self, phase: str) -> Callable[[int, int], None]:
-        """What a phase calls with its parts done and in all. Raises `Interrupted` where the run is to stop."""
+        """What a phase calls with its parts done and in all."""
         names, begun = list(PHASES), list[tuple[int, float]]()
         minutes = self.pace(phase)
         later = sum(60 * minutes * PHASES[name] for name in names[names.index(phase) + 1 :])
@@ -98,8 +96,6 @@ class Job:
             made, taken = done - begun[0][0], now - begun[0][1]
             left = taken / made * (total - done) if made else planned * (total - done) / max(total, 1)
             self.report(phase, done, total, left + later)
-            if self.stop and done < total:  # after the last part the phase writes its result first
-                raise Interrupted(self.stop[0])
 
         return report
 

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from solm.backends.machine import give_back_freed_memory
 from solm.core.errors import SolmError, counted
-from solm.core.interrupt import Interrupted, signals
 from solm.core.provenance import environment
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.texts import TokenStream
@@ -58,7 +57,7 @@ def fit(
     what is worth saying, in lines. strict: refuse minutes that are too few instead of taking longer.
 
     Raises:
-        Interrupted: at SIGINT or SIGTERM, with at most the unit of work under way lost.
+        KeyboardInterrupt: with at most the unit of work under way lost.
         DataError: too little text.
         RunMismatchError: `out` holds a fit of something else.
         SolmError: too few minutes, a backend that saves no time, steps that take the same time at every level.
@@ -73,8 +72,8 @@ def fit(
         processor=environment()["machine"]["processor"], threads=lm.threads,
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
     )  # fmt: skip
-    with signals() as stop, FitFolder.opened(out, about) as folder:
-        job = Job(lm, texts, folder, minutes, seed, stop, report, remark)
+    with FitFolder.opened(out, about) as folder:
+        job = Job(lm, texts, folder, minutes, seed, report, remark)
         left = [name for name, output, inputs, _ in ORDER if not folder.is_done(name, output, inputs)]
         if not folder.is_planned:  # else the speed of today could refuse what was accepted before
             for line in plan_lines(job, strict):
@@ -86,8 +85,6 @@ def fit(
             give_back_freed_memory()
             if not folder.phase(name, output, inputs, lambda make=make: make(job)):  # type: ignore[misc]
                 remark(f"{name}: done before")
-            if stop and name != ORDER[-1][0]:
-                raise Interrupted(stop[0])
         results = evaluations(job)
         folder.phase("report", files.REPORT, [files.EVALUATION], lambda: write_report(job))
         spent = sum(folder.seconds.values()) / 60
