@@ -76,8 +76,9 @@ def fit(
         job = Job(lm, texts, folder, minutes, seed, report, remark)
         left = [name for name, output, inputs, _ in ORDER if not folder.is_done(name, output, inputs)]
         if not folder.is_planned:  # else the speed of today could refuse what was accepted before
-            for line in plan_lines(job, strict):
-                remark(line)
+            job.planned(job.speed(), strict=strict)
+            phases = ", ".join(f"{name} {minutes * share:.1f}" for name, share in PHASES.items())
+            remark(f"plan for {counted(minutes, 'minute')}: {phases}")
         elif left:
             spent = sum(folder.seconds.values()) / 60
             remark(f"goes on with {left[0]}, {spent:.1f} of {counted(minutes, 'minute')} in")
@@ -90,29 +91,3 @@ def fit(
         spent = sum(folder.seconds.values()) / 60
         remark(f"took {counted(round(spent, 1), 'minute')} in all")
     return results[0]
-
-
-def plan_lines(job: Job, strict: bool) -> list[str]:
-    """What is going to be measured, and for how long. strict: raise `SolmError` where the minutes are too few."""
-    speed = job.speed()
-    sizes = job.planned(speed, strict=strict)
-    compared = ", ".join(f"{_texts(c.texts)} of {c.length} tokens after {c.context}" for c in sizes.comparisons)
-    after = f"{sizes.cost_length} tokens after {' and '.join(map(str, sizes.long_contexts))}"
-    told = {
-        "thresholds": f"{_texts(sizes.threshold_texts)} of {sizes.context} tokens",
-        "timings": "steps that leave out more and less",
-        "allocation": f"{_texts(sizes.allocation_texts)} of {sizes.allocation_length} tokens after {sizes.context}, or "
-        "fewer and KV heads too where pages are worth it",
-        "own texts": f"{_texts(sizes.own_texts)} that the model continues, for the samples",
-        "samples": f"{_texts(sizes.sample_batches)} of {sizes.sample_length} tokens",
-        "level costs": f"{_texts(sizes.cost_texts)} of {sizes.cost_length} tokens",
-        **({"long contexts": f"{_texts(sizes.long_texts)} of {after}"} if sizes.long_contexts else {}),
-        "comparison": f"{compared} that nothing else reads",
-    }
-    speeds = f"reading {speed.prefill:.0f} and scoring {speed.score:.0f} tokens/s"
-    lines = (f"  {name:13} {job.minutes * PHASES[name]:5.1f} min  {words}" for name, words in told.items())
-    return [f"plan for {counted(job.minutes, 'minute')}, {speeds}:", *lines]
-
-
-def _texts(count: int) -> str:
-    return counted(count, "text")

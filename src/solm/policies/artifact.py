@@ -234,20 +234,7 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
         'print(lm.generate("Why is the sky blue?", budget=0.85).text)', "```", "",
         f"Sparsity: `{config.sparsity.model_dump_json(exclude=set(tables))}`"
         + (f", with {' and '.join(tables.values())} (in {CONFIG})" if tables else "") + ".",
-        "", *([] if curve is None else curve.markdown()), "## Training", "", *_training(config.provenance),
-        "Trained on teacher-forced text only.", "",
+        "", *([] if curve is None else curve.markdown()), "## Training", "",
+        "Trained on teacher-forced text only.", "", "```json", json.dumps(config.provenance, indent=2), "```", "",
     ]  # fmt: skip
     return "\n".join(lines)
-
-
-def _training(provenance: dict[str, Any]) -> list[str]:
-    """Lines about the training: the command as it was typed, then the rest of the provenance."""
-    entries = {**provenance, **provenance.get("made", {})}
-    entries.pop("made", None)
-    command = entries.pop("command", None)
-    typed = [] if command is None else ["```bash", command, "```", ""]
-    parts = (
-        (key, ", ".join(f"{name} {part}" for name, part in value.items()) if isinstance(value, dict) else value)
-        for key, value in entries.items()
-    )
-    return [*typed, *(f"- {key}: {value}" for key, value in parts), ""]

@@ -49,7 +49,7 @@ def test_save_and_load_round_trip(saved):
         assert torch.equal(value, loaded.network.state_dict()[name])
     card = (saved / "README.md").read_text()
     assert "library_name: solm" in card
-    assert "data: x" in card
+    assert '"data": "x"' in card
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
