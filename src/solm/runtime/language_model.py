@@ -193,7 +193,7 @@ class LanguageModel(ControlledModel):
         if session is not None and session.rows and started.lm is not self:
             session = session.fork(1, started.row.left + 1, started.lm.sparsity)
         started.row.session = session
-        return Stream(started)
+        return started
 
     def custom_generate(
         self, budget: BudgetLike = None, policy: str | AnyPolicy | None = None, streamer: Any = None
@@ -228,7 +228,7 @@ class LanguageModel(ControlledModel):
                 raise DataError(f"token {wrong} is not among the model's {self.shapes.vocabulary}")
         return rows, several
 
-    def _rows(self, prompts: list[np.ndarray], options: Mapping[str, Any]) -> "list[Started]":
+    def _rows(self, prompts: list[np.ndarray], options: Mapping[str, Any]) -> "list[Stream]":
         """The reply to every prompt, not yet begun."""
         budget, seed = options.get("budget"), options.get("seed", 0)
         budgets: list[Any] = list(budget) if isinstance(budget, list | tuple) else [budget] * len(prompts)
@@ -247,7 +247,7 @@ class LanguageModel(ControlledModel):
                 raise type(error)(f"prompt {number}: {error}") from error
         return rows
 
-    def _started(self, ids: np.ndarray, options: GenerateOptions, read_text: bool = False) -> "Started":
+    def _started(self, ids: np.ndarray, options: GenerateOptions, read_text: bool = False) -> "Stream":
         """The reply to a prompt [1, C], not yet begun. read_text: the text of every token is wanted."""
         lm = self
         for each in (options.budget, options.reasoning_budget) if options.policy != "dense" else ():
@@ -284,19 +284,30 @@ class LanguageModel(ControlledModel):
             row.predicted = self.tokenizer.encode(options.prediction, add_special_tokens=False)
         if reader is not None:
             row.think(reader, thinking.budget.shares)
-        return Started(self, row, budget.terms, thinking.terms, budgets)
+        return Stream(self, row, budget.terms, thinking.terms, budgets)
 
 
-@dataclass(frozen=True)
-class Started:
-    """A reply of `lm` that `row` decodes. requested, thinking: the budgets of its answer and of its thinking,
-    in all units. budgets: with the step times of its start, which a reply keeps."""
+@dataclass(eq=False)
+class Stream(Iterator[Token]):
+    """A reply of `lm` that `row` decodes: its tokens as they are generated. requested, thinking: the budgets of its
+    answer and of its thinking, in all units. budgets: with the step times of its start, which a reply keeps."""
 
     lm: LanguageModel
     row: Row
     requested: Terms
     thinking: Terms
     budgets: Budgets
+
+    def __post_init__(self) -> None:
+        self._steps = decode(self.lm, [self.row], 1)
+
+    def __next__(self) -> Token:
+        row = next(self._steps)
+        return row.trace.token(len(row.ids) - 1, row.new, self.budgets)
+
+    def close(self) -> None:
+        """End the reply."""
+        self._steps.close()
 
     @property
     def reply(self) -> Reply:
@@ -308,27 +319,6 @@ class Started:
             text = str(tokenizer.decode(row.ids, skip_special_tokens=True))
         spent = row.trace.compute(self.budgets, row.mean(self.requested, self.thinking))
         return Reply(text, spent, row.trace, tokenizer, self.budgets, reasoning)
-
-
-class Stream(Iterator[Token]):
-    """The tokens of a reply as they are generated. reply: what has been generated so far; requested: the budget in all
-    units; lm: the model that generates it."""
-
-    def __init__(self, started: Started):
-        self.lm, self.requested = started.lm, started.requested
-        self._started, self._steps = started, decode(started.lm, [started.row], 1)
-
-    def __next__(self) -> Token:
-        row = next(self._steps)
-        return row.trace.token(len(row.ids) - 1, row.new, self._started.budgets)
-
-    def close(self) -> None:
-        """End the reply."""
-        self._steps.close()
-
-    @property
-    def reply(self) -> Reply:
-        return self._started.reply
 
 
 @contextmanager
