@@ -184,6 +184,6 @@ def test_a_prediction_is_guessed_from_and_a_loss_is_measured(cpu_lm, byte_tokeni
         assert compute["loss_verified"]
         assert compute["requested"]["loss"] == 0.02
         assert 0 <= compute["realised"]["loss"] <= 0.02
-        assert "solm_regret_nats_count 1.0" in httpx.get(f"{address}/metrics").text
+        assert "solm_loss_nats_count 1.0" in httpx.get(f"{address}/metrics").text
         with pytest.raises(openai.BadRequestError, match=r"floor needs another policy"):
             reply({"budget": "loss=0.02", "floor": 0.5})

@@ -6,9 +6,8 @@ import httpx
 import pytest
 
 from helpers.serving import LONG, running, tiny_service, until
-from solm.serving import http
+from solm.serving import http, settings
 from solm.serving.http import OPEN
-from solm.serving.settings import FIXED_LIMITS
 
 CHAT_BODY = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
 TEXT_BODY = {"model": "tiny", "prompt": "a", "max_tokens": 1}
@@ -23,16 +22,16 @@ def post(address, change):
 
 
 EDGES = {
-    "n": (lambda count: {"n": count}, FIXED_LIMITS["n"], "n"),
-    "prompts": (lambda count: {"prompt": ["a"] * count}, FIXED_LIMITS["prompts"], "prompt"),
-    "stop_strings": (lambda count: {"stop": ["zz"] * count}, FIXED_LIMITS["stop_strings"], "stop"),
-    "stop_characters": (lambda count: {"stop": "z" * count}, FIXED_LIMITS["stop_characters"], "stop"),
-    "logprobs": (lambda count: {"logprobs": count}, FIXED_LIMITS["logprobs"], "logprobs"),
+    "n": (lambda count: {"n": count}, settings.MAX_CHOICES, "n"),
+    "prompts": (lambda count: {"prompt": ["a"] * count}, settings.MAX_PROMPTS, "prompt"),
+    "stop_strings": (lambda count: {"stop": ["zz"] * count}, settings.MAX_STOPS, "stop"),
+    "stop_characters": (lambda count: {"stop": "z" * count}, settings.MAX_STOP_LENGTH, "stop"),
+    "logprobs": (lambda count: {"logprobs": count}, settings.MAX_LOGPROBS, "logprobs"),
     "top_logprobs": (
-        lambda count: {"logprobs": True, "top_logprobs": count}, FIXED_LIMITS["logprobs"], "top_logprobs",
+        lambda count: {"logprobs": True, "top_logprobs": count}, settings.MAX_LOGPROBS, "top_logprobs",
     ),
     "deadline_ms": (
-        lambda count: {"efficiency": {"deadline_ms": count}}, FIXED_LIMITS["deadline_ms"], "efficiency.deadline_ms",
+        lambda count: {"efficiency": {"deadline_ms": count}}, settings.MAX_DEADLINE_MS, "efficiency.deadline_ms",
     ),
     "context": (lambda count: {"prompt": "a" * (count - 1)}, 512, None),
     "seed": (lambda count: {"seed": count}, (1 << 63) - 1, "seed"),
@@ -51,7 +50,7 @@ def test_values_at_a_limit_are_answered_and_beyond_it_refused(address, name):
 
 
 def test_as_many_messages_as_are_allowed_are_refused_only_for_their_length(address):
-    messages = [{"role": "user", "content": ""}] * FIXED_LIMITS["messages"]
+    messages = [{"role": "user", "content": ""}] * settings.MAX_MESSAGES
     for some, reason in ((messages, "context_length_exceeded"), ([*messages, messages[0]], "invalid_value")):
         assert post(address, {"messages": some}).json()["error"]["code"] == reason
 

@@ -1,6 +1,5 @@
 """What commands check before anything slow: settings, files to write, texts to read. Errors name the option."""
 
-import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +17,6 @@ if TYPE_CHECKING:
 Settings = TypeVar("Settings", bound=BaseModel)
 Sources = list[tuple[str, list[str]]]
 """Texts by the name of where they come from."""
-_PLAIN = {
-    "^Value error, ": "",
-    ".*valid integer.*": "it must be a whole number",
-    ".*valid number.*": "it must be a number",
-    "^Input should be": "it must be",
-    "greater than or equal to": "at least",
-    "less than or equal to": "at most",
-    "greater than": "above",
-}
 
 
 def settings(kind: type[Settings], more: Mapping[str, Any] | None = None, **values: Any) -> Settings:
@@ -38,17 +28,10 @@ def settings(kind: type[Settings], more: Mapping[str, Any] | None = None, **valu
         first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "[key]")
     option = f"--set {field}" if field.partition(".")[0] in (more or {}) else f"--{field.replace('_', '-')}"
-    reason = plain(first["msg"])
+    reason = first["msg"].removeprefix("Value error, ")
     if first["type"] == "extra_forbidden":
         reason = f"there is no such setting; choose among {', '.join(kind.model_fields)}"
     raise SolmError(f"{option}: {reason} (got {first['input']!r})")
-
-
-def plain(words: str) -> str:
-    """What pydantic and typer say of a value that they refuse, in fewer words."""
-    for theirs, ours in _PLAIN.items():
-        words = re.sub(theirs, ours, words)
-    return words
 
 
 def out_file(path: Path | None) -> None:

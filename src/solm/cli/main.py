@@ -12,14 +12,13 @@ from typer.exceptions import TyperException
 from solm.cli.bench import bench
 from solm.cli.cache import cache
 from solm.cli.chat import chat
-from solm.cli.checks import plain
 from solm.cli.doctor import doctor
 from solm.cli.eval import PASSED_ON, evaluate, lm_eval
 from solm.cli.fit import fit
 from solm.cli.generate import generate
 from solm.cli.inspect import inspect
 from solm.cli.options import verb
-from solm.cli.output import Result, is_of_output
+from solm.cli.output import Result
 from solm.cli.policies import policies
 from solm.cli.quickstart import quickstart
 from solm.cli.serve import serve
@@ -88,7 +87,6 @@ def main() -> None:
         if (name := "".join(sys.argv[1:2])) in MOVED:
             raise SolmError(f"there is no command {name} any more: {MOVED[name]}")
         code = app(standalone_mode=False, prog_name="solm")
-        sys.stdout.flush()
         sys.exit(code)
     except TyperException as error:
         print(f"solm: {_usage(error)}", file=sys.stderr)
@@ -96,11 +94,6 @@ def main() -> None:
     except SolmError as error:
         print(f"solm: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except OSError as error:
-        if not is_of_output(error):
-            raise
-        print(f"solm: cannot write the output: {error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         print("solm: interrupted", file=sys.stderr)
         sys.exit(130)
@@ -112,5 +105,5 @@ def _usage(error: Any) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     if parameter is not None:
         name = max(parameter.opts, key=len) if parameter.param_type_name == "option" else parameter.name.upper()
-        text = f"{name}: {plain(error.message.rstrip('.')) or 'it is missing'}"
+        text = f"{name}: {error.message.rstrip('.') or 'it is missing'}"
     return text if context is None else f"{text} (see {context.command_path} --help)"

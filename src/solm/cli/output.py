@@ -1,12 +1,8 @@
 """The standard streams: results on standard output, remarks and progress on standard error."""
 
-import errno
 import json
 import logging
-import os
-import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,17 +12,16 @@ from solm.core.errors import argument
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.progress import Progress as Bar
+    from rich.progress import TaskID
     from rich.table import Table
 
     from solm.core.budget import BudgetLike
     from solm.runtime.language_model import LanguageModel
     from solm.runtime.load import Prepared
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_INTERVAL, _REDRAWN = 30.0, 0.5
-"""Seconds between two lines of progress, in a log and in a terminal."""
-_ERASE = "\r\x1b[K"
-"""Removes a terminal's line."""
+_INTERVAL = 30.0
+"""Seconds between two lines of progress in a log."""
 
 
 def quiet() -> bool:
@@ -41,8 +36,9 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """The same of a mistake, which --quiet leaves."""
-    _write((_ERASE if sys.stderr.isatty() else "") + text)
+    """The same of a mistake, which --quiet leaves. What cannot be written, as to a full disk, is lost."""
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
 
 
 class Result(NamedTuple):
@@ -91,80 +87,44 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
     return shown
 
 
-def is_of_output(error: OSError) -> bool:
-    """Whether standard output caused an error. What it holds is dropped then, of which Python would complain at its
-    end."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError):  # of a stream without a file
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return error.filename is None and error.errno in _FULL  # with PYTHONUNBUFFERED it holds nothing
-
-
 class Progress:
-    """How far a command is and the time left: in a terminal a line that is written over, else a line for every stage
-    and one every half a minute; nothing with --quiet. A thread writes, because one part of the work may take
-    minutes."""
+    """How far a command is: in a terminal a bar with the time left, else a line for every stage and one every half a
+    minute; nothing with --quiet."""
 
     def __init__(self) -> None:
-        self._over = sys.stderr.isatty()
-        self._interval = _REDRAWN if self._over else _INTERVAL
-        self._ended, self._lock = threading.Event(), threading.Lock()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-        self._state: tuple[str, int, int | None, str] = ("", 0, None, "")
-        self._begun = self._told = 0.0
-        self._first = 0
+        self._stage, self._told = "", 0.0
+        self._bar: Bar | None = None
+        self._task: TaskID | None = None
+        if sys.stderr.isatty() and not quiet():
+            from rich.console import Console
+            from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), "left:")
+            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        if self._bar is not None:
+            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        if self._over:
-            _write(_ERASE, "")
+        if self._bar is not None:
+            self._bar.stop()
 
     def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
         """`done` of `total` parts of `stage` are finished; total None: not known."""
-        with self._lock:
-            changed = stage != self._state[0]
-            self._state = stage, done, total, note
+        changed, self._stage = stage != self._stage, stage
+        words = f"{stage}, {note}" if note else stage
+        if self._bar is not None:
             if changed:
-                self._begun, self._first = time.monotonic(), done
-                self._tell()
-
-    def _run(self) -> None:
-        while not self._ended.wait(min(1.0, self._interval)):
-            with self._lock:
-                if self._state[0] and time.monotonic() - self._told >= self._interval:
-                    self._tell()
-
-    def _tell(self) -> None:
-        stage, done, total, note = self._state
-        self._told = now = time.monotonic()
-        elapsed, finished = now - self._begun, done - self._first
-        line = stage if total is None else f"{stage} {done}/{total}"
-        if elapsed >= 1:
-            line += f", {_clock(elapsed)} elapsed"
-        if total is not None and finished > 0 and done < total:
-            line += f", about {_clock(elapsed / finished * (total - done))} left"
-        if note:
-            line += f", {note}"
-        if quiet():
-            return
-        if self._over:
-            _write(_ERASE + line[: shutil.get_terminal_size().columns - 1], "\r")
-        else:
-            _write(line)
-
-
-def _write(text: str, end: str = "\n") -> None:
-    """Write to standard error. What cannot be written, as to a full disk, is lost."""
-    with suppress(OSError):
-        print(text, end=end, file=sys.stderr, flush=True)
+                if self._task is not None:
+                    self._bar.remove_task(self._task)
+                self._task = self._bar.add_task(words)
+            assert self._task is not None
+            self._bar.update(self._task, description=words, completed=done, total=total)
+        elif changed or time.monotonic() - self._told >= _INTERVAL:
+            self._told = time.monotonic()
+            say(words if total is None else f"{stage} {done}/{total}" + (f", {note}" if note else ""))
 
 
 def read_weights(prepared: "Prepared", budget: "BudgetLike" = None) -> "LanguageModel":
@@ -173,9 +133,3 @@ def read_weights(prepared: "Prepared", budget: "BudgetLike" = None) -> "Language
     with Progress() as progress, argument("budget"):
         lm = prepared.load(lambda done, total: progress.show("repacking the weights, once", done, total))
         return lm.timed_for(budget, progress.show)
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

@@ -8,8 +8,8 @@ from solm.core.curve import COLUMNS
 from solm.core.errors import SolmError, argument
 from solm.policies.artifact import PolicyConfig, TrainedPolicy, shipped
 
-_TAKES = {"list": (), "show": ("NAME", "--revision"), "push": ("NAME", "REPOSITORY", "--private")}
-"""By action what goes with it; arguments have to be given."""
+_TAKES = {"list": 0, "show": 1, "push": 2}
+"""By action how many of NAME and REPOSITORY go with it."""
 
 
 def policies(
@@ -38,16 +38,11 @@ def policies(
     """
     if action not in _TAKES:
         raise SolmError(f"ACTION: unknown action {action!r}; choose list, show or push")
-    given = {"NAME": name, "REPOSITORY": repository, "--revision": revision, "--private": private or None}
-    for typed, value in given.items():
-        if value is not None and typed not in _TAKES[action]:
-            others = [other for other, taken in _TAKES.items() if typed in taken]
-            raise SolmError(f"{typed}: it goes with {' or '.join(others)}, not {action}")
-        if value is None and typed in _TAKES[action] and not typed.startswith("--"):
-            raise SolmError(f"{typed}: it is missing (see solm policies --help)")
-    here = name is not None and (name.startswith("builtin:") or Path(name).is_dir())
-    if revision is not None and here:
-        raise SolmError("--revision: it goes with a policy on the hub")
+    given = [value for value in (name, repository) if value is not None]
+    if len(given) != _TAKES[action]:
+        raise SolmError(f"ACTION: {action} takes {_TAKES[action]} names, got {len(given)} (see solm policies --help)")
+    if revision is not None and (action != "show" or str(name).startswith("builtin:") or Path(str(name)).is_dir()):
+        raise SolmError("--revision: it goes with show, and a policy on the hub")
     if name is None:
         described = [_described(each, TrainedPolicy.from_pretrained(each).config) for each in shipped()]
         lines = [f"{each['name']:28} for {each['base']['name']}, {each['actions']} actions" for each in described]

@@ -122,7 +122,7 @@ def _add_health(app: FastAPI, service: Service) -> None:
     @app.get("/health", responses={503: {"description": "Not ready."}})
     async def health() -> JSONResponse:
         """Status 200 once the server is warm, and its limits."""
-        held = service.settings.model_dump() | {"context": service.context} | limits.FIXED_LIMITS
+        held = service.settings.model_dump() | {"context": service.context}
         state = {"status": service.state, "limits": held, "version": version("solm")}
         return JSONResponse(state, 200 if service.state == "ready" else 503)
 

@@ -33,7 +33,6 @@ class Metrics:
         self.guesses = Counter(
             "solm_guesses", "Tokens guessed, by source and outcome.", ["source", "outcome"], registry=of
         )
-        self.regret = Summary("solm_regret_nats", "Nats per token that guesses gave up in replies.", registry=of)
         self.first = Histogram(
             "solm_time_to_first_token_seconds", "Until the first token.", buckets=_SECONDS, registry=of
         )
@@ -59,19 +58,17 @@ class Metrics:
         dial = "By priority; 1: budgets as requested, 0: floors."
         self.class_dial = Gauge("solm_class_dial", dial, priority, registry=of)
         self.class_net = Summary("solm_class_net_keep", "Realised net keep of rows by priority.", priority, registry=of)
-        requested, floor = "Net keep that they requested.", "Net keep of their floors."
+        requested = "Net keep that they requested."
         self.class_requested = Summary("solm_class_net_requested", requested, priority, registry=of)
-        self.class_floor = Summary("solm_class_net_floor", floor, priority, registry=of)
         for name in PRIORITIES:  # all there from the start
-            for summary in (self.class_net, self.class_requested, self.class_floor):
-                summary.labels(name)
+            self.class_net.labels(name)
+            self.class_requested.labels(name)
 
-    def spent(self, priority: str, requested: float, floor: float, net: float) -> None:
-        """Count the net keeps that a row of a priority requested, of its floor, and that it spent."""
+    def spent(self, priority: str, requested: float, net: float) -> None:
+        """Count the net keeps that a row of a priority requested and spent."""
         self.net.observe(net)
         self.class_net.labels(priority).observe(net)
         self.class_requested.labels(priority).observe(requested)
-        self.class_floor.labels(priority).observe(floor)
 
     def told(self, realised: Mapping[str, float]) -> None:
         """Count what a reply said of its time and, where it is expected or measured, its loss."""

@@ -543,12 +543,10 @@ class Scheduler:
                 metrics.tokens.labels("accepted").inc(accepted)
                 metrics.guesses.labels(source, "kept").inc(accepted)
                 metrics.guesses.labels(source, "dropped").inc(guessed - accepted)
-            if ended.compute.verified:
-                metrics.regret.observe(ended.compute.realised["loss"])
             metrics.told(ended.compute.realised)
             net = ended.compute.realised["net"]
             requested = row.mean(*({"net": each.budget.net} for each in (budget.resolved, budget.reasoning)))["net"]
-            metrics.spent(budget.priority, requested, budget.resolved.floor.net, net)
+            metrics.spent(budget.priority, requested, net)
 
     def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
         """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises

@@ -1,10 +1,8 @@
-"""Limits and defaults of a server. Every one is checked, stated in `/health` and may be set on the command line."""
+"""Limits and defaults of a server. `ServeSettings` may be set on the command line, and `/health` states them."""
 
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-
-from solm.runtime.grammars import MAX_ALTERNATIVES, MAX_CHARACTERS, MAX_DEPTH, MAX_VALUES
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
@@ -67,11 +65,3 @@ KEEP_ALIVE_SECONDS = 5.0
 """After which a stream that has nothing to say has a comment, because proxies and clients end silent connections."""
 COMPILE_SECONDS = 5.0
 """Until a grammar is compiled; it waits twice as long at most for those before it."""
-FIXED_LIMITS = {
-    "body_bytes": MAX_BODY, "body_seconds": BODY_SECONDS, "n": MAX_CHOICES, "prompts": MAX_PROMPTS,
-    "messages": MAX_MESSAGES, "stop_strings": MAX_STOPS, "stop_characters": MAX_STOP_LENGTH, "logprobs": MAX_LOGPROBS,
-    "logit_biases": MAX_BIASES, "metadata": MAX_METADATA, "deadline_ms": MAX_DEADLINE_MS, "tools": MAX_TOOLS,
-    "tool_calls": MAX_TOOL_CALLS, "grammar_characters": MAX_CHARACTERS, "grammar_seconds": COMPILE_SECONDS,
-    "schema_depth": MAX_DEPTH, "schema_values": MAX_VALUES, "choices": MAX_ALTERNATIVES,
-}  # fmt: skip
-"""What `/health` says beside the settings."""
