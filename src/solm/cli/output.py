@@ -77,13 +77,14 @@ def output() -> "Console":
 
 def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> "Table":
     """Rows of cells under columns, of which all but the first hold numbers."""
+    from rich.markup import escape
     from rich.table import Table
 
     shown = Table(title=title, title_justify="left")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="right" if number else "left")
     for row in rows:
-        shown.add_row(*row)
+        shown.add_row(*map(escape, row))
     return shown
 
 
