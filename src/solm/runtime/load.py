@@ -45,7 +45,6 @@ def load(
     sparsity: SparsityConfig | str | None = None,
     dtype: "str | torch.dtype" = "auto",
     device: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     backend: str = "auto",
@@ -68,8 +67,6 @@ def load(
             preset ``cpu`` on the cpu backend and ``default`` on torch.
         dtype: of the torch backend: ``auto``, ``float32``, ``bfloat16`` or ``float16``, or a dtype of torch.
         device: such as ``cuda:1``; by default the accelerator, else the CPU.
-        device_map: instead of `device`, how layers are spread over devices, as for transformers: ``auto``, a device, or
-            devices by module name.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run code that comes with a model.
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
@@ -91,7 +88,7 @@ def load(
             be checked before weights are read is checked then; `argument` of the error names what is wrong.
     """
     prepared = Prepared(
-        str(model), policy, tokenizer=tokenizer, sparsity=sparsity, dtype=dtype, device=device, device_map=device_map,
+        str(model), policy, tokenizer=tokenizer, sparsity=sparsity, dtype=dtype, device=device,
         revision=revision, trust_remote_code=trust_remote_code, backend=backend, precision=precision,
         kv_cache_dtype=kv_cache_dtype, threads=threads, timings=timings, draft=draft,
     )  # fmt: skip
@@ -198,7 +195,6 @@ class Prepared:
     sparsity: SparsityConfig | str | None = None
     dtype: "str | torch.dtype" = "auto"
     device: str | None = None
-    device_map: str | dict[str, Any] | None = None
     revision: str | None = None
     trust_remote_code: bool = False
     backend: str = "auto"
@@ -320,8 +316,6 @@ class Prepared:
 
     def _elsewhere(self) -> str | None:
         """Why the model does not run on the CPU of this process; None if it does."""
-        if self.device_map is not None:
-            return "it runs on the CPU only"
         if self.device not in (None, "cpu"):
             from solm.backends.torch.load import check_device
 
@@ -431,7 +425,7 @@ class Prepared:
         base, tokenizer = self.loaded, self.tokenizer
         if base is None:
             base, tokenizer = load_base(
-                self.model, self.dtype, self.device, self.trust_remote_code, self.revision, self.device_map, tokenizer,
+                self.model, self.dtype, self.device, self.trust_remote_code, self.revision, tokenizer,
             )  # fmt: skip
         backend = TorchBackend(base)
         try:

@@ -55,7 +55,7 @@ def changed(content: bytes, before: bytes, after: bytes) -> bytes:
     return content.replace(before, after, 1)
 
 
-UINT32, FLOAT16, TYPE_77, TYPE_99 = (struct.pack("<I", number) for number in (4, 1, 77, 99))
+UINT32, TYPE_77 = (struct.pack("<I", number) for number in (4, 77))
 BLOCKS = b"llama.block_count"
 EMBEDDING = b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 5000)
 
@@ -66,8 +66,6 @@ EMBEDDING = b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 5000)
         (lambda content: b"", "header: the file is empty"),
         (lambda content: b"GGML" + content[4:], "is not a GGUF file"),
         (lambda content: content[:4] + struct.pack("<I", 9) + content[8:], "version: 9 is not among 2, 3"),
-        (lambda content: content[:4] + struct.pack(">I", 3) + content[8:], "version: a big-endian file"),
-        (lambda content: content[:20], "field count: the file ends within it"),
         (lambda content: content[:200], "the file ends within it, at byte 200"),
         (
             lambda content: content[:16] + struct.pack("<Q", 1 << 63) + content[24:],
@@ -75,25 +73,14 @@ EMBEDDING = b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 5000)
         ),
         (lambda content: changed(content, BLOCKS + UINT32, BLOCKS + TYPE_77), "block_count: unknown type 77"),
         (lambda content: changed(content, BLOCKS, b"llama.block_c\xff\xfe\xfdt"), "name of field .*: it is not UTF-8"),
-        (lambda content: changed(content, b"general.architecture", b"general.architectura"), "it is missing"),
-        (lambda content: changed(content, EMBEDDING + FLOAT16, EMBEDDING + TYPE_99), "unknown tensor type 99"),
         (
             lambda content: changed(content, EMBEDDING, b"token_embd.weight" + struct.pack("<I2Q", 2, 64, 1 << 40)),
             "token_embd.weight: bytes .* lie past the end",
         ),
-        (
-            lambda content: changed(content, EMBEDDING, b"token_embd.weight" + struct.pack("<I2Q", 9, 64, 5000)),
-            "token_embd.weight: 9 dimensions",
-        ),
-        (lambda content: content[:-100], "lie past the end"),
-        (lambda content: changed(content, b"output_norm.weight", b"token_embd.weightx"), None),
     ],
 )  # fmt: skip
 def test_damage_is_one_line_that_names_file_and_field(small, damage, words):
     small.write_bytes(damage(small.read_bytes()))
-    if words is None:  # another name is no damage
-        assert len(read_header(small).tensors) == 2
-        return
     for read in (read_header, lambda path: skeleton(str(path))):
         with pytest.raises(DamagedFileError, match=words) as found:
             read(small)

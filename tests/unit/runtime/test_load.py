@@ -18,16 +18,6 @@ def test_a_dtype_is_a_name_or_torchs_own(tiny_folder, given):
         assert lm.name == tiny_folder.name
 
 
-@pytest.mark.parametrize("device_map", ["auto", {"model": "cpu", "lm_head": "cpu"}])
-@pytest.mark.parametrize("backend", ["torch", "auto"])
-def test_layers_are_spread_by_a_device_map(tiny_folder, device_map, backend):
-    with solm.load(tiny_folder, dtype="float32", backend="torch") as plain:
-        expected = [token.id for token in plain.generate("hello " * 20, max_new_tokens=8).tokens]
-    with solm.load(tiny_folder, dtype="float32", device_map=device_map, backend=backend, precision=None) as lm:
-        assert (lm.backend.device.type, lm.backend.name) == ("cpu", "torch float32")
-        assert [token.id for token in lm.generate("hello " * 20, max_new_tokens=8).tokens] == expected
-
-
 def test_sparsity_is_a_config_or_the_name_of_a_preset(tiny_folder):
     for backend in ("torch", "cpu"):
         with solm.load(tiny_folder, sparsity="cpu", backend=backend) as lm:
@@ -58,11 +48,6 @@ def test_mistakes_are_found_before_weights_are_read(tmp_path, tiny_folder, monke
         (tiny_folder, {"dtype": "half"}, "unknown dtype 'half'"),
         (tiny_folder, {"device": "gpu"}, "device 'gpu' cannot be used here: "),
         (tiny_folder, {"device": "cuda:99"}, "device 'cuda:99' cannot be used here: "),
-        (tiny_folder, {"device": "cpu", "device_map": "auto"}, "device_map and device say the same thing"),
-        (tiny_folder, {"device_map": "everywhere"}, "device_map: device 'everywhere' cannot be used here"),
-        (tiny_folder, {"device_map": {"": "cuda:99"}}, "device_map: device 'cuda:99' cannot be used here"),
-        (tiny_folder, {"device_map": {"": "disk"}}, "device_map: layers on the disk are not supported"),
-        (tiny_folder, {"device_map": 3}, "device_map must be one of auto, balanced"),
     ]:
         with pytest.raises(SolmError, match=message) as refused:
             solm.load(model, **given)

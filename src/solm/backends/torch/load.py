@@ -15,7 +15,6 @@ from gguf import GGUFWriter
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PretrainedConfig,
     PreTrainedModel,
 )
@@ -27,9 +26,6 @@ from solm.backends.names import dtype_name, folder_or_hub_id, gguf_of, made_fold
 from solm.backends.tokenizer import model_tokenizer
 from solm.core.errors import SolmError, UnsupportedModelError
 from solm.core.files import cache_folder, check_cache_folder
-
-_SPREADS = ("auto", "balanced", "balanced_low_0", "sequential")
-"""What a `device_map` may say instead of devices."""
 
 
 def resolve_dtype(asked: str | torch.dtype) -> torch.dtype:
@@ -52,21 +48,6 @@ def check_device(device: str | torch.device) -> torch.device:
     return found
 
 
-def check_device_map(device_map: str | dict[str, Any]) -> None:
-    """Raises `SolmError` for a `device_map` that is neither a way to spread layers, nor devices that are there."""
-    if device_map in _SPREADS:
-        return
-    if not isinstance(device_map, str | dict):
-        raise SolmError(f"device_map must be one of {', '.join(_SPREADS)}, a device, or devices by module name")
-    for device in [device_map] if isinstance(device_map, str) else device_map.values():
-        if device == "disk":
-            raise SolmError("device_map: layers on the disk are not supported by load; attach such a model")
-        try:
-            check_device(device)
-        except SolmError as error:
-            raise SolmError(f"device_map: {error}") from error
-
-
 @contextmanager
 def _loading(name: str) -> Iterator[None]:
     """Inside, transformers says nothing, and whatever it raises becomes one `SolmError`: of sizes that make no sense it
@@ -86,37 +67,30 @@ def load_base(
     device: str | None = None,
     trust_remote_code: bool = False,
     revision: str | None = None,
-    device_map: str | dict[str, Any] | None = None,
     tokenizer: Any = None,
 ) -> tuple[PreTrainedModel, Any]:
     """The frozen base model and its tokenizer, by default the one that comes with it, which is read first.
 
     GGUF weights are dequantised once and kept as safetensors under the cache folder (SOLM_CACHE, by default
     ``~/.cache/solm``), because parsing a GGUF takes ten times as long as reading them back. revision: branch, tag or
-    commit of a hub id. device_map: as for transformers, in place of `device`.
+    commit of a hub id.
 
     Raises:
         SolmError: nothing of that name here or on the hub (the message says what was tried), no tokenizer, a device
             that is not there.
     """
-    if device_map is not None:
-        if device is not None:
-            raise SolmError("device_map and device say the same thing; give one of them")
-        check_device_map(device_map)
     if device is None:
         device = str(torch.accelerator.current_accelerator()) if torch.accelerator.is_available() else "cpu"
     target = check_device(device)
     tokenizer = tokenizer or model_tokenizer(name, trust_remote_code, revision)
     with _loading(name):
         model = AutoModelForCausalLM.from_pretrained(
-            locate(name), dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision,
-            device_map=device_map,
-        )  # fmt: skip
+            locate(name), dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code, revision=revision
+        )
     model.requires_grad_(False)
     if target.type == "cpu":
         keep_freed_memory()
-    if device_map is None:
-        model.to(target)  # type: ignore[arg-type]
+    model.to(target)  # type: ignore[arg-type]
     return model.eval(), tokenizer
 
 
@@ -178,7 +152,7 @@ def locate(name: str) -> str:
 
 
 def dequantised(gguf: Path) -> Path:
-    """The folder that holds `gguf` as float32 safetensors with its tokenizer, made on first use. Raises
+    """The folder that holds `gguf` as float32 safetensors, made on first use. Raises
     `CacheFolderError` where it cannot be kept."""
     read_header(gguf)  # a damaged file gets one line here, and anything inside transformers
     with gguf.open("rb") as file:
@@ -203,4 +177,3 @@ def _dequantise(gguf: Path, folder: Path) -> None:
         model.config.__dict__.pop("quantization_config", None)
         vars(model)["hf_quantizer"] = None
         model.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

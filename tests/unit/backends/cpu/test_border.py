@@ -45,22 +45,15 @@ STEP = tokens(2, 1, seed=1)
     ("change", "message"),
     [
         ({"tokens": torch.tensor([[5], [259]])}, r"token ids must be in \[0, 258\], got 259"),
-        ({"tokens": torch.tensor([[5], [-1]])}, r"token ids must be in \[0, 258\], got -1"),
         ({"tokens": tokens(3, 1)}, r"tokens must be integers \[2, at least 1\]"),
-        ({"tokens": STEP.float()}, "tokens must be integers"),
         ({"keep": (1.1, 1.0, 16)}, r"keep must be shares in \[0, 1\] and bits in \[2, 16\], got 1.1, 1, 16"),
         ({"keep": (1.0, float("nan"), 16)}, "keep must be shares"),
-        ({"keep": (1.0, 1.0, 1)}, "keep must be shares"),
         ({"lengths": np.array([70, 512])}, r"row 1: .* 512 positions take 1 more from \[0, 511\], got 512"),
-        ({"lengths": np.array([70, -1])}, r"row 1: .*got -1"),
         ({"lengths": np.array([70])}, r"lengths must be \[2\]"),
         ({"last": 3}, r"layers must be within \[0, 2\), got \[0, 3\)"),
-        ({"last": 0}, r"layers must be within \[0, 2\), got \[0, 0\)"),
         ({"first": 1}, "layers from 1 on need the result of those before them"),
         ({"logit_steps": 2}, r"logit_steps must be in \[0, 1\], got 2"),
-        ({"logit_steps": -1}, r"logit_steps must be in \[0, 1\], got -1"),
         ({"states": np.zeros(1, ROW_STATE)}, r"states must be writable records of dtype ROW_STATE \[2\]"),
-        ({"states": np.zeros(2)}, "states must be writable records"),
     ],
 )
 def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change, message):
@@ -78,8 +71,6 @@ def test_a_call_that_is_out_of_range_is_refused_and_changes_nothing(rows, change
     ("options", "message"),
     [
         ({"layer": 3}, r"the policy's layer must be in \[0, 2\], got 3"),
-        ({"layer": 4000}, r"layer must be in \[0, 2\], got 4000"),
-        ({"layer": -1}, "got -1"),
         ({"layer": 1, "hidden": 96}, "the policy reads 96 channels, and the model has 64"),
         ({"layer": 1, "levels": [np.linspace(0.1, 1, 101), np.ones(1), np.array([16.0])]}, "1 to 100 levels, got 101"),
         ({"layer": 1, "prices": np.zeros(0)}, "at least 1 point, got 0"),
@@ -97,15 +88,11 @@ def test_a_policy_that_does_not_fit_the_model_is_refused(rows, options, message)
     ("field", "value", "message"),
     [
         ("horizon", 0, "row 1: horizon must be at least 1"),
-        ("horizon", -(2**60), "row 1: horizon"),
         ("taken", -1, "row 1: horizon must be at least 1 and steps at least 0"),
         ("counted", -1, "row 1: horizon must be at least 1 and steps at least 0"),
-        ("counted", 2**62, "row 1: horizon"),
         ("target", 1.5, r"row 1: budget shares must be in \[0, 1\]"),
         ("target", float("nan"), "row 1: budget shares"),
         ("spent", float("inf"), "row 1: budget shares"),
-        ("early", float("nan"), "row 1: budget shares"),
-        ("expected", float("nan"), "row 1: budget shares"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(rows, field, value, message):

@@ -47,8 +47,6 @@ def listed(name: str, *shape: int, kind: int) -> bytes:
     ("before", "after", "words"),
     [
         (b"blk.0.ffn_up", b"blk.0.ffn_xx", "blk.0.ffn_up.weight: it is missing"),
-        (b"output_norm", b"outputxnorm", "output_norm.weight: it is missing"),
-        (b"llama.block_count", b"llama.block_xxxxx", "llama.block_count: it is missing"),
         (
             field("llama.block_count", 4, struct.pack("<I", 1)), field("llama.block_count", 4, struct.pack("<I", 4000)),
             "blk.1.attn_q.weight: it is missing",
@@ -64,17 +62,8 @@ def listed(name: str, *shape: int, kind: int) -> bytes:
             "attention.head_count: must be a whole number from 1 to 4096, not 2.5",
         ),
         (
-            listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 1 << 63, 1 << 63, kind=8),
-            "blk.0.ffn_up.weight: bytes .* lie past the end",
-        ),
-        (
             listed("blk.0.ffn_up.weight", 32, 32, kind=8), listed("blk.0.ffn_up.weight", 32, 32, kind=24),
             "blk.0.ffn_up.weight: type I8 is not among F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, ",
-        ),
-        (
-            field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
-            field("general.name", 8, struct.pack("<Q", 1 << 30) + b"tiny"),
-            "general.name: 1073741824 is more than 16777216",
         ),
         (
             field("general.name", 8, struct.pack("<Q", 4) + b"tiny"),
@@ -95,10 +84,7 @@ def test_damage_to_a_gguf_file_is_one_line(small, before, after, words):
 @pytest.mark.parametrize(
     ("name", "before", "after", "words"),
     [
-        ("expert_count", 8, 0, "qwen3moe.expert_count: must be a whole number from 1 to 1024, not 0"),
         ("expert_count", 8, 9, r"ffn_gate_exps.weight: its shape is \[8, 32, 32\], not \[9, 32, 32\]"),
-        ("expert_count", 8, 1 << 31, "expert_count: must be a whole number from 1 to 1024, not 2147483648"),
-        ("expert_used_count", 3, 0, "expert_used_count: must be a whole number from 1 to 8, not 0"),
         ("expert_used_count", 3, 9, "expert_used_count: must be a whole number from 1 to 8, not 9"),
         ("expert_feed_forward_length", 32, 64, r"ffn_gate_exps.weight: its shape is \[8, 32, 32\], not \[8, 64, 32\]"),
     ],
@@ -120,7 +106,6 @@ def test_damage_to_a_mixture_of_experts_is_one_line(name, before, after, words, 
         (listed("blk.0.ffn_up_exps.bias", 32, 8, kind=0), listed("blk.0.ffn_up_exps.bias", 32, 7, kind=0),
          r"ffn_up_exps.bias: its shape is \[7, 32\], not \[8, 32\]"),
         (b"blk.0.ffn_gate_inp.bias", b"blk.0.ffn_gate_xxx.bias", "blk.0.ffn_gate_inp.bias: it is missing"),
-        (b"blk.0.attn_output.bias", b"blk.0.attn_xxxxxx.bias", "blk.0.attn_output.bias: it is missing"),
         (field("gpt-oss.rope.scaling.factor", 6, struct.pack("<f", 32)),
          field("gpt-oss.rope.scaling.factor", 6, struct.pack("<f", -1)), "factor: must be a number above 0, not -1.0"),
     ],
@@ -254,7 +239,7 @@ def rewritten(path, change) -> None:
     path.write_bytes(len(text).to_bytes(8, "little") + text + content[8 + size :])
 
 
-NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
+UP = "model.layers.1.mlp.up_proj.weight"
 
 
 @pytest.mark.parametrize(
@@ -263,11 +248,8 @@ NORM, UP = "model.norm.weight", "model.layers.1.mlp.up_proj.weight"
         (lambda h: h.pop(UP), "invalid offset"),
         (lambda h: h[UP].update(shape=[64, 96]), rf"{UP}: its shape is \[64, 96\], not \[96, 64\]"),
         (lambda h: h[UP].update(shape=[64, 97]), "invalid shape, data type, or offset"),
-        (lambda h: h[UP].update(shape=[-64, -96]), "invalid JSON"),
         (lambda h: h[UP].update(shape=[1 << 63, 1 << 63]), "overflow"),
         (lambda h: h[UP].update(dtype="I32"), f"{UP}: type I32 is not among F32, F16, BF16"),
-        (lambda h: h[NORM].update(data_offsets=[1 << 50, (1 << 50) + 256]), "invalid offset"),
-        (lambda h: h.update({UP: 3}), "invalid JSON"),
     ],
 )
 def test_damage_to_safetensors_is_one_line(folder, change, words):
