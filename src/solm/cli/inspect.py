@@ -60,7 +60,8 @@ def _source(
     model: str, gguf: Path | None, trust_remote_code: bool, revision: str | None
 ) -> "tuple[WeightSource | None, str | None]":
     """The model's weights as the engine reads them, where they are on this machine, and why it cannot run it."""
-    from solm.backends.cpu.engine import unsuited, unsuited_config
+    from solm.backends.cpu.engine import unsuited
+    from solm.backends.cpu.files.config import from_config
     from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
     from solm.backends.torch.load import base_config
     from solm.core.sparsity import SparsityConfig
@@ -68,7 +69,10 @@ def _source(
     try:
         if gguf is None and not any(Path(model).glob("*.safetensors")):
             config = base_config(model, trust_remote_code, revision).get_text_config(decoder=True)
-            return None, unsuited_config(config.to_dict(), model, SparsityConfig())
+            try:
+                return None, unsuited(from_config(config.to_dict(), model, model), SparsityConfig())
+            except DamagedFileError as error:  # torch may run it nevertheless
+                return None, str(error)
         source = SafetensorsFolder(Path(model)) if gguf is None else GgufFile(gguf)
     except DamagedFileError:
         raise

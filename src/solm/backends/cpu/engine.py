@@ -2,7 +2,7 @@
 
 import ctypes
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 from weakref import WeakKeyDictionary
@@ -12,7 +12,6 @@ from gguf.constants import GGMLQuantizationType as TensorType
 
 from solm.backends.cpu import border
 from solm.backends.cpu.border import GROUP, MOST_QUERIES, PAGE
-from solm.backends.cpu.files.config import from_config
 from solm.backends.cpu.files.layout import FLOATS, MLP, PRECISIONS, Part, layout_of, names_of, with_stored_bits
 from solm.backends.cpu.files.repack import Progress, bfloat16, dequantise, head_at, vector
 from solm.backends.cpu.files.rope import Rope
@@ -48,14 +47,6 @@ def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
     if sparsity.bits_site == "weights" and sparsity.bits_group != GROUP:
         return f"its nested weights share a grid in groups of {GROUP} channels"
     return None
-
-
-def unsuited_config(config: Mapping[str, Any], name: str, sparsity: SparsityConfig) -> str | None:
-    """The same by a transformers configuration, of which nothing else is read."""
-    try:
-        return unsuited(from_config(config, name, name), sparsity)
-    except SolmError as error:
-        return str(error)
 
 
 def shapes_of(spec: ModelSpec) -> ModelShapes:

@@ -259,10 +259,6 @@ def test_unsupported_models_and_options_are_refused_with_a_reason():
         engine_of(whole_numbers, SPARSITY)
     with pytest.raises(SolmError, match="threads 4096 is out of range"):
         engine_of(llama, SPARSITY, threads=4096)
-    with pytest.raises(SolmError, match="unknown precision"):
-        engine_of(llama, SPARSITY, "int3")
-    with pytest.raises(SolmError, match="unknown KV cache dtype 'fp8'"):
-        engine_of(llama, SPARSITY, "int8", kv_cache_dtype="fp8")
     with pytest.raises(SolmError, match="goes with precision auto, int8, nested, not bfloat16"):
         engine_of(llama, SPARSITY, "bfloat16", kv_cache_dtype="int8")
     with pytest.raises(SolmError, match="a KV cache in int8 needs the cpu backend"):
