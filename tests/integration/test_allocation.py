@@ -46,7 +46,7 @@ def test_both_backends_carry_out_an_allocation_alike(control, action, heads):
 
 
 def test_an_allocation_for_another_model_is_refused():
-    with pytest.raises(PolicyMismatchError, match="4 layers, this one has 2"):
+    with pytest.raises(PolicyMismatchError, match="4 layers: the model has 2"):
         solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
     three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2, hidden=(EVEN,) * 2)
     with pytest.raises(PolicyMismatchError, match="3 KV heads, this one has 2"):

@@ -164,5 +164,5 @@ def test_a_server_without_a_policy_offers_static(byte_tokenizer):
         messages = [{"role": "user", "content": LONG}]
         answer = ask(client, messages=messages, budget="keep=0.7", max_tokens=100, logit_bias={"2": -100})
         assert answer.usage.compute["realised"]["net"] == pytest.approx(0.7, abs=0.05)
-        with pytest.raises(openai.BadRequestError, match="policy, dense, static"):
+        with pytest.raises(openai.BadRequestError, match="choose one of dense, static"):
             ask(client, efficiency={"policy": "policy"})
