@@ -49,7 +49,7 @@ def test_an_allocation_for_another_model_is_refused():
     with pytest.raises(PolicyMismatchError, match="4 layers: the model has 2"):
         solm.attach(tiny_model("llama"), sparsity=sparsity_of(*BENDS))
     three = Allocation(attention=(EVEN,) * 6, mlp=(EVEN,) * 2, hidden=(EVEN,) * 2)
-    with pytest.raises(PolicyMismatchError, match="3 KV heads, this one has 2"):
+    with pytest.raises(PolicyMismatchError, match="3 KV heads: the model has 2"):
         solm.attach(tiny_model("llama"), sparsity=SparsityConfig(window=16, allocation=three))
     model = tiny_model("llama")
     solm.attach(model).detach()  # the refusal left no hooks behind elsewhere, and this model is free
