@@ -33,7 +33,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
 
     from solm.backends.cpu.build import find_compiler
     from solm.backends.cpu.library import asked_engine, choose_engine, library, usable_features, variants_of
-    from solm.backends.machine import default_threads, usable_cores
+    from solm.backends.machine import default_threads, free_memory, usable_cores
     from solm.core.provenance import memory_bandwidth
 
     fixes = []
@@ -48,10 +48,12 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
             fixes.append(engine_error)
         else:
             fixes.append(_INSTALL if compiler is None else f"update the compiler, or set CXX to another: {error}")
-    reason, model_error = engine_error, None
+    reason, model_error, weights, free = engine_error, None, None, free_memory()
     try:
         prepared = ModelOptions(model, revision=revision, trust_remote_code=trust_remote_code).prepare()
-        reason = reason or prepared.reason
+        reason, weights = reason or prepared.reason, round(prepared.weight_bytes())
+        if weights > free:
+            fixes.append(f"{_gigabytes(weights, free)}: steps read the rest from disk; choose fewer bits")
     except SolmError as error:
         reason = model_error = str(error)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -76,7 +78,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
             "compiled": None if choice is None else "ahead of time" if choice.path else "here",
             "why": None if choice is None else choice.reason, "lacks": lacks,
         },
-        "model": {"name": model, "error": model_error},
+        "model": {"name": model, "error": model_error, "bytes": weights}, "free_bytes": free,
         "backend": {"auto": None if model_error else "cpu" if reason is None else "torch", "reason": reason},
         "fixes": fixes,
     }  # fmt: skip
@@ -91,8 +93,13 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
     lines.append(f"engine      {engine}")
     lines += [f"            {name} needs {', '.join(needs)}" for name, needs in lacks.items()]
     runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
+    runs += "" if weights is None else f", {_gigabytes(weights, free)}"
     lines.append(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
     return Result(report, [*lines, *(f"to fix: {fix}" for fix in fixes)])
+
+
+def _gigabytes(weights: float, free: float) -> str:
+    return f"its weights take {weights / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
 
 
 def _why_threads(threads: int, cores: "UsableCores") -> str:

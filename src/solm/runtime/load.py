@@ -249,7 +249,7 @@ class Prepared:
                 threads=self.threads,
             )  # fmt: skip
             check_vocabulary(found.tokenizer, self.tokenizer, name)
-            weights, left = found._weight_bytes(), free_memory() - self._weight_bytes()
+            weights, left = found.weight_bytes(), free_memory() - self.weight_bytes()
             if weights > left:
                 raise SolmError(
                     f"{name} takes {weights / 1e9:.1f} GB, and {max(left, 0) / 1e9:.1f} GB of memory are left beside "
@@ -260,8 +260,10 @@ class Prepared:
             raise
         return found
 
-    def _weight_bytes(self) -> float:
-        """Of the weights, at least."""
+    def weight_bytes(self) -> float:
+        """Of the weights in memory: on the torch backend at least, on the cpu backend of all experts."""
+        if self.source is not None:
+            return layout_of(self.source, self._numbers[0]).nbytes
         shapes = self.budgets().shapes
         layers = shapes.layers * shapes.layer_weights * shapes.weight_bits
         return (layers + shapes.head_weights * shapes.head_bits) / 8

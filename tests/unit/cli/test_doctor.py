@@ -20,6 +20,15 @@ def test_a_file_that_only_the_engine_reads_runs_on_the_cpu_backend(tmp_path, qui
     assert report["backend"]["auto"] == "cpu"
 
 
+def test_weights_that_are_larger_than_memory_are_told(tiny_folder, quick, monkeypatch):
+    monkeypatch.setattr("solm.backends.machine.free_memory", lambda: 1000)
+    found = doctor(model=str(tiny_folder)).content
+    assert found["free_bytes"] == 1000 < found["model"]["bytes"]
+    assert any("GB of memory are free: steps read the rest from disk" in fix for fix in found["fixes"])
+    monkeypatch.setattr("solm.backends.machine.free_memory", lambda: found["model"]["bytes"])
+    assert not any("from disk" in fix for fix in doctor(model=str(tiny_folder)).content["fixes"])
+
+
 def test_an_accelerator_is_where_a_model_runs(tiny_folder, quick, monkeypatch):
     monkeypatch.setattr("solm.runtime.load.accelerator_available", lambda: True)
     assert doctor(model=str(tiny_folder)).content["backend"] == {"auto": "torch", "reason": "there is an accelerator"}

@@ -60,6 +60,8 @@ QUANTISED = {
 }  # fmt: skip
 _NAMED = {kind.name: kind for kind in FLOATS}
 """By their names in files of safetensors."""
+_SIZES = {TensorType.F32: 4, TensorType.I8: 1}
+"""Bytes of a number, where they are not 2."""
 SUPPORTED = (*FLOATS, *QUANTISED)
 
 
@@ -145,6 +147,9 @@ class WeightSource(ABC):
         if place.by_heads and not self.gguf:
             by_heads = stored.data.reshape(spec.heads, len(members), -1)[:, members.index(name)]
             stored = replace(stored, shape=wanted, data=np.ascontiguousarray(by_heads).reshape(-1))
+        elif stored.type == TensorType.MXFP4 and place.transposed and not self.gguf:
+            own = self._packed(stored_name, expert or 0)[members.index(name) :: len(members)]
+            stored = replace(stored, shape=wanted, data=np.ascontiguousarray(own).reshape(-1))
         elif place.transposed and not self.gguf:
             numbers = stored.data.view(np.uint32 if stored.type == TensorType.F32 else np.uint16).reshape(shape)
             own = np.ascontiguousarray(numbers[expert, ..., members.index(name) :: len(members)].T)
@@ -174,6 +179,15 @@ class WeightSource(ABC):
     def _has(self, name: str) -> bool:
         """Whether there is a tensor that the source itself calls `name`."""
 
+    def _is_packed(self, name: str) -> bool:
+        """Whether there are blocks and scales of MXFP4 in place of the tensor `name`."""
+        return False
+
+    def _packed(self, name: str, expert: int) -> NDArray[np.uint8]:
+        """Rows [outputs, bytes] of an expert's blocks of MXFP4, as GGUF files have them, of a tensor that
+        `_is_packed`."""
+        raise NotImplementedError
+
     def _name(self, place: Place, expert: int | None = None) -> str:
         if self.gguf:
             return place.gguf
@@ -186,7 +200,7 @@ class WeightSource(ABC):
         alone = "{}" in place.saved and stored not in (place.gguf, place.transformers)
         members = (name,) if alone or not place.fused or (self.gguf and place.of_experts) else place.fused
         shape = (sum(self.spec.shape(other)[0] for other in members), *self.spec.shape(name)[1:])
-        shape = shape[::-1] if place.transposed and not self.gguf else shape
+        shape = shape[::-1] if place.transposed and not self.gguf and not self._is_packed(stored) else shape
         return (self.spec.experts, *shape) if place.of_experts and not alone else shape, members
 
     def _check(self, listed: Mapping[str, tuple[TensorType, tuple[int, ...]]]) -> None:
@@ -304,9 +318,42 @@ class SafetensorsFolder(_MappedFiles):
         path = folder / "config.json"
         self.spec = from_config(read_object(path), path, folder.resolve().name)
         self._files = [(path, 0)]
+        self._packs: dict[str, tuple[_Place, _Place]] = {}
         for shard in _shards(folder):
             self._add(shard)
+        self._pair(path)
         self._check_places()
+
+    def _pair(self, config: Path) -> None:
+        """Make tensors of the blocks and scales of MXFP4 that OpenAI's files of gpt-oss have."""
+        layers = map(self.spec.places, range(self.spec.layers))
+        known = {place.transformers for layer in layers for place in layer.values() if place.transposed}
+        for name in [name for name, place in self._places.items() if place.type == TensorType.I8]:
+            stem, _, kind = name.rpartition("_")
+            blocks, scales = self._places.get(f"{stem}_blocks"), self._places.get(f"{stem}_scales")
+            if stem not in known or kind not in ("blocks", "scales") or blocks is None or scales is None:
+                raise damaged(config.parent, name[:100], f"type U8 is not among {', '.join(_NAMED)}")
+            if len(blocks.shape) != 4 or blocks.shape != (*scales.shape, 16) or blocks.type != scales.type:
+                shapes = f"blocks {list(blocks.shape)} do not fit scales {list(scales.shape)}"
+                raise damaged(config.parent, name[:100], shapes)
+            shape = (*blocks.shape[:2], blocks.shape[2] * 32)
+            self._packs[stem] = blocks, scales
+            self._places[stem] = blocks._replace(type=TensorType.MXFP4, shape=shape)
+        for stem in self._packs:
+            del self._places[f"{stem}_blocks"], self._places[f"{stem}_scales"]
+
+    def _is_packed(self, name: str) -> bool:
+        return name in self._packs
+
+    def _packed(self, name: str, expert: int) -> NDArray[np.uint8]:
+        # Their bytes hold neighbours; those of GGUF hold numbers that are 16 apart.
+        blocks, scales = (
+            np.frombuffer(place.map, np.uint8)[place.begin : place.end].reshape(place.shape)[expert]
+            for place in self._packs[name]
+        )
+        numbers = np.stack([blocks & 15, blocks >> 4], -1).reshape(*blocks.shape[:2], 32)
+        pairs = numbers[..., :16] | numbers[..., 16:] << 4
+        return np.concatenate([scales[..., None], pairs], -1).reshape(len(blocks), -1)
 
     def _add(self, path: Path) -> None:
         """Map a file and list its tensors, which lie next to one another."""
@@ -319,10 +366,11 @@ class SafetensorsFolder(_MappedFiles):
         begin = 8 + int.from_bytes(map_[:8], "little")
         self._files.append((path, begin))
         for name, entry in listed:
-            kind, shape = _NAMED.get(entry.get_dtype()), tuple(entry.get_shape())
+            kind = TensorType.I8 if entry.get_dtype() == "U8" else _NAMED.get(entry.get_dtype())
+            shape = tuple(entry.get_shape())
             if kind is None:
                 raise damaged(path, name[:100], f"type {entry.get_dtype()} is not among {', '.join(_NAMED)}")
-            end = begin + math.prod(shape) * (4 if kind == TensorType.F32 else 2)
+            end = begin + math.prod(shape) * _SIZES.get(kind, 2)
             self._places[name] = _Place(map_, kind, shape, begin, end)
             begin = end
 

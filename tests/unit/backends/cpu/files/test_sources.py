@@ -10,9 +10,13 @@ import pytest
 import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 from safetensors.numpy import load_file, save_file
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
+from helpers.engine import SPARSITY
+from helpers.engine_edges import Rows
 from helpers.gguf_files import write_gguf
-from helpers.models import tiny_model
+from helpers.models import tiny_model, tokens
+from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.sources import GgufFile, SafetensorsFolder
 from solm.core.errors import DamagedFileError, SolmError, UnsupportedModelError
 
@@ -136,6 +140,58 @@ def test_folders_of_gpt_oss_have_the_shapes_that_transformers_writes(name, shape
     save_file(load_file(path) | {f"model.layers.0.{name}": np.zeros(shape, np.float32)}, path)
     with pytest.raises(DamagedFileError, match=words):
         SafetensorsFolder(tmp_path)
+
+
+def write_packed(folder):
+    """A tiny model of gpt-oss in `folder` as OpenAI's files have it, with experts in MXFP4; and that model, with the
+    weights that transformers makes of these."""
+    model = tiny_model("gpt_oss", torch.float32, intermediate_size=64)
+    draw, packed = torch.Generator().manual_seed(3), {}
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj") and ".experts." in name:
+            experts, inputs, outputs = parameter.shape
+            shape = (experts, outputs, inputs // 32)
+            blocks = torch.randint(0, 256, (*shape, 16), generator=draw, dtype=torch.uint8)
+            scales = torch.randint(120, 125, shape, generator=draw, dtype=torch.uint8)
+            parameter.data = convert_moe_packed_tensors(blocks, scales, dtype=torch.float32)
+            packed |= {f"{name}_blocks": blocks.numpy(), f"{name}_scales": scales.numpy()}
+    model.save_pretrained(folder)
+    path = folder / "model.safetensors"
+    left = {name: values for name, values in load_file(path).items() if f"{name}_blocks" not in packed}
+    save_file(left | packed, path)
+    return model
+
+
+def test_gpt_oss_as_openai_writes_it_is_what_transformers_reads(tmp_path):
+    """Prompt and steps, in float32 and in the file's own bits, whose numbers are the same."""
+    model, ids = write_packed(tmp_path), tokens(1, 40)
+    with torch.no_grad():
+        expected = model(ids).logits
+    for precision, most in (("float32", 1e-4), ("auto", 0.1)):
+        rows = Rows(Engine(SafetensorsFolder(tmp_path), SPARSITY, precision), 1)
+        found = torch.cat([rows.run(part).logits for part in ids.split([36, 1, 1, 2], 1)], 1)
+        assert (found - expected).abs().median() < most * expected.std()
+        assert precision == "auto" or (found - expected).abs().max() < most * expected.std()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        ("layers.0.mlp.experts.down_proj_scales", lambda of: None, "down_proj_blocks: type U8 is not among F32"),
+        ("layers.0.mlp.experts.down_proj_scales", lambda of: of[:, :1].copy(), r"blocks \[8, 64, 2, 16\] do not fit"),
+        ("layers.0.mlp.experts.down_proj_blocks", lambda of: of[:7], "do not fit"),
+        ("norm.weight", lambda of: np.zeros(64, np.uint8), "norm.weight: type U8 is not among F32"),
+    ],
+)
+def test_damage_to_packed_experts_is_one_line(name, change, words, tmp_path):
+    write_packed(tmp_path)
+    path = tmp_path / "model.safetensors"
+    content = load_file(path)
+    new = change(content.pop(f"model.{name}"))
+    save_file(content | ({} if new is None else {f"model.{name}": new}), path)
+    with pytest.raises(DamagedFileError, match=words) as found:
+        SafetensorsFolder(tmp_path)
+    assert "\n" not in str(found.value)
 
 
 def test_folders_of_mixtures_lack_no_expert(tmp_path):
