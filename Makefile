@@ -18,6 +18,7 @@ test: $(INSTALLED_DEV)
 test-all: $(INSTALLED_DEV)
 	$(PIP) -e '.[clients,scale]' torchao
 	$(BIN)/python -m pytest -m "" -rs
+	$(MAKE) fuzz SECONDS=60
 
 lint: $(INSTALLED_DEV)
 	$(BIN)/ruff check src tests evidence notebooks hatch_build.py .ci
@@ -38,12 +39,32 @@ MINUTES ?= 30
 soak: $(INSTALLED_DEV)
 	$(BIN)/python evidence/bench/soak.py --minutes $(MINUTES)
 
-# SECONDS of each target. Atheris has wheels for few versions of Python, among them 3.11.
+# SECONDS of each target. Atheris has wheels for few versions of Python, among them 3.11. The engine's border needs clang++
+# with libFuzzer (Debian: clang and libclang-rt-dev), and is left out without; its first build takes minutes.
 SECONDS ?= 600
+CLANG ?= $(firstword $(shell which clang++-21 clang++-20 clang++-19 clang++ 2>/dev/null))
+CSRC := src/solm/backends/cpu/csrc
+FUZZ := build/fuzz
+SANITIZED := -std=c++20 -O1 -g -march=native -fopenmp-simd -pthread -I$(CSRC) -fsanitize=address,undefined \
+  -fno-sanitize-recover=undefined -Wno-format-security -Wno-pass-failed
 fuzz: $(INSTALLED_DEV)
 	$(PIP) atheris
-	for target in gguf policy; do \
+	for target in gguf policy requests; do \
 	  $(BIN)/python tests/fuzz/readers.py $$target -max_total_time=$(SECONDS) || exit 1; done
+ifeq ($(CLANG),)
+	@echo "fuzz: no clang++ here, so that the border of the engine is left out"
+else
+	$(MAKE) -j 2 $(FUZZ)/border
+	mkdir -p $(FUZZ)/calls
+	$(FUZZ)/border -max_len=8192 -timeout=60 -artifact_prefix=$(FUZZ)/border- -max_total_time=$(SECONDS) $(FUZZ)/calls
+endif
+
+$(FUZZ)/%.o: $(CSRC)/%.cpp $(wildcard $(CSRC)/*.h $(CSRC)/arch/*.h)
+	mkdir -p $(FUZZ)
+	$(CLANG) $(SANITIZED) -fsanitize=fuzzer-no-link -c $< -o $@
+
+$(FUZZ)/border: tests/fuzz/border.cpp $(patsubst $(CSRC)/%.cpp,$(FUZZ)/%.o,$(wildcard $(CSRC)/*.cpp))
+	$(CLANG) $(SANITIZED) -fsanitize=fuzzer $^ -o $@
 
 # With the engine compiled for every instruction set of MACHINE, x86_64 or aarch64 (docs/install.md).
 MACHINE ?= x86_64

@@ -20,6 +20,7 @@ from hypothesis import settings
 from transformers import PreTrainedTokenizerFast
 
 import solm
+from helpers import models
 from helpers.models import tiny_model
 from helpers.policies import SPARSITY, under_policy, under_values
 from solm.backends.torch.families import TESTED_FAMILIES
@@ -81,20 +82,7 @@ def family(request) -> str:
 @pytest.fixture(scope="session")
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """Every byte a token: no file, no download."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
-    tokenizer = Tokenizer(models.BPE(vocabulary, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        clean_up_tokenization_spaces=False,
-    )
+    return models.byte_tokenizer()
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 """Tiny random models of every family, and token ids and keep rates for them."""
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 CONTEXT, STEPS = 61, 12
 SIZES = {
@@ -75,3 +75,21 @@ def tokens(rows: int, length: int, seed: int = 0) -> torch.Tensor:
 
 def keep_of(action, rows: int, steps: int) -> torch.Tensor:
     return torch.tensor(action, dtype=torch.float64).expand(rows, steps, 3)
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """Every byte a token: no file, no download."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate(["<pad>", "<s>", "</s>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocabulary, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        clean_up_tokenization_spaces=False,
+    )

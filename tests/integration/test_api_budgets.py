@@ -1,10 +1,15 @@
 """Budgets of a server whose policy brings a curve: every form is met or refused, and told in all words."""
 
+import re
+from itertools import count
+
+import httpx
 import openai
 import pytest
 from openai.types import Model
 
 from helpers.serving import CHAT, LONG, ask, running, tiny_service
+from solm.core.energy import EnergyMeter
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +33,25 @@ def test_usage_says_what_was_asked_for_and_met_in_all_words(client):
     assert met["time"] == pytest.approx(1 / 1.2, abs=0.03)
     assert met["speed"] == pytest.approx(1 / met["time"])
     assert 0 < met["loss"] < 0.1
+
+
+def test_energy_is_told_where_the_machine_tells(byte_tokenizer, monkeypatch):
+    readings = count(100.0)
+    for tells in (False, True):
+        service = tiny_service(byte_tokenizer)
+        service.lm.meter = EnergyMeter([]) if tells else None
+        monkeypatch.setattr(EnergyMeter, "joules", lambda _: next(readings))
+        with running(service) as address, httpx.Client(base_url=address) as http:
+            asked = {"model": "tiny", "messages": CHAT, "max_tokens": 3, "ignore_eos": True, "n": 2}
+            usage = http.post("/v1/chat/completions", json=asked).json()["usage"]
+            given = http.post("/v1/responses", json={"model": "tiny", "input": "a", "max_output_tokens": 16}).json()
+            metric = re.search(
+                r'^solm_energy_joules_total{source="rapl"} (\S+)', http.get("/metrics").text, re.MULTILINE
+            )
+        taken = usage["energy_joules"], given["usage"]["energy_joules"]
+        assert (taken == (None, None)) is not tells
+        assert (metric is None) is not tells
+        assert metric is None or float(metric[1]) == pytest.approx(sum(taken))
 
 
 def test_models_hold_the_curve_in_one_nested_object(client):

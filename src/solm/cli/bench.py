@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from solm.core.clock import StepClock
+    from solm.runtime.language_model import LanguageModel
 
+_STEPS = 16
+"""Whose energy is read together."""
 _PAGES, _CHANNELS = (0.1, 0.2, 0.4), (0.4, 0.6, 0.8)
 """Shares read whose times are shown, the other axis dense."""
 
@@ -54,7 +57,24 @@ def bench(
         measured = measure_clock(lm, progress.show, seconds)
     if out is not None:
         write_text(out, measured.model_dump_json(indent=2) + "\n")
-    return Result(measured.model_dump(mode="json"), [_table(measured, lengths)])
+    content = measured.model_dump(mode="json")
+    content["dense_step_joules"] = {length: _joules(lm, length) for length in lengths}
+    return Result(content, [_table(measured, lengths)])
+
+
+def _joules(lm: "LanguageModel", context: int) -> float | None:
+    """What a dense step before this context is full takes on average; None where the machine does not tell."""
+    from solm.runtime.calibrate import known_text
+
+    if lm.meter is None:
+        return None
+    tokens, session, read = known_text(lm, context), lm.session(capacity=context), max(1, context - _STEPS)
+    session.prefill(tokens[:, :read])
+    before = lm.meter.joules()
+    for place in range(read, context):
+        session.extend(tokens[:, place : place + 1], exact_largest=1)
+    after = lm.meter.joules()
+    return None if before is None or after is None or read == context else (after - before) / (context - read)
 
 
 def _counts(text: str) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Generic, TypeVar
 
@@ -162,11 +163,17 @@ class Batch(Generic[_Row]):
         self.rows: list[_Row] = []
         self.session: Session | None = None
 
+    def metered(self, rows: Sequence[_Row]) -> AbstractContextManager[None]:
+        """Count the energy that a block takes as that of `rows`, the same for each."""
+        meter = self._lm.meter
+        return nullcontext() if meter is None else meter.shared([row.trace for row in rows])
+
     def read(self, row: _Row) -> None:
         """Read what is left of the prompt of `row`, and let it join. Its session must not be used afterwards."""
         session = row.session or self._lm.session(capacity=len(row.prompt) + row.longest)
         row.session = None
-        logits = session.prefill(row.prompt[None, session.length(0) if session.rows else 0 :])
+        with self.metered([row]):
+            logits = session.prefill(row.prompt[None, session.length(0) if session.rows else 0 :])
         self.join(row, logits[0], session)
 
     def join(self, row: _Row, logits: Array, session: Session) -> None:
@@ -197,8 +204,14 @@ class Batch(Generic[_Row]):
 
         What a row's own sampler raises is in its `error`, and the others go on. Raises what the pass itself does.
         """
-        assert self.session is not None
         rows = list(self.rows)
+        with self.metered(rows):
+            passed = self._pass(rows)
+        return self._taken(rows, *passed)
+
+    def _pass(self, rows: list[_Row]) -> tuple[list[Guess], list[Wish], Result, float]:
+        """What was guessed, what rows wished, what the pass gave, and when it began."""
+        assert self.session is not None
         guesses = [Guess() for _ in rows]
         guessing = any(row.sources for row in rows) and all(isinstance(row.policy, Dense) for row in rows)
         wishes = [self._wish(row) for row in rows] if guessing else []
@@ -218,7 +231,7 @@ class Batch(Generic[_Row]):
         if guessing:
             size = len(rows) + sum(len(guess.tokens) for guess in guesses)
             self._guesser.passed(size, time.perf_counter() - begun)
-        return self._taken(rows, guesses, wishes, done, begun)
+        return guesses, wishes, done, begun
 
     def _wish(self, row: _Row) -> Wish:
         drafts = self._drafter is not None and row.drafting and row.sources

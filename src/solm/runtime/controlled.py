@@ -15,6 +15,7 @@ from solm.core.arrays import as_numpy
 from solm.core.budget import Budget, BudgetLike, Budgets
 from solm.core.clock import RunningClock, StepClock
 from solm.core.cost import ModelShapes
+from solm.core.energy import EnergyMeter
 from solm.core.errors import SolmError
 from solm.core.provenance import plain_name
 from solm.core.sparsity import SparsityConfig
@@ -98,6 +99,9 @@ class ControlledModel:
         """What replies learn about guesses, for later ones."""
         self.draft: ControlledModel | None = None
         """A smaller model of the same vocabulary that guesses what this one will choose."""
+        on_processor = self.beside_engine or backend.device.type == "cpu"
+        self.meter = EnergyMeter.found() if on_processor else None
+        """Of the energy that steps take; None where nothing tells it."""
         self.clock: RunningClock | None = None
         self.calibration: Calibration | None = None
         self._policies: dict[tuple[str, ActionSpace | None], AnyPolicy] = {}
@@ -122,7 +126,7 @@ class ControlledModel:
         made = type(self)(
             self.backend, self.tokenizer, policy, sparsity, self.name, self._given, self._model, self._generation
         )
-        made.guesser, made.draft = self.guesser, self.draft
+        made.guesser, made.draft, made.meter = self.guesser, self.draft, self.meter
         return made
 
     @property

@@ -146,7 +146,8 @@ class Trace:
     ids: the tokens. actions: of every step, its index in `space`; realised, controllable: of every step, its shares
     [axes], and whether it could be controlled. guesses: by source how many tokens were guessed, and how many of them
     were kept; kept: by its place in the reply, the source of every token that was. allowance: what it may lose by
-    guesses; None: nothing. Costs are computed where somebody reads them.
+    guesses; None: nothing. joules: energy that they and the prompt took; None: not told. Costs are computed where
+    somebody reads them.
     """
 
     def __init__(self, prompt: int, space: ActionSpace):
@@ -158,6 +159,7 @@ class Trace:
         self.guesses: dict[str, list[int]] = {}
         self.kept: dict[int, str] = {}
         self.allowance: Allowance | None = None
+        self.joules: float | None = None
 
     @property
     def guessed(self) -> int:
@@ -250,6 +252,7 @@ class Reply:
             "guesses": {source: dict(zip(("guessed", "accepted"), counts, strict=True))
                         for source, counts in self.trace.guesses.items()},
             "tokens_per_pass": self.trace.per_pass,
+            "energy_joules": self.trace.joules,
         }  # fmt: skip
 
 

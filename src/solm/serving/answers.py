@@ -157,7 +157,7 @@ class Exchange:
         guesses: dict[str, list[int]] = {}
         for source, counts in (each for ended in ends for each in ended.guesses.items()):
             guesses[source] = [sum(pair) for pair in zip(counts, guesses.get(source, [0, 0]), strict=True)]
-        predicted = guesses.get("prediction", [0, 0])
+        predicted, joules = guesses.get("prediction", [0, 0]), [ended.joules for ended in ends]
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
             "guessed_tokens": sum(made for made, _ in guesses.values()),
@@ -169,6 +169,7 @@ class Exchange:
             },
             "guesses": {source: {"guessed": made, "accepted": kept} for source, (made, kept) in guesses.items()},
             "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self._each])},
+            "energy_joules": None if None in joules else sum(joules),
             "compute": {
                 "budget": self._budget,  # as it came; None where none came, such as through a proxy that drops it
                 "requested": mean_terms([ended.compute.requested for ended in ends], weights),

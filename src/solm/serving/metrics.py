@@ -45,6 +45,8 @@ class Metrics:
         self.time = Summary("solm_time_share", "Share of dense steps' time that replies realised.", registry=of)
         self.dense = Gauge("solm_dense_step_milliseconds", "Of one row, by this machine's clock.", registry=of)
         self.loss = Summary("solm_loss_nats", "Expected or measured loss per token of replies.", registry=of)
+        # By a label, so that it is absent where nothing is told.
+        self.joules = Counter("solm_energy_joules", "Energy of replies that ended.", ["source"], registry=of)
         self.saving = Gauge(
             "solm_governor_saving", "Share of a step that budgets at their floors save now, NaN: unknown.", registry=of
         )
@@ -70,8 +72,10 @@ class Metrics:
         self.class_net.labels(priority).observe(net)
         self.class_requested.labels(priority).observe(requested)
 
-    def told(self, realised: Mapping[str, float]) -> None:
-        """Count what a reply said of its time and, where it is expected or measured, its loss."""
+    def told(self, realised: Mapping[str, float], joules: float | None) -> None:
+        """Count what a reply said of its time, its energy and, where it is expected or measured, its loss."""
+        if joules is not None:
+            self.joules.labels("rapl").inc(joules)
         if "time" in realised:
             self.time.observe(realised["time"])
             self.dense.set(realised["dense_ms"])

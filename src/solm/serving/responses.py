@@ -351,7 +351,7 @@ class ResponseWriter:
         response["usage"] = {
             "input_tokens": used["prompt_tokens"], "input_tokens_details": used["prompt_tokens_details"],
             "output_tokens": used["completion_tokens"], "output_tokens_details": used["completion_tokens_details"],
-            "total_tokens": used["total_tokens"], "compute": used["compute"],
+            "total_tokens": used["total_tokens"], "compute": used["compute"], "energy_joules": used["energy_joules"],
         }  # fmt: skip
         if choice.job.trace:
             response["efficiency"] = traced(choice.tokens)

@@ -77,6 +77,7 @@ class Ended:
     """By source, tokens that were guessed and that were kept."""
     reasoning_tokens: int = 0
     phases: dict[str, Compute] = field(default_factory=dict)
+    joules: float | None = None
 
 
 @dataclass(frozen=True)
@@ -219,7 +220,7 @@ class Row(BatchRow):
             phases = {"reasoning": compute(thinking, 0, self.thought - 1), "answer": compute(answer, self.thought - 1)}
         ended = Ended(
             self.reason, len(job.ids), self.cached, len(self.ids), compute(self.mean(answer, thinking)),
-            self._average(), self.trace.guesses, self.thought, phases,
+            self._average(), self.trace.guesses, self.thought, phases, self.trace.joules,
         )  # fmt: skip
         job.emit(ended)
         return ended
@@ -453,7 +454,8 @@ class Scheduler:
         """Read a prompt up to `end`; where that is its own, let the row join the others."""
         job, session, done, begun = row.job, row.session, row.read, self.clock()
         assert session is not None
-        logits = session.prefill(job.ids[None, done:end], every_logit=job.echo)
+        with self._batch.metered([row]):
+            logits = session.prefill(job.ids[None, done:end], every_logit=job.echo)
         row.read = end
         self.metrics.reads.observe(self.clock() - begun)
         self.metrics.tokens.labels("prompt").inc(end - done)
@@ -543,7 +545,7 @@ class Scheduler:
                 metrics.tokens.labels("accepted").inc(accepted)
                 metrics.guesses.labels(source, "kept").inc(accepted)
                 metrics.guesses.labels(source, "dropped").inc(guessed - accepted)
-            metrics.told(ended.compute.realised)
+            metrics.told(ended.compute.realised, ended.joules)
             net = ended.compute.realised["net"]
             requested = row.mean(*({"net": each.budget.net} for each in (budget.resolved, budget.reasoning)))["net"]
             metrics.spent(budget.priority, requested, net)

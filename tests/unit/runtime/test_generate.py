@@ -64,7 +64,7 @@ def test_the_budget_is_spent_and_every_token_traced(policy_lm, name):
     assert {token.action for token in reply.tokens} > {"k100-s100-q16"}
     content = reply.as_dict()
     told = {"text", "reasoning", "tokens", "requested", "realised", "loss_verified"}
-    assert set(content) == told | {"guessed_tokens", "accepted_tokens", "guesses", "tokens_per_pass"}
+    assert set(content) == told | {"guessed_tokens", "accepted_tokens", "guesses", "tokens_per_pass", "energy_joules"}
     assert content["text"] == policy_lm.tokenizer.decode([t.id for t in reply.tokens], skip_special_tokens=True)
 
 
