@@ -114,7 +114,8 @@ class Pace:
     others, since the first guess takes more than each after it."""
 
     def __init__(self) -> None:
-        self._single, self._passes = 0.0, 0
+        self._single, self._passes, self._longer = 0.0, 0, 0
+        """Seconds of a pass of one token; of how many of these, and of longer ones."""
         self._sums = np.zeros(5)
         """Weighted, of 1, n, n^2, seconds and n * seconds over passes of several tokens."""
 
@@ -130,12 +131,18 @@ class Pace:
             for few in (2, 8):  # what is known before
                 self._count(few, self._single * (_PRIOR_BASE + _PRIOR_SLOPE * few))
         seconds = min(seconds, 2 * self.seconds(tokens))
+        # Once it is known what passes take, what they take more or less is the machine's, and true of the other kind.
+        machine = (seconds / self.seconds(tokens)) ** (1 - _MEMORY)
+        settled = 1 / (1 - _MEMORY)
         if tokens == 1:
             self._passes += 1
             self._single += max(1 - _MEMORY, 1 / self._passes) * (seconds - self._single)
+            self._sums[3:] *= machine if self._passes > settled else 1
         else:
+            self._longer += 1
             self._sums *= _MEMORY
             self._count(tokens, seconds)
+            self._single *= machine if self._longer > settled else 1
 
     def _count(self, tokens: int, seconds: float) -> None:
         self._sums += (1, tokens, tokens * tokens, seconds, tokens * seconds)

@@ -72,7 +72,7 @@ def load(
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
             ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
         precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they are, int8
-            for floats. Actions that choose weight bits have ``nested``, unless the MLP weights of a GGUF file all have
+            for floats. ``int4`` rounds what has more than 4 bits, and loses more than a 4-bit GGUF file does. Actions that choose weight bits have ``nested``, unless the MLP weights of a GGUF file all have
             6 or 8 bits.
         kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
             ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
@@ -80,7 +80,7 @@ def load(
         timings: a file of ``solm bench``, or the ``clock`` of a reply in JSON, so that budgets in time stay as they
             are; by default this machine is timed at the first one.
         draft: a smaller model of the same vocabulary, by any name of `model`, that guesses tokens of dense replies
-            where that pays. The replies stay the same.
+            where that pays. The replies stay the same. On the cpu backend its weights have 4 bits.
         progress: called with the parts done and all parts, while the cpu backend repacks weights that are not cached.
 
     Raises:
@@ -248,6 +248,8 @@ class Prepared:
                 name, device=self.device, trust_remote_code=self.trust_remote_code, backend=self.backend,
                 threads=self.threads,
             )  # fmt: skip
+            if found.source is not None:
+                found.precision = "int4"  # its guesses are nearly as good, and take less time
             check_vocabulary(found.tokenizer, self.tokenizer, name)
             weights, left = found.weight_bytes(), free_memory() - self.weight_bytes()
             if weights > left:

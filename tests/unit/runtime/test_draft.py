@@ -294,6 +294,7 @@ def test_load_takes_a_draft_and_refuses_what_is_none(tiny_folder, tmp_path, monk
     options = {"backend": "cpu", "precision": "int8"}
     with solm.load(tiny_folder, draft=tiny_folder, **options) as lm:
         assert lm.draft.name == "tiny"
+        assert lm.draft.backend.precision == "int4"
         found = lm.generate(ids(1), guess=4, max_new_tokens=20, **ENDLESS)
         assert found.trace.guesses[DRAFT][1] > 10
         assert found.as_dict()["guesses"][DRAFT]["accepted"] == found.trace.accepted

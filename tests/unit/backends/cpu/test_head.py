@@ -97,13 +97,17 @@ def raw_rows(kind: GGMLQuantizationType, vocabulary: int, hidden: int) -> np.nda
     return blocks.reshape(vocabulary, -1)
 
 
+@pytest.mark.parametrize("precision", ["auto", "int4"])
 @pytest.mark.parametrize("kind", TYPES, ids=lambda kind: kind.name)
-def test_a_gguf_tensor_becomes_a_head(kind):
-    """With any number of threads; K-quants' steps are rounded to float16, weights in floats to int8."""
+def test_a_gguf_tensor_becomes_a_head(kind, precision):
+    """With any number of threads; K-quants' steps are rounded to float16, weights in floats to int8, or all to 4 bits
+    that have more."""
     hidden, states_ = 512, states(3, 512)
-    rows, form = raw_rows(kind, VOCABULARY, hidden), HeadForm(VOCABULARY, hidden, *TYPES[kind])
-    tensor, room = Tensor("head", kind, (VOCABULARY, hidden), rows.reshape(-1)), form.places()["end"]
-    assert form == HeadForm.of(tensor, "auto")
+    rows, own = raw_rows(kind, VOCABULARY, hidden), HeadForm(VOCABULARY, hidden, *TYPES[kind])
+    tensor = Tensor("head", kind, (VOCABULARY, hidden), rows.reshape(-1))
+    form = HeadForm.of(tensor, precision)
+    assert form == (own if precision == "auto" or own.bits == 4 else HeadForm(VOCABULARY, hidden, 4, 32, 8))
+    room = form.places()["end"]
     found = []
     for threads in (1, 2, 64):
         memory = torch.full((room // 64 + 1, 64), 85, dtype=torch.uint8)
@@ -117,6 +121,10 @@ def test_a_gguf_tensor_becomes_a_head(kind):
     if not form.group:
         scale = weight.abs().amax(1, keepdim=True) / 127
         weight = (weight / scale).round() * scale
+    elif form != own:
+        groups = weight.view(VOCABULARY, -1, 32)
+        step = (groups.gather(2, groups.abs().argmax(2, keepdim=True)) / -8).half().float()
+        weight = ((groups / step).nan_to_num().round().clamp(-8, 7) * step).view(VOCABULARY, -1)
     expected = rounded_states(states_) @ weight.double().T
     # Of floats, single weights half-way between two numbers may become either.
     within = 5e-3 if not form.group else 2e-3 if kind in K_TYPES else 2e-5

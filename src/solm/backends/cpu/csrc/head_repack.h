@@ -13,7 +13,11 @@
 
 namespace solm {
 
-// Floats become int8 with a scale per output; other types keep their bits, groups and centre.
+// Floats become int8 with a scale per output, other types keep their bits, groups and centre; or all become INT4.
+inline bool holds(const Head& head, const TypeInfo& info) {
+  return head.bits == info.bits && head.group == info.group && head.centre == info.centre;
+}
+
 inline bool valid_head_repack(int32_t type, const void* rows, int64_t row_bytes, int32_t vocabulary, int32_t hidden,
                               int32_t threads, const Head& to, char* message) {
   const TypeInfo info = type_info(type);
@@ -30,8 +34,8 @@ inline bool valid_head_repack(int32_t type, const void* rows, int64_t row_bytes,
                   static_cast<long long>(int64_t(hidden) / info.values * info.bytes), static_cast<long long>(row_bytes));
   if (threads < 1 || threads > 1 << 12) return refuse(message, "threads must be in [1, %d], got %d", 1 << 12, threads);
   if (!valid_head(s, to, message)) return false;
-  const bool same = info.bits ? to.bits == info.bits && to.group == info.group && to.centre == info.centre : !to.group;
-  return same || refuse(message, "a head of %d bits in groups of %d does not hold tensor type %d", to.bits, to.group, type);
+  const bool own = info.bits ? holds(to, info) : !to.group, rounded = hidden % GROUP == 0 && holds(to, INT4_INFO);
+  return own || rounded || refuse(message, "a head of %d bits in groups of %d does not hold tensor type %d", to.bits, to.group, type);
 }
 
 struct StripWriter {
@@ -49,7 +53,7 @@ struct StripWriter {
     for (int i = 0; i < STRIP; ++i) {
       const int64_t output = int64_t(strip) * STRIP + i;
       const uint8_t* row = output < vocabulary ? rows + size_t(output) * (hidden / info.values) * info.bytes : nullptr;
-      if (info.bits) read_groups(row, strip, i);
+      if (to.group) read_groups(row, strip, i);
       else read_floats(row, strip, i);
     }
     const int low = to.bits - HIGH_BITS, quads = (hidden + 3) / 4;
@@ -67,7 +71,13 @@ struct StripWriter {
     auto* grid = const_cast<uint16_t*>(to.grid) + size_t(strip) * groups * planes * STRIP + i;
     for (int b = 0; b < hidden / GROUP; ++b) {
       float step[2] = {}, lowest[2] = {};
-      if (row) decode_block(type, row, b, &numbers[size_t(i) * wide + b * GROUP], step, lowest);
+      uint8_t* found = &numbers[size_t(i) * wide + b * GROUP];
+      if (row && holds(to, info)) decode_block(type, row, b, found, step, lowest);
+      else if (row) {
+        float group[GROUP];
+        read_group({type, rows, vocabulary, hidden, nullptr}, row, b, group);
+        round_to_int4(group, found, step);
+      }
       for (int part = 0; part < each; ++part) {
         uint16_t* place = grid + size_t(b * each + part) * planes * STRIP;
         place[0] = narrow_half(step[part]);

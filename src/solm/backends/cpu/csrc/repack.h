@@ -13,7 +13,10 @@
 namespace solm {
 
 // OWN: at the file's own bits, packed. NESTED: 8 bits in two halves, packed, with steps and lowest values of groups of 32.
-enum Target : int32_t { OWN = 0, INT8 = 1, BFLOAT16 = 2, FLOAT32 = 3, NESTED = 4 };
+// INT4: 4 bits, packed, with steps of groups of 32.
+enum Target : int32_t { OWN = 0, INT8 = 1, BFLOAT16 = 2, FLOAT32 = 3, NESTED = 4, INT4 = 5 };
+
+constexpr TypeInfo INT4_INFO{GROUP, 0, 4, GROUP, 8};
 
 // A tensor as a file has it. order: null, or which row of the file each output is.
 struct RawTensor {
@@ -30,7 +33,7 @@ struct RawTensor {
   int groups() const { return (inputs + GROUP - 1) / GROUP; }
 };
 
-// Where it goes: outputs [first, first + outputs) of `total`. scale [total] with INT8. grid with OWN and NESTED: float16
+// Where it goes: outputs [first, first + outputs) of `total`. scale [total] with INT8. grid with the packed ones: float16
 // [inputs / group, 2 or 1, total].
 struct PackedPlace {
   int32_t target, first, total;
@@ -141,6 +144,16 @@ inline void nest(const float values[GROUP], uint8_t numbers[GROUP], float step[2
     numbers[i] = uint8_t(std::min(std::max(std::nearbyint((values[i] - lowest[0]) / divisor), 0.0f), 255.0f));
 }
 
+// Numbers of 4 bits, rounded to nearest: the value of largest magnitude becomes 0, which stands for -8 steps.
+inline void round_to_int4(const float values[GROUP], uint8_t numbers[GROUP], float step[2]) {
+  float peak = 0;
+  for (int i = 0; i < GROUP; ++i)
+    if (!(std::fabs(values[i]) <= std::fabs(peak))) peak = values[i];  // also NaN, so that the step is refused
+  step[0] = step[1] = widen_half(narrow_half(peak / -8));
+  for (int i = 0; i < GROUP; ++i)
+    numbers[i] = uint8_t(std::min(std::max(std::nearbyint(step[0] ? values[i] / step[0] : 0) + 8, 0.0f), 15.0f));
+}
+
 // Bytes with a scale per output. A thread works on 64 outputs at a time.
 inline bool repack_int8(const RawTensor& tensor, const PackedPlace& to, std::atomic<int>& bad) {
   const int first = to.first / BLOCK, blocks = (to.first + tensor.outputs + BLOCK - 1) / BLOCK - first;
@@ -202,6 +215,12 @@ inline bool repack(const RawTensor& tensor, const PackedPlace& to, std::atomic<i
         float values[GROUP];
         read_group(tensor, row, g, values);
         nest(values, found...);
+      }, bad);
+    case INT4:
+      return repack_numbers(tensor, to, INT4_INFO, [&](const uint8_t* row, int g, uint8_t* numbers, float* step, float*) {
+        float values[GROUP] = {};
+        read_group(tensor, row, g, values);
+        round_to_int4(values, numbers, step);
       }, bad);
     case INT8: return repack_int8(tensor, to, bad);
     case BFLOAT16: return repack_floats<bf16>(tensor, to, bad);

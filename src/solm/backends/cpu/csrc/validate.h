@@ -266,11 +266,11 @@ inline bool valid_tensor(const RawTensor& tensor, size_t bytes, char* message) {
 }
 
 inline bool valid_place(const RawTensor& tensor, const PackedPlace& to, char* message) {
-  const bool packed = to.target == OWN || to.target == NESTED;
-  if (to.target < OWN || to.target > NESTED) return refuse(message, "unknown target %d", to.target);
+  const bool grouped = to.target == NESTED || to.target == INT4, packed = to.target == OWN || grouped;
+  if (to.target < OWN || to.target > INT4) return refuse(message, "unknown target %d", to.target);
   if (to.target == OWN && !type_info(tensor.type).bits) return refuse(message, "floats have no numbers of their own");
-  if (to.target == NESTED && tensor.inputs % GROUP)
-    return refuse(message, "nested weights need inputs in multiples of %d, not %d", GROUP, tensor.inputs);
+  if (grouped && tensor.inputs % GROUP)
+    return refuse(message, "weights in groups need inputs in multiples of %d, not %d", GROUP, tensor.inputs);
   if (to.first < 0 || to.total < 1 || to.first > to.total || tensor.outputs > to.total - to.first)
     return refuse(message, "outputs %d and the next %d are not among %d", to.first, tensor.outputs, to.total);
   if (packed && to.total % BLOCK) return refuse(message, "packed outputs come in multiples of %d, not %d", BLOCK, to.total);

@@ -12,8 +12,9 @@ from solm.backends.cpu.files.sources import QUANTISED, Numbers, Tensor, WeightSo
 from solm.backends.cpu.files.spec import ModelSpec
 from solm.core.cost import ModelShapes
 
-PRECISIONS = ("auto", "float32", "bfloat16", "int8", "nested")
-"""``auto``: a file's own types, and int8 for floats. ``nested``: 8 bits in two halves of 4."""
+PRECISIONS = ("auto", "float32", "bfloat16", "int8", "int4", "nested")
+"""``auto``: a file's own types, and int8 for floats. ``int4``: types of 4 bits as they are, others rounded to 4 bits
+with a step per 32 channels. ``nested``: 8 bits in two halves of 4."""
 SITES = {
     "qkv": ("q", "k", "v"), "out": ("out",), "gate_up": ("gate", "up"), "down": ("down",),
     "shared_gate_up": ("shared_gate", "shared_up"), "shared_down": ("shared_down",),
@@ -33,7 +34,7 @@ _LEAST_BITS = 6
 class Target(IntEnum):
     """What a tensor is turned into; csrc/repack.h."""
 
-    OWN, INT8, BFLOAT16, FLOAT32, NESTED = range(5)
+    OWN, INT8, BFLOAT16, FLOAT32, NESTED, INT4 = range(6)
 
 
 @dataclass(frozen=True)
@@ -78,10 +79,13 @@ class HeadForm:
 
     @classmethod
     def of(cls, tensor: Tensor, precision: str) -> "HeadForm":
-        """Of a tensor: floats where the precision says so, else its own numbers, or int8 where it has floats."""
+        """Of a tensor: floats or 4 bits where the precision says so, else its own numbers, or int8 where it has
+        floats."""
         if precision in FLOATS:
             return cls(tensor.outputs, tensor.inputs, 0, 0, 0, FLOATS[precision])
         numbers = QUANTISED.get(tensor.type, Numbers(8, 0, 128))
+        if precision == "int4" and numbers.bits > INT4.bits and tensor.inputs % INT4.group == 0:
+            numbers = INT4
         return cls(tensor.outputs, tensor.inputs, numbers.bits, numbers.group, numbers.centre)
 
     def places(self) -> dict[str, int]:
@@ -104,6 +108,7 @@ class HeadForm:
 
 INT8 = Form(Target.INT8)
 NESTED = Form(Target.NESTED, Numbers(8, 32, -1))
+INT4 = Numbers(4, 32, 8)
 _CHOSEN = {"int8": INT8, "bfloat16": Form(Target.BFLOAT16), "float32": Form(Target.FLOAT32)}
 
 
@@ -258,6 +263,8 @@ def _form(tensor: Tensor, precision: str) -> Form:
     if precision == "nested":
         return NESTED if tensor.inputs % 32 == 0 else INT8
     numbers = QUANTISED.get(tensor.type)
+    if precision == "int4" and (numbers is None or numbers.bits > INT4.bits) and tensor.inputs % INT4.group == 0:
+        return Form(Target.INT4, INT4)
     return INT8 if numbers is None else Form(Target.OWN, numbers)
 
 

@@ -7,7 +7,7 @@ import pytest
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import ALL_TYPES, WIDE, read_packed, repacked, tensor_of, values_of, weights_of, write_gguf
-from solm.backends.cpu.files.layout import INT8, NESTED, PRECISIONS, Form, Target, layout_of
+from solm.backends.cpu.files.layout import INT4, INT8, NESTED, PRECISIONS, Form, Target, layout_of
 from solm.backends.cpu.files.repack import dequantise, repack
 from solm.backends.cpu.files.sources import QUANTISED, GgufFile, Tensor, half_split
 from solm.backends.cpu.library import library
@@ -80,6 +80,19 @@ def test_nested_numbers_are_as_fine_as_8_bits_and_their_upper_halves_a_grid(size
     assert (np.abs(upper - weight) <= 8.1 * step + 256 * unit + 2.0**-11 * np.abs(weight)).all()
 
 
+@pytest.mark.parametrize("kind", [TensorType.F32, TensorType.BF16, TensorType.Q8_0, TensorType.Q6_K], ids=str)
+def test_int4_rounds_to_steps_of_the_largest_value(kind):
+    form, tensor = Form(Target.INT4, INT4), tensor_of(kind, 128, 256)
+    numbers, grid = numbers_and_grid(repacked([tensor], form), form, 256, 128)
+    weight = values_of(tensor).astype(np.float64)
+    step = grid[:, 0].T.astype(np.float64).repeat(32, 1)
+    largest = np.abs(weight).reshape(128, 8, 32).max(2).repeat(32, 1)
+    np.testing.assert_allclose(np.abs(step), largest / 8, rtol=2e-3)
+    away = np.abs(weights_of(numbers, grid, 32, 8) - weight)
+    assert (away <= np.where(weight / step > 7, 1.01, 0.51) * np.abs(step)).all()  # there is a -8, and no 8
+    assert (away <= 0.51 * np.abs(step)).mean() > 0.9
+
+
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     """q, k and v of different types are parts of their own; what every part holds are the file's weights."""
@@ -92,6 +105,9 @@ def test_a_model_is_repacked_site_by_site(tmp_path, precision):
     if precision == "auto":
         assert names == [[("q", "k"), ("v",)], [("out",)], [("gate", "up")], [("down",)]]
         assert set(layout.forms()) == {"4 bits", "5 bits", "6 bits", "int8"}
+    elif precision == "int4":
+        assert names == [[("q", "k"), ("v",)], [("out",)], [("gate", "up")], [("down",)]]
+        assert set(layout.forms()) == {"4 bits"}
     else:
         assert names == [[("q", "k", "v")], [("out",)], [("gate", "up")], [("down",)]]
         assert set(layout.forms()) == {precision}
@@ -113,7 +129,7 @@ def test_weights_that_are_not_finite_are_refused(tmp_path):
     content[at + 272 * 3 : at + 272 * 3 + 2] = np.float16(np.inf).tobytes()
     path.write_bytes(content)
     source, built = GgufFile(path), library()
-    for precision in ("auto", "nested", "int8"):
+    for precision in ("auto", "nested", "int8", "int4"):
         layout = layout_of(source, precision)
         with pytest.raises(DamagedFileError, match=r"inf.gguf is damaged: blk.1.ffn_up.weight: row 3 has values that"):
             repack(source, layout, built, 2)
