@@ -53,7 +53,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
         prepared = ModelOptions(model, revision=revision, trust_remote_code=trust_remote_code).prepare()
         reason, weights = reason or prepared.reason, round(prepared.weight_bytes())
         if weights > free:
-            fixes.append(f"{_gigabytes(weights, free)}: steps read the rest from disk; choose fewer bits")
+            fixes.append(f"{_gigabytes(weights, free)}: choose a file of fewer bits, or a smaller model")
     except SolmError as error:
         reason = model_error = str(error)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None

