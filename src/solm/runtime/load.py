@@ -72,8 +72,8 @@ def load(
         backend: ``cpu`` (steps on the compiled engine), ``torch`` (any device, exact simulation, saves no time), or
             ``auto``: cpu where it can run the model, else torch. The logger ``solm`` says which one and why.
         precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they are, int8
-            for floats. ``int4`` rounds what has more than 4 bits, and loses more than a 4-bit GGUF file does. Actions that choose weight bits have ``nested``, unless the MLP weights of a GGUF file all have
-            6 or 8 bits.
+            for floats. Actions that choose weight bits have ``nested``, unless the MLP weights of a GGUF file all have
+            6 or 8 bits. ``int4`` rounds what has more than 4 bits, and loses more than a 4-bit GGUF file does.
         kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
             ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
         threads: threads of the cpu backend's steps; by default one per usable core.
