@@ -1,17 +1,19 @@
 """GGUF files of the hub by name: ``hf:OWNER/NAME`` or ``hf:OWNER/NAME:Q4_K_M``."""
 
+import hashlib
 import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from solm.core.errors import SolmError, first_line
+from solm.core.errors import DamagedFileError, SolmError, first_line
 
 _LOG = logging.getLogger("solm")
 _NAME = re.compile(r"(?P<prefix>hf:)?(?P<repository>[\w.-]+/[\w.-]+?)(?::(?P<wanted>[\w.-]+))?")
 _LIKED = ("Q4_K_M", "Q4_K_S", "Q5_K_M", "Q4_0", "Q5_0", "Q6_K", "Q8_0", "BF16", "F16")
 """Types of a file that is chosen where none is named, the first one that there is."""
 _PART = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_DIGEST = re.compile("[0-9a-f]{64}")
 _SHOWN = 12
 """Files that a message lists."""
 
@@ -22,7 +24,7 @@ def local_model(name: str, revision: str | None = None) -> str:
     Names are ``hf:OWNER/NAME`` or a hub id with ``gguf`` in it, and after a colon the type of a file or its name;
     without one a file is chosen, and the logger ``solm`` says which. An interrupted download goes on where it was.
     Without a connection a file that was downloaded is used. Raises `SolmError` where there is no such repository or
-    file, or several that the name may mean.
+    file, or several that the name may mean, and `DamagedFileError` for a download whose sha256 is not the hub's.
     """
     found = _NAME.fullmatch(name)
     if found is None or not (found["prefix"] or "gguf" in found["repository"].lower()) or Path(name).exists():
@@ -36,7 +38,7 @@ def local_model(name: str, revision: str | None = None) -> str:
     file = choose(name, files, found["wanted"])
     if found["wanted"] is None:
         _LOG.info("%s: %s of the hub repository %s", name, file, repository)
-    return _downloaded(name, repository, file, revision, offline)
+    return str(_downloaded(name, repository, file, revision, offline))
 
 
 def choose(name: str, files: Sequence[str], wanted: str | None) -> str:
@@ -81,13 +83,23 @@ def _files(name: str, repository: str, revision: str | None) -> tuple[list[str],
         return [str(path.relative_to(folder)) for path in folder.rglob("*.gguf")], True
 
 
-def _downloaded(name: str, repository: str, file: str, revision: str | None, offline: bool) -> str:
+def _downloaded(name: str, repository: str, file: str, revision: str | None, offline: bool) -> Path:
     """The path of a file in the hub's cache."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
+    known = try_to_load_from_cache(repository, file, revision=revision)
     try:
-        return hf_hub_download(repository, file, revision=revision, local_files_only=offline)
+        path = Path(hf_hub_download(repository, file, revision=revision, local_files_only=offline))
     except Exception as error:
         raise SolmError(
             f"{name}: cannot download {file}: {first_line(error)}; the same command goes on with it"
         ) from error
+    blob = path.resolve()  # which the hub names by its digest
+    if known != str(path) and _DIGEST.fullmatch(blob.name):
+        with blob.open("rb") as opened:
+            digest = hashlib.file_digest(opened, "sha256").hexdigest()
+        if digest != blob.name:
+            path.unlink()
+            blob.unlink()
+            raise DamagedFileError(f"{name}: the download of {file} has another sha256 than the hub says; try again")
+    return path

@@ -181,4 +181,18 @@ def lm_eval(context: typer.Context) -> None:
     except ImportError as error:
         raise SolmError(f"this needs lm-eval ({error}); run: pip install '.[eval]' in a checkout of solm") from None
     sys.argv = ["solm lm-eval", *context.args]
-    cli_evaluate()
+    try:
+        cli_evaluate()
+    except ValueError as error:
+        if not _is_mistake(error):
+            raise
+        raise SolmError(f"lm-eval: {error}") from error
+
+
+def _is_mistake(error: ValueError) -> bool:
+    """Whether lm-eval found it while it read its arguments; what is found later needs its traceback."""
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    where = "" if at is None else str(at.tb_frame.f_globals.get("__name__", ""))
+    return where.startswith(("lm_eval._cli", "lm_eval.config"))

@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from solm.core.errors import argument
@@ -93,7 +94,7 @@ class Progress:
     minute; nothing with --quiet."""
 
     def __init__(self) -> None:
-        self._stage, self._told = "", 0.0
+        self._stage, self._told, self._begun, self._first = "", 0.0, 0.0, 0
         self._bar: Bar | None = None
         self._task: TaskID | None = None
         if sys.stderr.isatty() and not quiet():
@@ -124,8 +125,14 @@ class Progress:
             assert self._task is not None
             self._bar.update(self._task, description=words, completed=done, total=total)
         elif changed or time.monotonic() - self._told >= _INTERVAL:
-            self._told = time.monotonic()
-            say(words if total is None else f"{stage} {done}/{total}" + (f", {note}" if note else ""))
+            self._told = now = time.monotonic()
+            if changed:
+                self._begun, self._first = now, done
+            line = stage if total is None else f"{stage} {done}/{total}"
+            if total is not None and self._first < done < total:
+                left = (now - self._begun) / (done - self._first) * (total - done)
+                line += f", about {timedelta(seconds=round(left))} left"
+            say(f"{line}, {note}" if note else line)
 
 
 def read_weights(prepared: "Prepared", budget: "BudgetLike" = None) -> "LanguageModel":

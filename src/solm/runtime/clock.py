@@ -16,7 +16,7 @@ from pydantic import BaseModel
 
 from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import FULL_BITS, HIGH_BITS
-from solm.core.arrays import as_numpy
+from solm.core.arrays import Array, as_numpy
 from solm.core.clock import UNSURE, StepClock
 from solm.core.cost import relative_bytes
 from solm.core.errors import SolmError
@@ -32,6 +32,8 @@ _NEAR, _FAR = 64, 1024
 """Tokens after which steps are timed; the second as far as a third of the time allows."""
 _KEEPS = (0.5, 0.65, 0.8, 0.9)
 """Shares of the channels that steps keep which are timed."""
+PASSES = (1, 2, 4, 8, 16)
+"""Tokens of the dense passes that are timed."""
 _STEPS, _MOST_ROUNDS = 5, 20
 """Steps of each kind that are timed in a round, after one that is not, and rounds."""
 _HORIZON = 512
@@ -123,6 +125,21 @@ def measure_unless(
         progress(name, min(99, round(100 * (time.monotonic() - begun) / seconds)), 100)
     progress(name, 100, 100)
     return steps.clock()
+
+
+def pass_milliseconds(lm: ControlledModel, tokens: Array, context: int, rounds: int = 5) -> dict[int, float]:
+    """Medians of dense passes over so many known tokens of a row, as they verify guesses, after a context. tokens:
+    [1, context + 16]."""
+    session = lm.session(capacity=context + max(PASSES))
+    session.prefill(tokens[:, :context])
+    found: dict[int, list[float]] = {count: [] for count in PASSES}
+    for _ in range(rounds + 1):
+        for count, times in found.items():
+            begun = time.perf_counter()
+            session.extend(tokens[:, context : context + count], exact_largest=1)
+            times.append(1000 * (time.perf_counter() - begun))
+            session.truncate(np.array([context]))
+    return {count: statistics.median(times[1:]) for count, times in found.items()}
 
 
 class _Steps:

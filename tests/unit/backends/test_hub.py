@@ -59,10 +59,17 @@ def test_a_file_is_chosen_downloaded_kept_and_removed(tmp_path, files):
     assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
 
 
-def test_what_cannot_be_had_is_one_line(tmp_path):
+def test_what_cannot_be_had_is_one_line(tmp_path, files):
     nothing = run(tmp_path, "inspect", f"hf:{NAME}")
     assert (nothing.returncode, nothing.stderr.count("\n")) == (2, 1)
     assert "the hub cannot be reached, and nothing of it was downloaded before" in nothing.stderr
+    with hub(NAME, files) as (server, address):
+        server.lies = True
+        altered = run(tmp_path, "inspect", f"hf:{NAME}:Q8_0", address=address)
+        assert (altered.returncode, altered.stderr.count("\n")) == (3, 1), altered.stderr
+        assert "another sha256" in altered.stderr
+        server.lies = False
+        assert run(tmp_path, "inspect", f"hf:{NAME}:Q8_0", address=address).returncode == 0
 
 
 @pytest.mark.parametrize(

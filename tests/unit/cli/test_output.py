@@ -14,10 +14,17 @@ from solm.core.actions import ActionSpace
 from solm.core.budget import Budgets
 
 
-def test_without_a_terminal_progress_is_lines(capsys):
+def test_without_a_terminal_progress_is_lines_with_the_time_left(capsys, monkeypatch):
+    """One for every stage, and one every half a minute."""
+    now = 100.0
+    monkeypatch.setattr("solm.cli.output.time.monotonic", lambda: now)
     with Progress() as progress:
-        progress.show("reading", 0, 2)
-    assert capsys.readouterr().err == "reading 0/2\n"
+        for done in range(5):
+            progress.show("reading", done, 4, "all of it" if done == 3 else "")
+            now += 20
+        progress.show("writing", 0, None)
+    lines = ["reading 0/4", "reading 2/4, about 0:00:40 left", "reading 4/4", "writing"]
+    assert capsys.readouterr().err.splitlines() == lines
 
 
 def test_progress_that_cannot_be_written_is_lost(monkeypatch):
