@@ -132,7 +132,7 @@ OTHERS = [
     (["sweep", "a.yaml"], 2, "there is no command sweep any more: run solm eval"),
     (["train", "--help"], 2, "there is no command train any more: solm fit makes a policy; python -m solm.paper"),
     (["bench", *MODEL, "--context", "0"], 2, "--context: 0 is out of range: it must be at least 1"),
-    (["bench", *MODEL, "--context", "4096"], 2, "--context: 4096 tokens exceed this model's context of 512"),
+    (["bench", *MODEL, "--context", "4096"], 2, "--context: 4112 tokens exceed this model's context of 512"),
     (["fit", "{root}/none.gguf", "--data", "{text}", "--out", "{root}/fit"], 2, "MODEL: no GGUF file at"),
     (
         ["fit", "{model}", "--data", "{root}/short.txt", "--out", "{root}/fit"],
