@@ -11,13 +11,13 @@ COMMIT = "c0ffee" * 6 + "c0ff"
 
 
 class StandIn(ThreadingHTTPServer):
-    """files: by name their bytes. breaks: requests for a file that end after half of it.
-    asked: ranges that were asked for."""
+    """files: by name their bytes. breaks: requests for a file that end after half of it. lies: whether digests are of
+    something else. asked: ranges that were asked for."""
 
     def __init__(self, repository: str, files: dict[str, bytes]):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repository, self.files = repository, files
-        self.breaks = 0
+        self.breaks, self.lies = 0, False
         self.asked: list[str | None] = []
 
 
@@ -39,7 +39,7 @@ class Handler(BaseHTTPRequestHandler):
         if found is None or found[1] not in server.files:
             return self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound" if found is None else "EntryNotFound"})
         data = server.files[found[1]]
-        etag = hashlib.sha256(data).hexdigest()
+        etag = hashlib.sha256(b"lie" if server.lies else data).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if not body:
             return self.answer(200, data, headers, body=False)

@@ -45,7 +45,7 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
         assert {"arm", "budget", "realised", "nats", "perplexity", "tokens"} <= set(point)
         if point["arm"] not in ("dense", "policy"):
             assert point["difference"]["low"] <= point["difference"]["high"]
-    assert "data:image/png;base64," in page.read_text()
+    assert "net keep 0.60" in page.read_text()
 
 
 def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained):
