@@ -30,6 +30,7 @@ class Entry(NamedTuple):
     path: Path
     kind: str
     nbytes: int
+    name: str
 
 
 def cache(action: str = "list", names: list[str] | None = None, /) -> Result:
@@ -37,40 +38,44 @@ def cache(action: str = "list", names: list[str] | None = None, /) -> Result:
 
     What is removed is made again when it is needed, and so are calibrations.
 
-    They are kept in the folder that SOLM_CACHE names, by default ~/.cache/solm. Files of the hub are in the hub's own
-    cache, which `hf cache` lists and clears.
+    They are kept in the folder that SOLM_CACHE names, by default ~/.cache/solm. GGUF files of the hub, which are in the
+    hub's own cache, are listed too, and are removed only by their names.
 
     \b
     Examples:
       solm cache
       solm cache list --json
       solm cache clear
+      solm cache clear hf:Qwen/Qwen2.5-Coder-0.5B-Instruct-GGUF:qwen2.5-coder-0.5b-instruct-q4_k_m.gguf
 
     Args:
         action: list: show what is cached; clear: remove it.
-        names: clear: names from the list; without any, all.
+        names: clear: names from the list; without any, all but the files of the hub.
     """
     folder = cache_folder()
     if action not in ("list", "clear"):
         raise SolmError(f"ACTION: unknown action {action!r}; choose list or clear")
     if names and action != "clear":
         raise SolmError(f"NAMES: they go with clear, not {action}")
-    found = entries(folder)
+    found, downloaded = entries(folder), downloads()
+    if action == "list":
+        found += downloaded
     if action == "clear":
-        known = {entry.path.name: entry for entry in found}
+        known = {entry.name: entry for entry in (*found, *downloaded)}
         for name in names or []:
             if name not in known:
                 raise SolmError(f"NAMES: nothing called {name!r} is kept in {folder}")
         found = [known[name] for name in dict.fromkeys(names)] if names else found
         for entry in found:
             try:
-                shutil.rmtree(entry.path) if entry.path.is_dir() else entry.path.unlink(missing_ok=True)
+                for path in (entry.path, entry.path.resolve()):  # a file of the hub is a link
+                    shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
             except OSError as error:
                 raise SolmError(f"cannot remove {entry.path}: {error.strerror}") from error
     total = sum(entry.nbytes for entry in found)
-    listed = [{"name": entry.path.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
+    listed = [{"name": entry.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
     lines = [f"{folder}: {total / 1e6:.1f} MB"]
-    lines += [f"  {entry.nbytes / 1e6:>9.1f} MB  {entry.kind:16}  {entry.path.name}" for entry in found]
+    lines += [f"  {entry.nbytes / 1e6:>9.1f} MB  {entry.kind:16}  {entry.name}" for entry in found]
     if action == "clear":
         lines = [f"removed {len(found)} from {folder}: {total / 1e6:.1f} MB"]
     content = {"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total}
@@ -86,8 +91,27 @@ def entries(folder: Path) -> list[Entry]:
             continue
         if kind == "unfinished" and time.time() - path.stat().st_mtime < _UNFINISHED_AFTER:
             continue
-        found.append(Entry(path, kind, _size(path)))
-    return sorted(found, key=lambda entry: (-entry.nbytes, entry.path.name))
+        found.append(Entry(path, kind, _size(path), path.name))
+    return sorted(found, key=lambda entry: (-entry.nbytes, entry.name))
+
+
+def downloads() -> list[Entry]:
+    """GGUF files in the hub's cache, by the names that load them."""
+    from huggingface_hub import scan_cache_dir
+    from huggingface_hub.errors import CacheNotFound
+
+    try:
+        repositories = scan_cache_dir().repos
+    except CacheNotFound:
+        return []
+    found = {
+        f"hf:{each.repo_id}:{file.file_name}": Entry(
+            file.file_path, "file of the hub", file.size_on_disk, f"hf:{each.repo_id}:{file.file_name}"
+        )
+        for each in repositories for revision in each.revisions for file in revision.files
+        if file.file_name.endswith(".gguf")
+    }  # fmt: skip
+    return [found[name] for name in sorted(found)]
 
 
 def _size(path: Path) -> int:

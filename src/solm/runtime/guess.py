@@ -45,6 +45,8 @@ _PRIORS = {
 _PRIOR_WEIGHT, _MEMORY, _RECOVERY = 4.0, 0.97, 0.995
 """Guesses that the prior counts as; by how much older ones count less at every newer one, and where none was made: a
 class that did not pay is tried again."""
+_ENOUGH = 1 / (1 - _MEMORY)
+"""Passes after which what they take is known."""
 _PRIOR_BASE, _PRIOR_SLOPE = 1.05, 0.15
 """Time of a pass of several tokens over that of one, a line in their number, before it is measured."""
 
@@ -131,18 +133,18 @@ class Pace:
             for few in (2, 8):  # what is known before
                 self._count(few, self._single * (_PRIOR_BASE + _PRIOR_SLOPE * few))
         seconds = min(seconds, 2 * self.seconds(tokens))
-        # Once it is known what passes take, what they take more or less is the machine's, and true of the other kind.
-        machine = (seconds / self.seconds(tokens)) ** (1 - _MEMORY)
-        settled = 1 / (1 - _MEMORY)
+        # A pass that takes longer than enough earlier ones says that the machine is busier. Then so do passes of the
+        # other kind, which may not have been seen for long.
+        busier = (seconds / self.seconds(tokens)) ** (1 - _MEMORY)
         if tokens == 1:
             self._passes += 1
             self._single += max(1 - _MEMORY, 1 / self._passes) * (seconds - self._single)
-            self._sums[3:] *= machine if self._passes > settled else 1
+            self._sums[3:] *= busier if self._passes > _ENOUGH else 1
         else:
             self._longer += 1
             self._sums *= _MEMORY
             self._count(tokens, seconds)
-            self._single *= machine if self._longer > settled else 1
+            self._single *= busier if self._longer > _ENOUGH else 1
 
     def _count(self, tokens: int, seconds: float) -> None:
         self._sums += (1, tokens, tokens * tokens, seconds, tokens * seconds)

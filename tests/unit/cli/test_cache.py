@@ -15,6 +15,7 @@ def folder(tmp_path, monkeypatch):
     folder = tmp_path / "cache"
     folder.mkdir()
     monkeypatch.setenv("SOLM_CACHE", str(folder))
+    monkeypatch.setattr("solm.cli.cache.downloads", list)  # the user's own are not of this test
     for name, size in (
         ("model-auto-0123456789abcdef.weights", 3000), ("engine-0123456789abcdef.so", 2000), ("notes.txt", 10),
         (".model-auto-0123456789abcdef.weights.abc", 70), ("tmpab12cd.so", 60), ("engine-x.so", 1),

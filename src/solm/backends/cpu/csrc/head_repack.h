@@ -13,11 +13,12 @@
 
 namespace solm {
 
-// Floats become int8 with a scale per output, other types keep their bits, groups and centre; or all become INT4.
+// Whether a head is stored with the bits, groups and centre of a type.
 inline bool holds(const Head& head, const TypeInfo& info) {
   return head.bits == info.bits && head.group == info.group && head.centre == info.centre;
 }
 
+// Floats become int8 with a scale per output, other types keep their bits, groups and centre; or all become INT4.
 inline bool valid_head_repack(int32_t type, const void* rows, int64_t row_bytes, int32_t vocabulary, int32_t hidden,
                               int32_t threads, const Head& to, char* message) {
   const TypeInfo info = type_info(type);
@@ -35,7 +36,8 @@ inline bool valid_head_repack(int32_t type, const void* rows, int64_t row_bytes,
   if (threads < 1 || threads > 1 << 12) return refuse(message, "threads must be in [1, %d], got %d", 1 << 12, threads);
   if (!valid_head(s, to, message)) return false;
   const bool own = info.bits ? holds(to, info) : !to.group, rounded = hidden % GROUP == 0 && holds(to, INT4_INFO);
-  return own || rounded || refuse(message, "a head of %d bits in groups of %d does not hold tensor type %d", to.bits, to.group, type);
+  return own || rounded ||
+         refuse(message, "a head of %d bits in groups of %d does not hold tensor type %d", to.bits, to.group, type);
 }
 
 struct StripWriter {

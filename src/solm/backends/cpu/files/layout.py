@@ -84,8 +84,8 @@ class HeadForm:
         if precision in FLOATS:
             return cls(tensor.outputs, tensor.inputs, 0, 0, 0, FLOATS[precision])
         numbers = QUANTISED.get(tensor.type, Numbers(8, 0, 128))
-        if precision == "int4" and numbers.bits > INT4.bits and tensor.inputs % INT4.group == 0:
-            numbers = INT4
+        if _is_rounded(tensor, precision):
+            numbers = _INT4_NUMBERS
         return cls(tensor.outputs, tensor.inputs, numbers.bits, numbers.group, numbers.centre)
 
     def places(self) -> dict[str, int]:
@@ -108,7 +108,8 @@ class HeadForm:
 
 INT8 = Form(Target.INT8)
 NESTED = Form(Target.NESTED, Numbers(8, 32, -1))
-INT4 = Numbers(4, 32, 8)
+_INT4_NUMBERS = Numbers(4, 32, 8)
+INT4 = Form(Target.INT4, _INT4_NUMBERS)
 _CHOSEN = {"int8": INT8, "bfloat16": Form(Target.BFLOAT16), "float32": Form(Target.FLOAT32)}
 
 
@@ -262,10 +263,16 @@ def _form(tensor: Tensor, precision: str) -> Form:
         return _CHOSEN[precision]
     if precision == "nested":
         return NESTED if tensor.inputs % 32 == 0 else INT8
+    if _is_rounded(tensor, precision):
+        return INT4
     numbers = QUANTISED.get(tensor.type)
-    if precision == "int4" and (numbers is None or numbers.bits > INT4.bits) and tensor.inputs % INT4.group == 0:
-        return Form(Target.INT4, INT4)
     return INT8 if numbers is None else Form(Target.OWN, numbers)
+
+
+def _is_rounded(tensor: Tensor, precision: str) -> bool:
+    """Whether the weights of a tensor become int4, which have more bits in its file."""
+    numbers = QUANTISED.get(tensor.type)
+    return precision == "int4" and tensor.inputs % 32 == 0 and (numbers is None or numbers.bits > 4)
 
 
 def _up(count: int, to: int) -> int:

@@ -115,6 +115,14 @@ def half_split(heads: int, head_dim: int, rotary: int) -> NDArray[np.int32]:
     return rows.reshape(-1)
 
 
+def _gguf_blocks(blocks: NDArray[np.uint8], scales: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Rows of MXFP4 as OpenAI stores them, blocks [rows, n, 16] and scales [rows, n], as the bytes of GGUF's blocks: a
+    byte of the former holds neighbours, one of the latter numbers that are 16 apart."""
+    low, high, made = blocks[..., :8], blocks[..., 8:], np.empty((*scales.shape, 17), np.uint8)
+    made[..., 0], made[..., 1::2], made[..., 2::2] = scales, low & 15 | high << 4, low >> 4 | high & 240
+    return made.reshape(-1)
+
+
 class WeightSource(ABC):
     """A model's description and its tensors. gguf: which of a tensor's two names the source has it under."""
 
@@ -123,6 +131,8 @@ class WeightSource(ABC):
 
     def __init__(self) -> None:
         self._files: list[tuple[Path, int]] = []  # and bytes of their headers
+        self._packed: dict[str, tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
+        """Weights of experts in MXFP4 as OpenAI stores them: blocks [experts, outputs, n, 16] and scales [.., n]."""
 
     @property
     def identity(self) -> str | None:
@@ -147,9 +157,10 @@ class WeightSource(ABC):
         if place.by_heads and not self.gguf:
             by_heads = stored.data.reshape(spec.heads, len(members), -1)[:, members.index(name)]
             stored = replace(stored, shape=wanted, data=np.ascontiguousarray(by_heads).reshape(-1))
-        elif stored.type == TensorType.MXFP4 and place.transposed and not self.gguf:
-            own = self._packed(stored_name, expert or 0)[members.index(name) :: len(members)]
-            stored = replace(stored, shape=wanted, data=np.ascontiguousarray(own).reshape(-1))
+        elif stored_name in self._packed:
+            of_expert = expert or 0, slice(members.index(name), None, len(members))
+            blocks, scales = (part[of_expert] for part in self._packed[stored_name])
+            stored = replace(stored, shape=wanted, data=_gguf_blocks(blocks, scales))
         elif place.transposed and not self.gguf:
             numbers = stored.data.view(np.uint32 if stored.type == TensorType.F32 else np.uint16).reshape(shape)
             own = np.ascontiguousarray(numbers[expert, ..., members.index(name) :: len(members)].T)
@@ -179,15 +190,6 @@ class WeightSource(ABC):
     def _has(self, name: str) -> bool:
         """Whether there is a tensor that the source itself calls `name`."""
 
-    def _is_packed(self, name: str) -> bool:
-        """Whether there are blocks and scales of MXFP4 in place of the tensor `name`."""
-        return False
-
-    def _packed(self, name: str, expert: int) -> NDArray[np.uint8]:
-        """Rows [outputs, bytes] of an expert's blocks of MXFP4, as GGUF files have them, of a tensor that
-        `_is_packed`."""
-        raise NotImplementedError
-
     def _name(self, place: Place, expert: int | None = None) -> str:
         if self.gguf:
             return place.gguf
@@ -200,7 +202,7 @@ class WeightSource(ABC):
         alone = "{}" in place.saved and stored not in (place.gguf, place.transformers)
         members = (name,) if alone or not place.fused or (self.gguf and place.of_experts) else place.fused
         shape = (sum(self.spec.shape(other)[0] for other in members), *self.spec.shape(name)[1:])
-        shape = shape[::-1] if place.transposed and not self.gguf and not self._is_packed(stored) else shape
+        shape = shape[::-1] if place.transposed and not self.gguf and stored not in self._packed else shape
         return (self.spec.experts, *shape) if place.of_experts and not alone else shape, members
 
     def _check(self, listed: Mapping[str, tuple[TensorType, tuple[int, ...]]]) -> None:
@@ -318,7 +320,6 @@ class SafetensorsFolder(_MappedFiles):
         path = folder / "config.json"
         self.spec = from_config(read_object(path), path, folder.resolve().name)
         self._files = [(path, 0)]
-        self._packs: dict[str, tuple[_Place, _Place]] = {}
         for shard in _shards(folder):
             self._add(shard)
         self._pair(path)
@@ -337,23 +338,13 @@ class SafetensorsFolder(_MappedFiles):
                 shapes = f"blocks {list(blocks.shape)} do not fit scales {list(scales.shape)}"
                 raise damaged(config.parent, name[:100], shapes)
             shape = (*blocks.shape[:2], blocks.shape[2] * 32)
-            self._packs[stem] = blocks, scales
+            self._packed[stem] = (
+                self._stored(f"{stem}_blocks").data.reshape(blocks.shape),
+                self._stored(f"{stem}_scales").data.reshape(scales.shape),
+            )
             self._places[stem] = blocks._replace(type=TensorType.MXFP4, shape=shape)
-        for stem in self._packs:
+        for stem in self._packed:
             del self._places[f"{stem}_blocks"], self._places[f"{stem}_scales"]
-
-    def _is_packed(self, name: str) -> bool:
-        return name in self._packs
-
-    def _packed(self, name: str, expert: int) -> NDArray[np.uint8]:
-        # Their bytes hold neighbours; those of GGUF hold numbers that are 16 apart.
-        blocks, scales = (
-            np.frombuffer(place.map, np.uint8)[place.begin : place.end].reshape(place.shape)[expert]
-            for place in self._packs[name]
-        )
-        numbers = np.stack([blocks & 15, blocks >> 4], -1).reshape(*blocks.shape[:2], 32)
-        pairs = numbers[..., :16] | numbers[..., 16:] << 4
-        return np.concatenate([scales[..., None], pairs], -1).reshape(len(blocks), -1)
 
     def _add(self, path: Path) -> None:
         """Map a file and list its tensors, which lie next to one another."""

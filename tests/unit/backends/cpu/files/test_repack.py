@@ -82,8 +82,8 @@ def test_nested_numbers_are_as_fine_as_8_bits_and_their_upper_halves_a_grid(size
 
 @pytest.mark.parametrize("kind", [TensorType.F32, TensorType.BF16, TensorType.Q8_0, TensorType.Q6_K], ids=str)
 def test_int4_rounds_to_steps_of_the_largest_value(kind):
-    form, tensor = Form(Target.INT4, INT4), tensor_of(kind, 128, 256)
-    numbers, grid = numbers_and_grid(repacked([tensor], form), form, 256, 128)
+    tensor = tensor_of(kind, 128, 256)
+    numbers, grid = numbers_and_grid(repacked([tensor], INT4), INT4, 256, 128)
     weight = values_of(tensor).astype(np.float64)
     step = grid[:, 0].T.astype(np.float64).repeat(32, 1)
     largest = np.abs(weight).reshape(128, 8, 32).max(2).repeat(32, 1)
