@@ -35,7 +35,7 @@ def evaluate(
     seed: Seed = 0,
     out: list[Path] | None = None,
 ) -> Result:
-    """Compare a policy with dense steps, and with uniform, allocated and other schedules at equal compute.
+    """Compare a policy with dense steps, and with uniform, allocated, random and other schedules at equal compute.
 
     All of them spend on every axis what the policy spends.
 
@@ -56,7 +56,8 @@ def evaluate(
         context: Tokens read densely before the controlled ones.
         length: Controlled tokens per text that are scored.
         space: Action space, such as joint-27; with a policy, one within the policy's own.
-        baselines: More baselines, separated by commas: constant (always there for budgets in time), teal, upper-bits.
+        baselines: More baselines, separated by commas: constant (always there for budgets in time), random (always
+            there for net keeps), teal, upper-bits.
         tuning: Text that thresholds of teal are measured on; not the text that is evaluated.
         out: Write the result (.json) or a page about it (.html) here; may be repeated.
     """
@@ -103,7 +104,7 @@ def evaluate(
     calibration = None
     if tuning is not None:
         calibration = stream_of([text for _, found in fitted for text in found], lm.tokenizer, tuning)
-    arms = dict.fromkeys([*(["constant"] if timed else []), *names])
+    arms = dict.fromkeys(["constant" if timed else "random", *names])
     rivals = {name: BASELINES[name](BaselineRequest(lm, met.space, calibration, context, seed)) for name in arms}
     with (
         resumable(next((path for path in out or () if path.suffix == ".json"), None)) as partial,

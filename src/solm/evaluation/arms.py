@@ -20,10 +20,12 @@ _TEXTS = 16
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to spend a budget. sparsity: how its actions are carried out, where it is not as the model does."""
+    """One way to spend a budget. sparsity: how its actions are carried out, where it is not as the model does.
+    order: seed of a random order in which every text takes the policy's actions; None: as they were decided."""
 
     policy: AnyPolicy
     sparsity: SparsityConfig | None = None
+    order: int | None = None
 
 
 def static_arms(lm: LanguageModel, space: ActionSpace) -> dict[str, Arm]:
@@ -68,6 +70,11 @@ def _percents(lowest: float) -> tuple[float, ...]:
     return tuple(percent / 100 for percent in range(round(lowest * 100), 101))
 
 
+def random(request: BaselineRequest) -> Arm:
+    """The actions of the static schedule, which mixes two levels, in a random order."""
+    return Arm(static(request.space, request.lm.sparsity), order=request.seed)
+
+
 def teal(request: BaselineRequest) -> Arm:
     """A constant MLP keep rate by magnitude thresholds on channels in place of an exact top-k (TEAL, arXiv 2408.14690),
     every layer alike; the other axes mix two levels.
@@ -107,5 +114,7 @@ def upper_bits(request: BaselineRequest) -> Arm:
     return Arm(Static(fine), plain.under(alike))
 
 
-BASELINES: dict[str, Callable[[BaselineRequest], Arm]] = {"constant": constant, "teal": teal, "upper-bits": upper_bits}
-"""What an evaluation can compare a policy with besides uniform, allocated and random schedules."""
+BASELINES: dict[str, Callable[[BaselineRequest], Arm]] = {
+    "constant": constant, "random": random, "teal": teal, "upper-bits": upper_bits,
+}  # fmt: skip
+"""What an evaluation can compare a policy with besides uniform and allocated schedules."""

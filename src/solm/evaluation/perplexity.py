@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -148,7 +149,7 @@ def resume_key(
     texts += [stream.fingerprint for stream in streams]
     for name, arm in sorted(arms.items()):
         rules = [None if one is None else one.model_dump_json() for one in (arm.policy.space, arm.sparsity)]
-        texts += [name, type(arm.policy).__name__, *map(str, rules), _network(arm.policy)]
+        texts += [name, type(arm.policy).__name__, *map(str, rules), str(arm.order), _network(arm.policy)]
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()
 
 
@@ -184,7 +185,13 @@ def _run_batch(
         forks = len(target) // len(windows)
         forked = session.fork(forks, settings.length + lm.sparsity.page_size, arm.sparsity)
         forked.control(arm.policy, target, settings.length)
-        return forked.score(tokens.repeat_interleave(forks, 0), reference=predicted, keep_logits=keep_logits)
+        repeated, schedule = tokens.repeat_interleave(forks, 0), None
+        if arm.order is not None:
+            decided = run(replace(arm, order=None), target).actions
+            draw = torch.Generator().manual_seed(arm.order + int(tokens.sum()))
+            shuffled = decided.gather(1, torch.rand(decided.shape, generator=draw).argsort(1))
+            schedule = arm.policy.space.numbers[shuffled.numpy()]
+        return forked.score(repeated, schedule, reference=predicted, keep_logits=keep_logits)
 
     def file(name: str, arm: Arm, scored: Scored) -> None:
         """Under one name per budget, between which the rows of an arm alternate."""

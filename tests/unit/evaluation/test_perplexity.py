@@ -15,12 +15,12 @@ from solm.core.cost import relative_bytes
 from solm.core.errors import BudgetError
 from solm.core.sparsity import SparsityConfig
 from solm.evaluation import show
-from solm.evaluation.arms import Arm
+from solm.evaluation.arms import Arm, BaselineRequest, random
 from solm.evaluation.perplexity import EvaluationSettings, evaluate
 from solm.evaluation.result import EvaluationResult
 from solm.evaluation.texts import stream_of
 from solm.policies.artifact import TrainedPolicy
-from solm.policies.schedules import Dense, Static
+from solm.policies.schedules import Dense, Static, static
 
 SETTINGS = EvaluationSettings(budgets=(0.6, 0.8), texts=6, context=90, length=20, batch=4)
 
@@ -60,6 +60,18 @@ def test_arms_are_matched_in_budget_and_the_dense_arm_is_the_stock_model(value_l
     assert dense.nats == pytest.approx(float(nats), abs=1e-4)
     assert dense.perplexity == pytest.approx(np.exp(dense.nats))
     assert dense.cost == pytest.approx({"nominal": 1, "bytes": 1})
+
+
+def test_a_random_schedule_spends_what_the_static_one_does_in_another_order(value_lm, stream):
+    space = value_lm.space
+    rivals = {"random": random(BaselineRequest(value_lm, space)), "static": Arm(static(space, value_lm.sparsity))}
+    found = evaluate(value_lm, [stream], SETTINGS, rivals=rivals)
+    assert evaluate(value_lm, [stream], SETTINGS, rivals=rivals).points == found.points
+    for budget in SETTINGS.budgets:
+        shuffled, plain = found.arm("random", budget), found.arm("static", budget)
+        assert shuffled.axes == pytest.approx(plain.axes, abs=0.02)
+        assert shuffled.nats != plain.nats
+        assert shuffled.difference is not None
 
 
 def test_results_do_not_depend_on_an_interruption(value_lm, stream, whole, tmp_path):
