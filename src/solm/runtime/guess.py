@@ -133,9 +133,9 @@ class Pace:
             for few in (2, 8):  # what is known before
                 self._count(few, self._single * (_PRIOR_BASE + _PRIOR_SLOPE * few))
         seconds = min(seconds, 2 * self.seconds(tokens))
-        # A pass that takes longer than enough earlier ones says that the machine is busier. Then so do passes of the
-        # other kind, which may not have been seen for long.
-        busier = (seconds / self.seconds(tokens)) ** (1 - _MEMORY)
+        # Once enough passes of one kind are known, one that takes longer than expected means a busier machine, and the
+        # estimate of the other kind, which may not have been seen for long, moves along.
+        busier = _MEMORY + (1 - _MEMORY) * seconds / self.seconds(tokens)
         if tokens == 1:
             self._passes += 1
             self._single += max(1 - _MEMORY, 1 / self._passes) * (seconds - self._single)
