@@ -45,8 +45,6 @@ _PRIORS = {
 _PRIOR_WEIGHT, _MEMORY, _RECOVERY = 4.0, 0.97, 0.995
 """Guesses that the prior counts as; by how much older ones count less at every newer one, and where none was made: a
 class that did not pay is tried again."""
-_ENOUGH = 1 / (1 - _MEMORY)
-"""Passes after which what they take is known."""
 _PRIOR_BASE, _PRIOR_SLOPE = 1.05, 0.15
 """Time of a pass of several tokens over that of one, a line in their number, before it is measured."""
 
@@ -116,8 +114,7 @@ class Pace:
     others, since the first guess takes more than each after it."""
 
     def __init__(self) -> None:
-        self._single, self._passes, self._longer = 0.0, 0, 0
-        """Seconds of a pass of one token; of how many of these, and of longer ones."""
+        self._single, self._passes = 0.0, 0
         self._sums = np.zeros(5)
         """Weighted, of 1, n, n^2, seconds and n * seconds over passes of several tokens."""
 
@@ -133,18 +130,12 @@ class Pace:
             for few in (2, 8):  # what is known before
                 self._count(few, self._single * (_PRIOR_BASE + _PRIOR_SLOPE * few))
         seconds = min(seconds, 2 * self.seconds(tokens))
-        # Once enough passes of one kind are known, one that takes longer than expected means a busier machine, and the
-        # estimate of the other kind, which may not have been seen for long, moves along.
-        busier = _MEMORY + (1 - _MEMORY) * seconds / self.seconds(tokens)
         if tokens == 1:
             self._passes += 1
             self._single += max(1 - _MEMORY, 1 / self._passes) * (seconds - self._single)
-            self._sums[3:] *= busier if self._passes > _ENOUGH else 1
         else:
-            self._longer += 1
             self._sums *= _MEMORY
             self._count(tokens, seconds)
-            self._single *= busier if self._longer > _ENOUGH else 1
 
     def _count(self, tokens: int, seconds: float) -> None:
         self._sums += (1, tokens, tokens * tokens, seconds, tokens * seconds)
