@@ -1,6 +1,5 @@
 """Short GRPO runs of the tiny model."""
 
-import signal
 
 import torch
 
@@ -20,12 +19,12 @@ def tiny_config(**changes) -> TrainConfig:
 
 
 def run(tmp_path, name, byte_tokenizer, stop_after=None, **changes):
-    """Train in tmp_path/name; stop_after: raise SIGINT during that update."""
+    """Train in tmp_path/name; stop_after: interrupt it during that update."""
     config = tiny_config(**changes)
 
     def report(record):
         if record["update"] == stop_after:
-            signal.raise_signal(signal.SIGINT)
+            raise KeyboardInterrupt
 
     with solm.attach(tiny_model("llama", torch.float32), tokenizer=byte_tokenizer, sparsity=config.sparsity) as lm:
         before = [p.clone() for p in lm.model.parameters()]
