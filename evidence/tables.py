@@ -78,12 +78,14 @@ for model, contexts in (("0.5b", ("1024", "4096", "16384")), ("1.5b", ("1024",))
         VALUES[f"{model}-over-llama.cpp-{at}"] = partial(over_llama_cpp, f"engine-{model}", at)
 
 
-def guess_gain(work: str) -> str:
+def guess_gain(name: str, work: str) -> str:
     """How many times as fast dense replies of a kind of work are with guesses."""
-    return number(result("guess-0.5b")["results"]["works"][work]["gain"]["value"], 2)
+    return number(result(name)["results"]["works"][work]["gain"]["value"], 2)
 
 
-VALUES["guess-editing"] = partial(guess_gain, "editing")
+VALUES["guess-editing"] = partial(guess_gain, "guess-0.5b", "editing")
+for kind in ("chat", "mathematics"):
+    VALUES[f"draft-{kind}"] = partial(guess_gain, "guess-1.5b", kind)
 
 
 def fitted(key: str) -> str:

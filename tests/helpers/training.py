@@ -1,6 +1,5 @@
 """Short GRPO runs of the tiny model."""
 
-
 import torch
 
 import solm
