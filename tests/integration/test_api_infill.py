@@ -50,8 +50,8 @@ def test_a_gap_is_filled_in_llama_cpps_form(filling, monkeypatch):
     assert (answer["content"], answer["stop"], answer["stop_type"]) == ("x + 1", True, "eos")
     assert answer["tokens_predicted"] == 6
     text = [service.tokens(part) for part in (CODE["input_prefix"] + "abs", CODE["input_suffix"])]
-    assert asked[0].ids.tolist() == [250, *text[0], 251, *text[1], 252]
-    assert 253 in asked[0].sampling["eos_token_id"]
+    assert asked[0].prompt.tolist() == [250, *text[0], 251, *text[1], 252]
+    assert 253 in asked[0].sampler.stops
     with httpx.stream("POST", f"{address}/infill", json=CODE | {"stream": True}) as stream:
         events = [json.loads(line[6:]) for line in stream.iter_lines() if line.startswith("data: ")]
     assert "".join(event["content"] for event in events) == "x + 1"

@@ -42,7 +42,7 @@ def test_an_error_in_one_row_fails_that_request_alone(service, client, monkeypat
     take = Row.take
 
     def broken(self, logits, guess=None):
-        if self.job.seed == 666 and len(self.ids) == 3:
+        if self.seed == 666 and len(self.ids) == 3:
             raise RuntimeError("injected")
         take(self, logits, guess)
 

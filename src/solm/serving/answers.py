@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -12,46 +13,43 @@ from pydantic_core import to_json
 from solm.backends.tokenizer import token_bytes
 from solm.core.budget import mean_terms
 from solm.serving.errors import ApiError
-from solm.serving.scheduler import Chosen, Ended, Event, Failed, Job, Piece
+from solm.serving.scheduler import Chosen, Event, Piece, Row
 from solm.serving.schema import ChatRequest, CompletionRequest
 from solm.serving.tools import CallPart, CallReader
-
-_STATUS = {"timeout": 504, "shutting_down": 503, "invalid_request_error": 400}
-"""By kind of a reply that could not be completed."""
 
 
 @dataclass
 class Choice:
-    """One reply as far as its events have arrived: text, thinking, tokens and, once it is complete, its end.
+    """One reply as far as its events have arrived: text, thinking and tokens. Its row belongs to the scheduler's thread
+    until it has ended.
 
     before: the text of a prompt that is repeated. reader: of replies that may call tools.
     """
 
     index: int
-    job: Job
+    row: Row
     before: str = ""
     reader: CallReader | None = None
     text: str = ""
     reasoning: str = ""
     tokens: list[Chosen] = field(default_factory=list)
-    ended: Ended | None = None
+    ended: bool = False
     begun: bool = False
     """Whether a piece of it was sent."""
     offset: int = 0
     """Characters of its tokens so far, for `text_offset`."""
 
     @property
-    def finish_reason(self) -> str:
+    def finish_reason(self) -> str | None:
         """As the API has it; the reply is complete."""
-        assert self.ended is not None
-        called = self.ended.reason == "stop" and self.reader is not None and self.reader.calls
-        return "tool_calls" if called else self.ended.reason
+        called = self.row.reason == "stop" and self.reader is not None and self.reader.calls
+        return "tool_calls" if called else self.row.reason
 
     def message(self) -> dict[str, Any]:
         """Content and calls of a reply that is complete."""
         content, calls = self._read(self.text, last=True)
         message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
-        if self.job.thinking is not None:
+        if self.row.may_think:
             message["reasoning_content"] = self.reasoning or None
         if calls:
             for call in calls:
@@ -103,16 +101,16 @@ class Exchange:
         self._with_usage = request.stream_options is not None and request.stream_options.include_usage
         self.created = int(time.time())
 
-    async def each(self) -> AsyncIterator[tuple[Choice, Piece | Ended]]:
-        """Every event, taken up by its choice, until all have ended. Raises `ApiError` for one that failed."""
-        while any(choice.ended is None for choice in self.choices):
+    async def each(self) -> AsyncIterator[tuple[Choice, Piece | None]]:
+        """Every piece, taken up by its choice, and None at its end, until all have ended. Raises `ApiError` for one
+        that failed."""
+        while not all(choice.ended for choice in self.choices):
             index, event = await self._events.get()
             choice = self.choices[index]
-            if isinstance(event, Failed):
-                raise ApiError(_STATUS.get(event.kind, 500), event.message, event.param, event.kind)
-            if isinstance(event, Ended):
-                choice.ended = event
-            else:
+            if isinstance(event, ApiError):
+                raise event
+            choice.ended = event is None
+            if event is not None:
                 choice.text += event.text
                 choice.reasoning += event.reasoning
                 choice.tokens += event.tokens
@@ -121,7 +119,7 @@ class Exchange:
     async def stream(self) -> AsyncIterator[bytes]:
         """The server-sent events of chat completions and plain ones. Raises `ApiError`."""
         async for choice, event in self.each():
-            if isinstance(event, Piece):
+            if event is not None:
                 yield self._piece(choice, event)
                 continue
             if not choice.begun and choice.before:  # no token follows the prompt that is repeated
@@ -150,37 +148,34 @@ class Exchange:
     def usage(self) -> dict[str, Any]:
         """Tokens and compute of all complete choices together. `compute` is the mean over choices, weighted by their
         tokens; a prompt of several choices counts once."""
-        ends = [choice.ended for choice in self.choices if choice.ended is not None]
-        written, weights = sum(ended.tokens for ended in ends), [max(1, ended.tokens) for ended in ends]
-        realised = mean_terms([ended.compute.realised for ended in ends], weights)
-        read = sum(ended.prompt_tokens for ended in ends[:: self._each])
-        guesses: dict[str, list[int]] = {}
-        for source, counts in (each for ended in ends for each in ended.guesses.items()):
-            guesses[source] = [sum(pair) for pair in zip(counts, guesses.get(source, [0, 0]), strict=True)]
-        predicted, joules = guesses.get("prediction", [0, 0]), [ended.joules for ended in ends]
+        rows = [choice.row for choice in self.choices if choice.ended]
+        read, written = sum(len(row.prompt) for row in rows[:: self._each]), sum(len(row.ids) for row in rows)
+        made, kept = Counter[str](), Counter[str]()
+        for row in rows:
+            for source, (guessed, accepted) in row.trace.guesses.items():
+                made[source] += guessed
+                kept[source] += accepted
+        weights, joules = [max(1, len(row.ids)) for row in rows], [row.trace.joules for row in rows]
+        realised = mean_terms([row.compute.realised for row in rows], weights)
         return {
             "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
-            "guessed_tokens": sum(made for made, _ in guesses.values()),
-            "accepted_tokens": sum(kept for _, kept in guesses.values()),
+            "guessed_tokens": made.total(), "accepted_tokens": kept.total(),
             "completion_tokens_details": {
-                "reasoning_tokens": sum(ended.reasoning_tokens for ended in ends),
-                "accepted_prediction_tokens": predicted[1],
-                "rejected_prediction_tokens": predicted[0] - predicted[1],
+                "reasoning_tokens": sum(row.thought for row in rows),
+                "accepted_prediction_tokens": kept["prediction"],
+                "rejected_prediction_tokens": made["prediction"] - kept["prediction"],
             },
-            "guesses": {source: {"guessed": made, "accepted": kept} for source, (made, kept) in guesses.items()},
-            "prompt_tokens_details": {"cached_tokens": sum(ended.cached_tokens for ended in ends[:: self._each])},
+            "guesses": {source: {"guessed": made[source], "accepted": kept[source]} for source in made},
+            "prompt_tokens_details": {"cached_tokens": sum(row.cached for row in rows[:: self._each])},
             "energy_joules": None if None in joules else sum(joules),
             "compute": {
                 "budget": self._budget,  # as it came; None where none came, such as through a proxy that drops it
-                "requested": mean_terms([ended.compute.requested for ended in ends], weights),
-                "allowed": mean_terms([ended.allowed for ended in ends], weights),
+                "requested": mean_terms([row.compute.requested for row in rows], weights),
+                "allowed": mean_terms([row.allowed for row in rows], weights),
                 "realised": realised,
                 "bytes": realised["bytes"],
-                "loss_verified": any(ended.compute.verified for ended in ends),
-                **{
-                    name: {"requested": _phase(ends, name, "requested"), "realised": _phase(ends, name, "realised")}
-                    for name in ("reasoning", "answer") if any(ended.phases for ended in ends)
-                },
+                "loss_verified": any(row.compute.verified for row in rows),
+                **_phases(rows),
             },
         }  # fmt: skip
 
@@ -192,22 +187,21 @@ class Exchange:
         deadline) and ``realised`` are budgets in the units of `solm.core.budget`, as means over the replies, weighted
         by their tokens. ``saved_ms`` is what the steps saved against dense ones, where step times are measured.
         """
-        choices, budgets = self.choices, [choice.job.budget for choice in self.choices]
+        choices, budgets = self.choices, [choice.row.budget for choice in self.choices]
         facts: dict[str, Any] = {"policy": budgets[0].name, "priority": budgets[0].priority}
         if arrived:
-            facts["prompt_tokens"] = sum(len(choice.job.ids) for choice in choices[:: self._each])
-            written = [len(choice.tokens) if choice.ended is None else choice.ended.tokens for choice in choices]
+            facts["prompt_tokens"] = sum(len(choice.row.prompt) for choice in choices[:: self._each])
+            written = [len(choice.row.ids if choice.ended else choice.tokens) for choice in choices]
             facts["completion_tokens"] = sum(written)
         facts["requested"] = _rounded(mean_terms([budget.resolved.terms for budget in budgets], [1] * len(budgets)))
-        ends = [choice.ended if arrived else None for choice in choices]
-        complete = [ended for ended in ends if ended is not None]
+        complete = [choice.row for choice in choices if choice.ended and arrived]
         if complete:
             usage = self.usage()
             facts["cached_tokens"] = usage["prompt_tokens_details"]["cached_tokens"]
             facts |= {name: _rounded(usage["compute"][name]) for name in ("allowed", "realised")}
             if "ms" in facts["realised"]:
                 facts["saved_ms"] = round(sum(map(_saved, complete)), 1)
-        return facts | {"finish": [failed if ended is None else ended.reason for ended in ends]}
+        return facts | {"finish": [choice.row.reason if choice.row in complete else failed for choice in choices]}
 
     def _piece(self, choice: Choice, piece: Piece) -> bytes:
         """An event of a stream: more of a choice."""
@@ -223,9 +217,9 @@ class Exchange:
         self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None
     ) -> dict[str, Any]:
         body |= {"index": choice.index, "finish_reason": reason, "logprobs": None}
-        if choice.job.logprobs is not None:
+        if choice.row.logprobs is not None:
             body["logprobs"] = self._log_probabilities(choice, tokens)
-        if choice.job.trace:
+        if choice.row.traced:
             body["efficiency"] = traced(tokens)
         return body
 
@@ -233,7 +227,7 @@ class Exchange:
         kind = kind if self._chat else "text_completion"
         return {
             "id": self.identity, "object": kind, "created": self.created, "model": self.model, "choices": choices,
-            "seed": self.choices[0].job.seed,
+            "seed": self.choices[0].row.seed,
         }  # fmt: skip
 
     def _log_probabilities(self, choice: Choice, tokens: Sequence[Chosen]) -> dict[str, Any]:
@@ -272,21 +266,24 @@ def traced(tokens: Sequence[Chosen]) -> dict[str, Any]:
     return {"tokens": listed}
 
 
-def _phase(ends: Sequence[Ended], name: str, part: str) -> dict[str, float]:
-    """What the phase `name` of all replies that thought requested or realised, weighted by the tokens of it."""
-    thought = [ended for ended in ends if ended.phases]
-    weights = [ended.reasoning_tokens if name == "reasoning" else ended.tokens for ended in thought]
-    return mean_terms([getattr(ended.phases[name], part) for ended in thought], weights)
+def _phases(rows: Sequence[Row]) -> dict[str, Any]:
+    """What the thinking and the answer of all replies that thought requested and realised, weighted by their tokens."""
+    thought, told = [row.phases for row in rows if row.thought], {}
+    for name in thought[0] if thought else ():
+        spent, weights = zip(*(phases[name] for phases in thought), strict=True)
+        parts = {"requested": [each.requested for each in spent], "realised": [each.realised for each in spent]}
+        told[name] = {part: mean_terms(terms, weights) for part, terms in parts.items()}
+    return told
 
 
 def _event(content: dict[str, Any]) -> bytes:
     return b"data: %s\n\n" % to_json(content, inf_nan_mode="null")
 
 
-def _saved(ended: Ended) -> float:
+def _saved(row: Row) -> float:
     """Milliseconds that a reply's steps saved. Its first token comes from the dense prefill."""
-    spent = ended.compute.realised
-    return (spent["speed"] - 1) * spent["ms"] * max(0, ended.tokens - 1)
+    spent = row.compute.realised
+    return (spent["speed"] - 1) * spent["ms"] * max(0, len(row.ids) - 1)
 
 
 def _rounded(terms: dict[str, float]) -> dict[str, float]:

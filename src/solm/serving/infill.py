@@ -8,7 +8,6 @@ from pydantic_core import to_json
 
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError
-from solm.serving.scheduler import Piece
 from solm.serving.schema import CompletionRequest, Efficiency, ExtraFile, Stop, Strict
 from solm.serving.settings import MAX_STOPS
 
@@ -117,7 +116,7 @@ class InfillWriter:
     async def stream(self) -> AsyncIterator[bytes]:
         """Its server-sent events. Raises `ApiError`."""
         async for _, event in self._exchange.each():
-            if isinstance(event, Piece):
+            if event is not None:
                 body = {"index": 0, "content": event.text, "stop": False}
             else:
                 body = self._ended("")
@@ -128,11 +127,10 @@ class InfillWriter:
         return self._exchange.failed(error)
 
     def _ended(self, text: str) -> dict[str, Any]:
-        used, ended = self._exchange.usage(), self._choice.ended
-        assert ended is not None
+        used, row = self._exchange.usage(), self._choice.row
         return {
-            "index": 0, "content": text, "stop": True, "stop_type": "limit" if ended.reason == "length" else "eos",
+            "index": 0, "content": text, "stop": True, "stop_type": "limit" if row.reason == "length" else "eos",
             "model": self._exchange.model, "tokens_predicted": used["completion_tokens"],
-            "tokens_evaluated": used["prompt_tokens"], "tokens_cached": ended.cached_tokens, "truncated": False,
-            "seed": self._choice.job.seed, "compute": used["compute"],
+            "tokens_evaluated": used["prompt_tokens"], "tokens_cached": row.cached, "truncated": False,
+            "seed": row.seed, "compute": used["compute"],
         }  # fmt: skip

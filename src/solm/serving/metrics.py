@@ -10,6 +10,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
 
+from solm.runtime.reply import Trace
 from solm.serving.settings import PRIORITIES
 
 _REASONS = {"stop": "stop", "length": "length", "cancelled": "abort"}
@@ -66,16 +67,22 @@ class Metrics:
             self.class_net.labels(name)
             self.class_requested.labels(name)
 
-    def spent(self, priority: str, requested: float, net: float) -> None:
-        """Count the net keeps that a row of a priority requested and spent."""
-        self.net.observe(net)
-        self.class_net.labels(priority).observe(net)
+    def replied(
+        self, reason: str, priority: str, requested: float, realised: Mapping[str, float], trace: Trace
+    ) -> None:
+        """Count a reply that has ended: how, its guesses and its energy, the net keeps that it requested and spent, and
+        its time and loss where it tells them."""
+        self.ended.labels(reason).inc()
+        for source, (guessed, accepted) in trace.guesses.items():
+            self.tokens.labels("guessed").inc(guessed)
+            self.tokens.labels("accepted").inc(accepted)
+            self.guesses.labels(source, "kept").inc(accepted)
+            self.guesses.labels(source, "dropped").inc(guessed - accepted)
+        self.net.observe(realised["net"])
+        self.class_net.labels(priority).observe(realised["net"])
         self.class_requested.labels(priority).observe(requested)
-
-    def told(self, realised: Mapping[str, float], joules: float | None) -> None:
-        """Count what a reply said of its time, its energy and, where it is expected or measured, its loss."""
-        if joules is not None:
-            self.joules.labels("rapl").inc(joules)
+        if trace.joules is not None:
+            self.joules.labels("rapl").inc(trace.joules)
         if "time" in realised:
             self.time.observe(realised["time"])
             self.dense.set(realised["dense_ms"])

@@ -8,7 +8,6 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationErr
 
 from solm.serving.answers import Exchange, traced
 from solm.serving.errors import ApiError, from_validation
-from solm.serving.scheduler import Piece
 from solm.serving.schema import (
     ChatRequest,
     Function,
@@ -244,11 +243,11 @@ class ResponseWriter:
         """The server-sent events of a response. Raises `ApiError`."""
         self._event("response.created", response=self._response("in_progress", []))
         self._event("response.in_progress", response=self._response("in_progress", []))
-        if self._choice.reader is None and self._choice.job.thinking is None:
+        if self._choice.reader is None and not self._choice.row.may_think:
             self._begin("message")
         yield self._taken()
         async for _, arrived in self.exchange.each():
-            if isinstance(arrived, Piece):
+            if arrived is not None:
                 self._add(arrived.text, arrived.reasoning)
                 yield self._taken()
         self._add("", last=True)
@@ -341,8 +340,7 @@ class ResponseWriter:
     def _done(self) -> dict[str, Any]:
         """End the last item, and give the response as it is then."""
         choice = self._choice
-        assert choice.ended is not None
-        status = "incomplete" if choice.ended.reason == "length" else "completed"
+        status = "incomplete" if choice.row.reason == "length" else "completed"
         self._close(status)
         response = self._response(status, self._items)
         if status == "incomplete":
@@ -353,7 +351,7 @@ class ResponseWriter:
             "output_tokens": used["completion_tokens"], "output_tokens_details": used["completion_tokens_details"],
             "total_tokens": used["total_tokens"], "compute": used["compute"], "energy_joules": used["energy_joules"],
         }  # fmt: skip
-        if choice.job.trace:
+        if choice.row.traced:
             response["efficiency"] = traced(choice.tokens)
         return response
 
@@ -369,7 +367,7 @@ class ResponseWriter:
             "model": self.exchange.model, "output": output, "error": None, "incomplete_details": None,
             "usage": None, "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
             "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
-            "seed": self._choice.job.seed,
+            "seed": self._choice.row.seed,
             "user": request.user, "store": False, "background": False, "previous_response_id": None,
             "truncation": "disabled", "text": {"format": shown},
             "parallel_tool_calls": request.parallel_tool_calls is not False, "tool_choice": choice,

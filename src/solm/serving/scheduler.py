@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from typing import Any
 
@@ -17,18 +18,16 @@ import numpy as np
 
 from solm.core.actions import AXES
 from solm.core.arrays import Array, as_numpy
-from solm.core.budget import Budget, ResolvedBudget
+from solm.core.budget import Budget
 from solm.core.errors import DataError, SolmError
 from solm.runtime.batch import Batch
 from solm.runtime.batch import Row as BatchRow
 from solm.runtime.clock import STALE
-from solm.runtime.grammars import Constraint
 from solm.runtime.guess import Allowance
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prefixes import PrefixCache
 from solm.runtime.reply import Compute, TextStream, Token
 from solm.runtime.sampling import Sampler
-from solm.runtime.thinking import ThinkingReader
 from solm.serving.budgets import RequestBudget
 from solm.serving.errors import ApiError
 from solm.serving.governor import FORGETS, Governor, Progress
@@ -62,118 +61,70 @@ class Piece:
     reasoning: str = ""
 
 
-@dataclass(frozen=True)
-class Ended:
-    """The end of a reply. reason: stop or length. allowed: what the governor and the deadline left of the budget.
-    phases: what the steps of the thinking and of the answer spent, where there was thinking."""
-
-    reason: str
-    prompt_tokens: int
-    cached_tokens: int
-    tokens: int
-    compute: Compute
-    allowed: dict[str, float] = field(default_factory=dict)
-    guesses: dict[str, list[int]] = field(default_factory=dict)
-    """By source, tokens that were guessed and that were kept."""
-    reasoning_tokens: int = 0
-    phases: dict[str, Compute] = field(default_factory=dict)
-    joules: float | None = None
-
-
-@dataclass(frozen=True)
-class Failed:
-    """The end of a reply that could not be completed."""
-
-    message: str
-    kind: str = "server_error"
-    param: str | None = None
-
-
-Event = Piece | Ended | Failed
-
-
-@dataclass(eq=False)
-class Job:
-    """A request for one reply.
-
-    ids: prompt [C] int64. emit: receives every event, called in the scheduler's thread. logprobs: number of likely
-    tokens to report, None: no log-probabilities. echo: also report those of the prompt. deadline: seconds on the
-    scheduler's clock by which the reply should be complete. constraint: a grammar at its beginning, which the reply has
-    to match. shown: special tokens that are part of the text. trace: report what every token cost. guess, predicted: as
-    `Row` of `solm.runtime.batch` has them. thinking: reads a reply that may think before it answers; None: it is all
-    answer.
-    """
-
-    ids: np.ndarray
-    max_tokens: int
-    budget: RequestBudget
-    emit: Callable[[Event], None]
-    seed: int = 0
-    sampling: dict[str, Any] = field(default_factory=dict)
-    stops: tuple[str, ...] = ()
-    logprobs: int | None = None
-    echo: bool = False
-    deadline: float | None = None
-    constraint: Constraint | None = None
-    shown: Collection[int] = ()
-    trace: bool = False
-    guess: int | None = 0
-    predicted: Sequence[int] = ()
-    thinking: ThinkingReader | None = None
-    # What the scheduler notes:
-    arrived: float = 0.0
-    expires: float = float("inf")
-    cancelled: bool = False
+Event = Piece | ApiError | None
+"""None: the reply has ended. An error: it could not be completed; its code is what the metrics count."""
 
 
 class Row(BatchRow):
-    """A job that waits until its prompt is read, and decodes then.
+    """A reply to prompt ids [C] that waits until its prompt is read, and decodes then.
 
-    read: tokens of the prompt that `session` has read; cached: those of them that were kept. begun, last: seconds at
-    which its first and its last token were chosen. granted: shares that governor and deadline let the next steps spend.
-    Raises what is wrong with the job's options of sampling.
+    emit: receives every event, called in the scheduler's thread. seed: of its sampler. logprobs: number of likely
+    tokens to report, None: no log-probabilities. echoed: also report those of the prompt. deadline: seconds on the
+    scheduler's clock by which it should be complete. traced: report what every token cost.
+    read: tokens of the prompt that `session` has read; cached: those of them that were kept. arrived, begun, last:
+    seconds at which it was submitted, and its first and its last token were chosen. granted: shares that governor and
+    deadline let the next steps spend. What it spent can be read once it has ended.
     """
 
-    def __init__(self, lm: LanguageModel, job: Job):
-        constraint = None if job.constraint is None else job.constraint.copy()
-        sampler = Sampler.of(lm, job.ids[None], job.seed, job.sampling, constraint)
-        self.granted = job.budget.resolved.target(1.0)
-        loss = job.budget.resolved.loss
+    seed = 0
+    logprobs: int | None = None
+    echoed = traced = False
+    deadline: float | None = None
+    arrived = begun = 0.0
+    last: float | None = None
+    expires = math.inf
+    cancelled = False
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        ids: np.ndarray,
+        longest: int,
+        budget: RequestBudget,
+        emit: Callable[[Event], None],
+        sampler: Sampler,
+        *,
+        shown: Collection[int] = (),
+        stops: Sequence[str] = (),
+    ):
+        """shown: special tokens that are part of the text. Others: as the base class has them."""
+        loss = budget.resolved.loss
         sampler.allowance = None if loss is None else Allowance(loss)
-        super().__init__(
-            job.ids, job.budget.policy, self.granted, job.max_tokens, sampler,
-            text=TextStream(lm.tokenizer, True, job.shown), stops=job.stops,
-        )  # fmt: skip
-        if job.thinking is not None:
-            self.think(job.thinking)
-        self.guess, self.predicted = job.guess, job.predicted
-        self.job, self._budgets = job, lm.budgets(job.budget.policy)
-        if job.logprobs is not None:
-            self.largest = 0
+        self.granted, text = budget.resolved.target(1.0), TextStream(lm.tokenizer, True, shown)
+        super().__init__(ids, budget.policy, self.granted, longest, sampler, text=text, stops=stops)
+        self.budget, self.emit, self._budgets = budget, emit, lm.budgets(budget.policy)
         self.read = self.cached = 0
-        self.begun = 0.0
-        self.last: float | None = None
         self._lowered = False
         self._grants = list[tuple[float, ...]]()
 
     def allow(self, dial: float, whole_bits: bool) -> None:
         """Let the steps from here on spend what a dial says, see `ResolvedBudget.target`. whole_bits: bits save time
         only in steps in which all rows do with less of them, so that they are at the budget or at the floor."""
-        resolved, budget = self._resolved, self.job.budget
+        resolved, own = self.budget.reasoning if self.thinks else self.budget.resolved, self.budget.resolved
         target = resolved.target
         self.granted = target(dial)
         if whole_bits:
             self.granted = (*self.granted[:_BITS], target(round(dial))[_BITS], *self.granted[_BITS + 1 :])
-        self._lowered = self._lowered or (dial < 1 and resolved.lowerable) or resolved is not budget.resolved
+        self._lowered = self._lowered or (dial < 1 and resolved.lowerable) or resolved is not own
 
     @property
     def wanted(self) -> tuple[float, ...]:
         return self.granted
 
     @property
-    def _resolved(self) -> ResolvedBudget:
-        """The budget of the next step."""
-        return self.job.budget.reasoning if self.thinks else self.job.budget.resolved
+    def may_think(self) -> bool:
+        """Whether the model may think before it answers."""
+        return self._thinking is not None
 
     def progress(self, now: float) -> Progress:
         """How fast it was so far."""
@@ -181,12 +132,12 @@ class Row(BatchRow):
 
     def echo(self, logits: Array, start: int) -> None:
         """Report the prompt's tokens from `start` on, with log-probabilities from the logits [C, V] after each."""
-        ids = self.job.ids
+        ids = self.prompt
         following = ids[start + 1 : start + 1 + len(logits)]
         tokens = [self._chosen(int(token), row) for row, token in zip(logits, following, strict=False)]
         if start == 0:
             tokens.insert(0, Chosen(int(ids[0])))
-        self.job.emit(Piece("", tuple(tokens)))
+        self.emit(Piece("", tuple(tokens)))
 
     def report(self) -> None:
         """Report the token that was chosen last."""
@@ -194,40 +145,44 @@ class Row(BatchRow):
             return
         if len(self.ids) > 1:
             self._grants.append(self.granted)
-        spent = self.trace.token(len(self.ids) - 1, self.new, self._budgets) if self.job.trace else None
-        self.job.emit(Piece(self.shown, (self._chosen(self.ids[-1], self.possible, spent),), self.reasoning))
+        spent = self.trace.token(len(self.ids) - 1, self.new, self._budgets) if self.traced else None
+        self.emit(Piece(self.shown, (self._chosen(self.ids[-1], self.possible, spent),), self.reasoning))
 
     def _chosen(self, token: int, logits: Array, spent: Token | None = None) -> Chosen:
         thought = self.thought == len(self.ids) > 0
-        if self.job.logprobs is None:
+        if self.logprobs is None:
             return Chosen(token, spent=spent, thought=thought)
         values = as_numpy(logits).astype(np.float64)
         values -= values.max()
         values -= np.log(np.exp(values).sum())
-        count = min(self.job.logprobs, len(values))
+        count = min(self.logprobs, len(values))
         best = np.argpartition(-values, count - 1)[:count] if count else np.zeros(0, dtype=np.int64)
         best = best[np.argsort(-values[best], kind="stable")]
         best = best[values[best] > -np.inf]  # without what a grammar forbids
         likely = tuple(zip(best.tolist(), values[best].tolist(), strict=True))
         return Chosen(token, float(values[token]), likely, spent, thought)
 
-    def end(self) -> Ended:
-        """Report the end of the reply."""
-        job, compute = self.job, partial(self.trace.compute, self._budgets)
-        assert self.reason is not None
-        answer, thinking, phases = job.budget.resolved.terms, job.budget.reasoning.terms, {}
-        if self.thought:
-            phases = {"reasoning": compute(thinking, 0, self.thought - 1), "answer": compute(answer, self.thought - 1)}
-        ended = Ended(
-            self.reason, len(job.ids), self.cached, len(self.ids), compute(self.mean(answer, thinking)),
-            self._average(), self.trace.guesses, self.thought, phases, self.trace.joules,
-        )  # fmt: skip
-        job.emit(ended)
-        return ended
+    @cached_property
+    def compute(self) -> Compute:
+        """What all of its steps spent."""
+        asked = self.mean(self.budget.resolved.terms, self.budget.reasoning.terms)
+        return self.trace.compute(self._budgets, asked)
 
-    def _average(self) -> dict[str, float]:
-        """The average budget that steps had, in the units of what was requested."""
-        resolved = self.job.budget.resolved
+    @property
+    def phases(self) -> dict[str, tuple[Compute, int]]:
+        """What the steps of the thinking and of the answer spent, and their tokens; empty where there was none."""
+        if not self.thought:
+            return {}
+        budget, compute, split = self.budget, partial(self.trace.compute, self._budgets), self.thought - 1
+        return {
+            "reasoning": (compute(budget.reasoning.terms, 0, split), self.thought),
+            "answer": (compute(budget.resolved.terms, split), len(self.ids)),
+        }
+
+    @cached_property
+    def allowed(self) -> dict[str, float]:
+        """What governor and deadline left of the budget on average, in the units of what was requested."""
+        resolved = self.budget.resolved
         if not self._lowered:
             return resolved.terms
         could, grants = np.array(self.trace.controllable, dtype=bool), np.array(self._grants)
@@ -235,15 +190,14 @@ class Row(BatchRow):
             float(shares[able].mean()) if able.any() else share
             for shares, able, share in zip(grants.T, could.T, resolved.budget.shares, strict=True)
         ]
-        context = len(self.job.ids) + len(self.ids) // 2
-        return self._budgets.terms(Budget.of(averages), context, resolved.request)
+        return self._budgets.terms(Budget.of(averages), len(self.prompt) + len(self.ids) // 2, resolved.request)
 
 
-_FAILED = Failed("this server can no longer decode")
+_FAILED = "this server can no longer decode"
 
 
 class Scheduler:
-    """Takes jobs from any thread and decodes them in `thread`, by default a new one. `clock`: seconds, for deadlines.
+    """Takes rows from any thread and decodes them in `thread`, by default a new one. `clock`: seconds, for deadlines.
 
     Load model and policy in that thread: every thread that uses OpenMP has workers of its own, and with more workers
     than cores a step took 34 ms instead of 23.
@@ -290,7 +244,7 @@ class Scheduler:
 
     def _running(self, rank: int) -> int:
         """Rows of a priority that decode."""
-        return sum(row.job.budget.rank == rank for row in list(self._batch.rows))
+        return sum(row.budget.rank == rank for row in list(self._batch.rows))
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begin to decode. loop: the one that reads the queues of `post`."""
@@ -313,36 +267,34 @@ class Scheduler:
         """Rows that wait, prefill or decode."""
         return sum(map(len, self._waiting)) + len(self._batch.rows)
 
-    def submit(self, jobs: list[Job]) -> None:
-        """Queue jobs. Raises what `Row` does, and `ApiError` (429) where too many wait, while the server stops, and
-        after it failed."""
-        rows = [Row(self.lm, job) for job in jobs]
+    def submit(self, rows: Sequence[Row]) -> None:
+        """Queue rows. Raises `ApiError` (429) where too many wait, while the server stops, and after it failed."""
         with self._changed:
             self.check_room(len(rows))
             for row in rows:
-                row.job.arrived = self.clock()
-                row.job.expires = row.job.arrived + self.settings.max_seconds
-                self._waiting[row.job.budget.rank].append(row)
+                row.arrived = self.clock()
+                row.expires = row.arrived + self.settings.max_seconds
+                self._waiting[row.budget.rank].append(row)
             self._changed.notify()
 
     def check_room(self, rows: int) -> None:
         """Raises `ApiError` (429) where no more rows are taken now."""
         message = None
         if self.stopping or self.failed:
-            message = _FAILED.message if self.failed else "the server is stopping"
+            message = _FAILED if self.failed else "the server is stopping"
         elif rows > self.settings.max_waiting + self.settings.max_rows - self.busy:
             message = f"{self.busy} rows are waiting or running already; try again later"
         if message is not None:
             raise ApiError(429, message, code="queue_full")
 
-    def cancel(self, job: Job) -> None:
-        """Drop a job before the next step. It ends without an event."""
+    def cancel(self, row: Row) -> None:
+        """Drop a row before the next step. It ends without an event."""
         with self._changed:
-            job.cancelled = self._some_cancelled = True
+            row.cancelled = self._some_cancelled = True
             self._changed.notify()
 
     def post(self, queue: Queue, item: Any) -> None:
-        """Put an item into a queue that the event loop reads, together with all others of a step; called by jobs'
+        """Put an item into a queue that the event loop reads, together with all others of a step; called by rows'
         `emit`.
 
         A loop that woke for every item would want Python's lock in the middle of the others' work; after a step it
@@ -357,19 +309,22 @@ class Scheduler:
                 self._loop.call_soon_threadsafe(_deliver, posted)
 
     def _run(self) -> None:
-        end = Failed("the server is stopping", "shutting_down")
+        failed = False
         try:
             self._decode()
         except BaseException as error:
             _LOG.error("decoding failed; this server has to be started again", exc_info=error)
-            end = _FAILED
+            failed = True
         with self._changed:  # what is submitted from now on is refused
-            self.failed = end is _FAILED
+            self.failed = failed
             left = [*chain(*self._waiting), *self._batch.clear()]
             for rows in self._waiting:
                 rows.clear()
         for row in left:
-            self._fail(row.job, end)
+            if failed:
+                self._fail(row, 500, _FAILED)
+            else:
+                self._fail(row, 503, "the server is stopping", "shutting_down")
         self._send()
 
     def _decode(self) -> None:
@@ -390,16 +345,16 @@ class Scheduler:
                 self._send()
 
     def _drop(self) -> None:
-        """Drop cancelled jobs, and fail those that have expired."""
+        """Drop cancelled rows, and fail those that have expired."""
         now = self.clock()
 
         def over(row: Row) -> bool:
-            if not row.job.cancelled and now < row.job.expires:
+            if not row.cancelled and now < row.expires:
                 return False
-            if row.job.cancelled:
+            if row.cancelled:
                 self.metrics.ended.labels("cancelled").inc()
             else:
-                self._fail(row.job, Failed(f"not complete after {self.settings.max_seconds:g} s", "timeout"))
+                self._fail(row, 504, f"not complete after {self.settings.max_seconds:g} s", "timeout")
             return True
 
         with self._changed:
@@ -414,22 +369,22 @@ class Scheduler:
         for row in [row for row in self._batch.rows if over(row)]:
             self._batch.leave(row)
 
-    def _fail(self, job: Job, failed: Failed) -> None:
-        self.metrics.ended.labels(failed.kind).inc()
-        job.emit(failed)
+    def _fail(self, row: Row, status: int, message: str, kind: str = "server_error", param: str | None = None) -> None:
+        self.metrics.ended.labels(kind).inc()
+        row.emit(ApiError(status, message, param, kind))
 
     def _read(self) -> None:
         """Read a stretch of the first prompt of the highest priority, where the rows that decode can spare the time."""
         row = next((rows[0] for rows in reversed(self._waiting) if rows), None)
         if row is None or len(self._batch.rows) >= self.settings.max_rows:
             return
-        job, begun, tokens = row.job, self.clock(), 0
+        begun, tokens = self.clock(), 0
         try:
             if row.session is None:
                 self._open(row)
-            end = chunk_end(len(job.ids), row.read, self.settings.prefill_chunk)
+            end = chunk_end(len(row.prompt), row.read, self.settings.prefill_chunk)
             replies = [other.progress(begun) for other in self._batch.rows]
-            joins = row.read == row.cached and job.max_tokens > 1
+            joins = row.read == row.cached and row.longest > 1
             if not self.governor.may_read(end - row.read, replies, joins):
                 return
             tokens = end - row.read
@@ -437,14 +392,14 @@ class Scheduler:
         except Exception as error:
             tokens = 0
             self._take(row)
-            self._broken(job, error)
+            self._broken(row, error)
         # Log-probabilities of a prompt take longer: they say nothing about other prompts.
-        self.governor.was_read(0 if job.echo else tokens, self.clock() - begun)
+        self.governor.was_read(0 if row.echoed else tokens, self.clock() - begun)
 
     def _open(self, row: Row) -> None:
         """Give a row the session that reads its prompt, which begins with what is kept of earlier ones."""
-        job, capacity = row.job, len(row.job.ids) + row.job.max_tokens
-        kept = None if job.echo else self.prefixes.find(job.ids, capacity)
+        capacity = len(row.prompt) + row.longest
+        kept = None if row.echoed else self.prefixes.find(row.prompt, capacity)
         row.session = self.lm.session(capacity) if kept is None else kept
         row.read = row.cached = 0 if kept is None else kept.length(0)
         if row.cached:
@@ -452,19 +407,19 @@ class Scheduler:
 
     def _read_to(self, row: Row, end: int) -> None:
         """Read a prompt up to `end`; where that is its own, let the row join the others."""
-        job, session, done, begun = row.job, row.session, row.read, self.clock()
+        session, done, begun = row.session, row.read, self.clock()
         assert session is not None
         with self._batch.metered([row]):
-            logits = session.prefill(job.ids[None, done:end], every_logit=job.echo)
+            logits = session.prefill(row.prompt[None, done:end], every_logit=row.echoed)
         row.read = end
         self.metrics.reads.observe(self.clock() - begun)
         self.metrics.tokens.labels("prompt").inc(end - done)
-        if job.echo:
+        if row.echoed:
             row.echo(logits[0], done)
             logits = logits[:, -1]
-        if end == len(job.ids):
-            if not job.echo:
-                self.prefixes.keep(job.ids, session)
+        if end == len(row.prompt):
+            if not row.echoed:
+                self.prefixes.keep(row.prompt, session)
             self._take(row)
             row.session = None
             self._batch.join(row, logits[0], session)
@@ -473,7 +428,7 @@ class Scheduler:
     def _take(self, row: Row) -> None:
         """A row waits no more."""
         with self._changed:
-            rows = self._waiting[row.job.budget.rank]
+            rows = self._waiting[row.budget.rank]
             if rows and rows[0] is row:
                 rows.popleft()
 
@@ -489,7 +444,7 @@ class Scheduler:
             stepped = self._batch.step()
         except Exception as error:
             for row in self._batch.clear():  # none of them can go on, and none of them is to blame
-                self._broken(row.job, error, own=False)
+                self._broken(row, error, own=False)
             return
         seconds, tokens = self.clock() - begun, 0
         self.metrics.steps.observe(seconds)
@@ -498,7 +453,7 @@ class Scheduler:
             if row.error is None:
                 self._report(row)
             else:
-                self._broken(row.job, row.error)
+                self._broken(row, row.error)
         self.governor.stepped(rows, lowerable, seconds * rows / tokens)  # for a token of every row
         saved = self.governor.savings.of(rows, sum(lowerable))
         self.metrics.saving.set(float("nan") if saved is None else saved)
@@ -511,9 +466,9 @@ class Scheduler:
         then.
         """
         governor, rows, now = self.governor, self._batch.rows, self.clock()
-        if governor.objective is not None or any(row.job.deadline is not None or row.thought for row in rows):
+        if governor.objective is not None or any(row.deadline is not None or row.thought for row in rows):
             for row in rows:
-                dial = governor.dial_for(row.job.budget.rank, row.job.deadline, now, row.left)
+                dial = governor.dial_for(row.budget.rank, row.deadline, now, row.left)
                 row.allow(dial, self._whole_bits)
         if self._skipping_rows is None or len(rows) <= self._skipping_rows:
             self._batch.aim([row.granted for row in rows])
@@ -524,40 +479,33 @@ class Scheduler:
         """By rank of their priority how many of the rows have a floor below their budget."""
         counts = [0] * len(PRIORITIES)
         for row in self._batch.rows:
-            counts[row.job.budget.rank] += row.job.budget.resolved.lowerable
+            counts[row.budget.rank] += row.budget.resolved.lowerable
         return counts
 
     def _report(self, row: Row) -> None:
+        """Report the token that was chosen last, and the end of the reply where it is that."""
         row.report()
-        now, metrics, budget = self.clock(), self.metrics, row.job.budget
+        now, metrics = self.clock(), self.metrics
         if row.last is None:
             row.begun = now
-            metrics.first.observe(now - row.job.arrived)
+            metrics.first.observe(now - row.arrived)
         else:
             metrics.gap.observe(now - row.last)
         row.last = now
-        metrics.completion_tokens.inc(row.job.max_tokens > 0)
+        metrics.completion_tokens.inc(row.longest > 0)
         if row.reason is not None:
-            metrics.ended.labels(row.reason).inc()
-            ended = row.end()
-            for source, (guessed, accepted) in ended.guesses.items():
-                metrics.tokens.labels("guessed").inc(guessed)
-                metrics.tokens.labels("accepted").inc(accepted)
-                metrics.guesses.labels(source, "kept").inc(accepted)
-                metrics.guesses.labels(source, "dropped").inc(guessed - accepted)
-            metrics.told(ended.compute.realised, ended.joules)
-            net = ended.compute.realised["net"]
-            requested = row.mean(*({"net": each.budget.net} for each in (budget.resolved, budget.reasoning)))["net"]
-            metrics.spent(budget.priority, requested, net)
+            nets = ({"net": each.budget.net} for each in (row.budget.resolved, row.budget.reasoning))
+            metrics.replied(row.reason, row.budget.priority, row.mean(*nets)["net"], row.compute.realised, row.trace)
+            row.emit(None)
 
-    def _broken(self, job: Job, error: Exception, own: bool = True) -> None:
-        """End a job with an error. It is the user's if the job's `own` request can have raised it: the engine raises
+    def _broken(self, row: Row, error: Exception, own: bool = True) -> None:
+        """End a row with an error. It is the user's if the row's `own` request can have raised it: the engine raises
         plain `SolmError` and `DataError` for faults of the server, such as too little memory."""
         if own and isinstance(error, SolmError) and type(error) not in (SolmError, DataError):
-            self._fail(job, Failed(str(error), "invalid_request_error", getattr(error, "field", None)))
+            self._fail(row, 400, str(error), "invalid_request_error", getattr(error, "field", None))
             return
         _LOG.error("a row failed: %s", type(error).__name__, exc_info=error)
-        self._fail(job, Failed("this reply failed inside the server; others go on"))
+        self._fail(row, 500, "this reply failed inside the server; others go on")
 
 
 def _deliver(items: list[tuple[Queue, Any]]) -> None:

@@ -1,4 +1,4 @@
-"""Turns parsed requests into jobs for the scheduler, and their events into replies."""
+"""Turns parsed requests into rows for the scheduler, and their events into replies."""
 
 import asyncio
 import copy
@@ -22,6 +22,7 @@ from solm.runtime.guess import guess_count
 from solm.runtime.language_model import LanguageModel
 from solm.runtime.prompts import chat_tokens
 from solm.runtime.reply import hidden_token
+from solm.runtime.sampling import Sampler
 from solm.runtime.thinking import ThinkingReader, hidden_marks, marks_of
 from solm.serving.answers import Choice, Exchange
 from solm.serving.budgets import RequestBudget, RequestBudgets
@@ -30,7 +31,7 @@ from solm.serving.errors import ApiError
 from solm.serving.infill import Filling
 from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics, VllmNames
-from solm.serving.scheduler import Event, Failed, Job, Piece, Scheduler
+from solm.serving.scheduler import Event, Piece, Row, Scheduler
 from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Tool, ToolCall
 from solm.serving.settings import ServeSettings
 from solm.serving.tools import FORMS, CallReader, form_of
@@ -104,11 +105,11 @@ class Service:
         ids = np.arange(length) % self.lm.shapes.vocabulary
         for name, policy in self.budgets.policies.items() if length + 4 <= self.context else ():
             budget = self.lm.budgets(policy).resolve(self.budgets.floor(policy, length), length)
-            emit = partial(self.scheduler.post, done)
-            self.scheduler.submit([Job(ids, 4, RequestBudget(name, policy, budget), emit)])
+            emit, sampler = partial(self.scheduler.post, done), Sampler.of(self.lm, ids[None], 0, {})
+            self.scheduler.submit([Row(self.lm, ids, 4, RequestBudget(name, policy, budget), emit, sampler)])
             while isinstance(event := await done.get(), Piece):
                 pass
-            if isinstance(event, Failed) and event.kind != "timeout":  # a limit for warm replies may be short
+            if event is not None and event.code != "timeout":  # a limit for warm replies may be short
                 raise SolmError(f"policy {name}: {event.message}")
 
     @property
@@ -160,7 +161,7 @@ class Service:
             return str(self._tokenizer.decode(list(ids)))
 
     def open(self, request: ChatRequest | CompletionRequest, identity: str, key: ApiKey) -> Exchange:
-        """Queue the jobs of a request under an API key.
+        """Queue the replies to a request under an API key.
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
@@ -204,33 +205,34 @@ class Service:
         def emit(index: int, event: Event) -> None:
             self.scheduler.post(events, (index, event))
 
-        for ids in prompts:
-            longest = self._longest(len(ids), wanted)
-            thinking = None
-            if isinstance(request, ChatRequest):
-                thinking = ThinkingReader.of(self._tokenizer, ids)
+        for prompt in prompts:
+            longest, ids = self._longest(len(prompt), wanted), np.array(prompt, dtype=np.int64)
+            thinking = ThinkingReader.of(self._tokenizer, ids) if isinstance(request, ChatRequest) else None
             budget = self.budgets.resolve(efficiency, len(ids) + longest // 2, key, thinking is not None)
-            before = str(self._tokenizer.decode(ids)) if echo else ""
+            before = str(self._tokenizer.decode(prompt)) if echo else ""
             for _ in range(request.n):
-                index, reader = len(choices), None
+                own, reader, index = (seed + len(choices)) % (1 << 63), None, len(choices)
+                sampler = Sampler.of(self.lm, ids[None], own, sampling, constraint and constraint.copy())
+                row = Row(
+                    self.lm, ids, longest, budget, partial(emit, index), sampler, shown=shown, stops=request.stops
+                )
+                row.seed, row.deadline, row.traced, row.predicted = own, deadline, efficiency.trace, predicted
+                row.guess = guess_count(efficiency.guess, self.lm.backend.exact_passes)
+                if logprobs is not None:
+                    row.logprobs, row.echoed, row.largest = logprobs, echo, 0
+                if thinking is not None:
+                    row.think(copy.copy(thinking))
                 if calls is not None:
                     reader = CallReader(calls.form, {tool.function.name for tool in tools})
-                job = Job(
-                    np.array(ids, dtype=np.int64), longest, budget, partial(emit, index), (seed + index) % (1 << 63),
-                    sampling, request.stops, logprobs, echo and logprobs is not None, deadline, constraint,
-                    shown, efficiency.trace,
-                    guess_count(efficiency.guess, self.lm.backend.exact_passes), predicted,
-                    copy.copy(thinking),
-                )  # fmt: skip
-                choices.append(Choice(index, job, before, reader))
-        self.scheduler.submit([choice.job for choice in choices])
+                choices.append(Choice(index, row, before, reader))
+        self.scheduler.submit([choice.row for choice in choices])
         return Exchange(request, identity, self.name, self._tokenizer, choices, events)
 
     def close(self, exchange: Exchange) -> None:
-        """Cancel the jobs that have not ended."""
+        """Cancel the replies that have not ended."""
         for choice in exchange.choices:
-            if choice.ended is None:
-                self.scheduler.cancel(choice.job)
+            if not choice.ended:
+                self.scheduler.cancel(choice.row)
 
     def _prompts(self, request: CompletionRequest) -> list[list[int]]:
         prompt = request.prompt
