@@ -8,8 +8,7 @@ from pydantic_core import to_json
 
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError
-from solm.serving.schema import CompletionRequest, Efficiency, ExtraFile, Stop, Strict
-from solm.serving.settings import MAX_STOPS
+from solm.serving.schema import CompletionRequest, ExtraFile, Sampled, Temperature, default
 
 _FORMS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -64,7 +63,7 @@ class Filling(NamedTuple):
         return [*ids, first, *tokens(before), second, *tokens(after), middle]
 
 
-class InfillRequest(Strict):
+class InfillRequest(Sampled):
     """`POST /infill`: llama.cpp's fields."""
 
     input_prefix: str = ""
@@ -72,16 +71,10 @@ class InfillRequest(Strict):
     prompt: str = Field("", description="What was typed after the prefix.")
     input_extra: list[ExtraFile] = Field(default_factory=list, description="Other files.")
     n_predict: Annotated[int, Field(ge=-1, le=1 << 20)] = Field(128, description="Most tokens; -1: the server's own.")
-    temperature: Annotated[float, Field(ge=0, le=2)] = 0.0
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    top_k: int | None = Field(None, ge=-1, lt=1 << 31)
-    min_p: float | None = Field(None, ge=0, le=1)
-    repeat_penalty: float | None = Field(None, ge=0.01, le=100)
+    temperature: Annotated[Temperature, default(0.0, Temperature)] = 0.0
+    repetition_penalty: float | None = Field(None, alias="repeat_penalty", ge=0.01, le=100)
     seed: int | None = Field(None, ge=-1, lt=1 << 63, description="-1: any.")
-    stop: Annotated[list[Stop], Field(fail_fast=True, max_length=MAX_STOPS)] | None = None
-    stream: bool = False
-    efficiency: Efficiency | None = None
-    model: Annotated[str, StringConstraints(max_length=512)] | None = Field(None, description="Has no effect.")
+    model: Annotated[str, StringConstraints(max_length=512), default("", str)] = Field("", description="Has no effect.")
     samplers: Any = Field(None, description="Has no effect, as the following.")
     cache_prompt: Any = None
     id_slot: Any = None
@@ -92,11 +85,11 @@ class InfillRequest(Strict):
 
     def as_completion(self, model: str) -> CompletionRequest:
         """The completion that fills the gap."""
+        shared: dict[str, Any] = {name: getattr(self, name) for name in Sampled.model_fields}
         made = CompletionRequest(
-            model=model, prompt=self.input_prefix + self.prompt, suffix=self.input_suffix, stop=self.stop,
-            max_tokens=None if self.n_predict < 0 else max(1, self.n_predict), temperature=self.temperature,
-            top_p=self.top_p, top_k=self.top_k, min_p=self.min_p, repetition_penalty=self.repeat_penalty,
-            seed=None if self.seed == -1 else self.seed, stream=self.stream, efficiency=self.efficiency,
+            **shared | {"model": model, "seed": None if self.seed == -1 else self.seed},
+            prompt=self.input_prefix + self.prompt, suffix=self.input_suffix,
+            max_tokens=None if self.n_predict < 0 else max(1, self.n_predict),
         )  # fmt: skip
         made._files = self.input_extra
         return made

@@ -5,7 +5,6 @@ from collections import Counter as Count
 from collections.abc import Callable, Iterable, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Summary, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 from prometheus_client.samples import Sample
@@ -111,51 +110,43 @@ class VllmNames(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """The metrics as they are now."""
-        ours, model = self._metrics, [self._model]
-        tokens = {sample.labels["kind"]: sample.value for sample in _samples(ours.tokens, "_total")}
+        ours = self._metrics
+        tokens = {sample.labels["kind"]: sample.value for sample in _samples(ours.tokens)}
         read, cached = tokens.get("prompt", 0.0), tokens.get("cached", 0.0)
         pages, size = (_samples(each)[0].value for each in (ours.pages, ours.page_bytes))
-        families: list[tuple[type[GaugeMetricFamily] | type[CounterMetricFamily], str, str, float]] = [
-            (GaugeMetricFamily, "num_requests_running", "Rows that decode.", _samples(ours.running)[0].value),
-            (GaugeMetricFamily, "num_requests_waiting", "Rows that wait or are read.", _samples(ours.waiting)[0].value),
-            (CounterMetricFamily, "prompt_tokens", "Tokens of prompts.", read + cached),
-            (CounterMetricFamily, "generation_tokens", "Tokens written.", tokens.get("completion", 0.0)),
-            (CounterMetricFamily, "prefix_cache_queries", "Tokens of prompts looked up.", read + cached),
-            (CounterMetricFamily, "prefix_cache_hits", "Tokens of prompts that were kept.", cached),
-        ]
         if pages:
             self._page_bytes = size / pages  # the last that was seen: routers read how many fit while none is held, too
         fit = self._most_pages(self._page_bytes)
-        families.append((GaugeMetricFamily, "kv_cache_usage_perc", "Pages held, of those that fit.", pages / fit))
-        for kind, name, text, value in families:
-            family = kind(f"vllm:{name}", text, labels=["model_name"])
-            family.add_metric(model, value)
-            yield family
-        pool = GaugeMetricFamily(
-            "vllm:cache_config_info", "Pages of keys and values.", labels=["model_name", "block_size", "num_gpu_blocks"]
-        )
-        pool.add_metric([*model, str(self._page_size), str(int(fit))], 1.0)
-        yield pool
-        success = CounterMetricFamily(
-            "vllm:request_success", "Rows that ended.", labels=["model_name", "finished_reason"]
-        )
+        pool = {"block_size": str(self._page_size), "num_gpu_blocks": str(int(fit))}
         ended = Count[str]()
-        for sample in _samples(ours.ended, "_total"):
+        for sample in _samples(ours.ended):
             ended[_REASONS.get(sample.labels["reason"], "error")] += int(sample.value)
-        for reason, number in ended.items():
-            success.add_metric([*model, reason], number)
-        yield success
-        for name, text, histogram in (
-            ("time_to_first_token_seconds", "Until the first token.", ours.first),
-            ("inter_token_latency_seconds", "Between a row's tokens.", ours.gap),
-            ("time_per_output_token_seconds", "The same under an older name.", ours.gap),
-        ):  # fmt: skip
-            buckets = [(sample.labels["le"], sample.value) for sample in _samples(histogram, "_bucket")]
-            shown = HistogramMetricFamily(f"vllm:{name}", text, labels=["model_name"])
-            shown.add_metric(model, buckets, _samples(histogram, "_sum")[0].value)
-            yield shown
+        ends = [Sample("_total", {"finished_reason": reason}, number) for reason, number in ended.items()]
+        for kind, name, text, samples in (
+            ("gauge", "num_requests_running", "Rows that decode.", _samples(ours.running)),
+            ("gauge", "num_requests_waiting", "Rows that wait or are read.", _samples(ours.waiting)),
+            ("counter", "prompt_tokens", "Tokens of prompts.", [Sample("_total", {}, read + cached)]),
+            ("counter", "generation_tokens", "Tokens written.", [Sample("_total", {}, tokens.get("completion", 0.0))]),
+            ("counter", "prefix_cache_queries", "Tokens of prompts looked up.", [Sample("_total", {}, read + cached)]),
+            ("counter", "prefix_cache_hits", "Tokens of prompts that were kept.", [Sample("_total", {}, cached)]),
+            ("gauge", "kv_cache_usage_perc", "Pages held, of those that fit.", [Sample("", {}, pages / fit)]),
+            ("gauge", "cache_config_info", "Pages of keys and values.", [Sample("", pool, 1.0)]),
+            ("counter", "request_success", "Rows that ended.", ends),
+            ("histogram", "time_to_first_token_seconds", "Until the first token.", _samples(ours.first)),
+            ("histogram", "inter_token_latency_seconds", "Between a row's tokens.", _samples(ours.gap)),
+            ("histogram", "time_per_output_token_seconds", "The same under an older name.", _samples(ours.gap)),
+        ):
+            family = Metric(f"vllm:{name}", text, kind)
+            for sample in samples:
+                labels = {"model_name": self._model, **sample.labels}
+                family.add_sample(f"{family.name}{sample.name}", labels, sample.value)
+            yield family
 
 
-def _samples(metric: Collector, ending: str = "") -> list[Sample]:
-    """The samples of one of our metrics whose names have this ending."""
-    return [s for family in metric.collect() for s in family.samples if s.name == f"{family.name}{ending}"]
+def _samples(metric: Collector) -> list[Sample]:
+    """The samples of one of our metrics, named by their endings, but for the times at which they began."""
+    named = [
+        sample._replace(name=sample.name.removeprefix(family.name))
+        for family in metric.collect() for sample in family.samples
+    ]  # fmt: skip
+    return [sample for sample in named if sample.name != "_created"]
