@@ -197,10 +197,8 @@ def requests():
             service.tokens(parsed.messages or parsed.prompt or "", (), parsed.told)
         elif kind is DetokenizeRequest:
             service.text(parsed.tokens)
-        elif kind is InfillRequest:
-            service.open(parsed.as_completion(service.name), "x", ApiKey("x"))
         else:
-            service.open(parsed.as_chat() if kind is ResponsesRequest else parsed, "x", ApiKey("x"))
+            service.open(parsed, "x", ApiKey("x"))
 
     return read
 

@@ -14,7 +14,7 @@ from solm.backends.tokenizer import token_bytes
 from solm.core.budget import mean_terms
 from solm.serving.errors import ApiError
 from solm.serving.scheduler import Chosen, Event, Piece, Row
-from solm.serving.schema import ChatRequest, CompletionRequest
+from solm.serving.schema import ChatRequest, CompletionRequest, ReplyRequest
 from solm.serving.tools import CallPart, CallReader
 
 
@@ -80,13 +80,15 @@ class Choice:
 
 
 class Exchange:
-    """The replies to one request, and what the API says of them.
+    """The replies to one request, and what the API says of them: here as chats and completions.
 
-    events: of their jobs, with the index of the choice.
+    asked: the body of the request; request: the chat or completion of the same replies. events: of their rows, with the
+    index of the choice.
     """
 
     def __init__(
         self,
+        asked: ReplyRequest,
         request: ChatRequest | CompletionRequest,
         identity: str,
         model: str,
@@ -95,7 +97,7 @@ class Exchange:
         events: "asyncio.Queue[tuple[int, Event]]",
     ):
         self.identity, self.model, self._tokenizer = identity, model, tokenizer
-        self.choices, self._events = choices, events
+        self.choices, self.events, self.asked = choices, events, asked
         self._chat, self._each = isinstance(request, ChatRequest), request.n
         self._budget = None if request.efficiency is None else request.efficiency.budget
         self._with_usage = request.stream_options is not None and request.stream_options.include_usage
@@ -105,35 +107,40 @@ class Exchange:
         """Every piece, taken up by its choice, and None at its end, until all have ended. Raises `ApiError` for one
         that failed."""
         while not all(choice.ended for choice in self.choices):
-            index, event = await self._events.get()
+            index, piece = await self.events.get()
             choice = self.choices[index]
-            if isinstance(event, ApiError):
-                raise event
-            choice.ended = event is None
-            if event is not None:
-                choice.text += event.text
-                choice.reasoning += event.reasoning
-                choice.tokens += event.tokens
-            yield choice, event
+            if isinstance(piece, ApiError):
+                raise piece
+            choice.ended = piece is None
+            if piece is not None:
+                choice.text += piece.text
+                choice.reasoning += piece.reasoning
+                choice.tokens += piece.tokens
+            yield choice, piece
 
     async def stream(self) -> AsyncIterator[bytes]:
         """The server-sent events of chat completions and plain ones. Raises `ApiError`."""
-        async for choice, event in self.each():
-            if event is not None:
-                yield self._piece(choice, event)
+        async for choice, piece in self.each():
+            if piece is not None:
+                yield self._piece(choice, piece)
                 continue
             if not choice.begun and choice.before:  # no token follows the prompt that is repeated
                 yield self._piece(choice, Piece("", ()))
             body: dict[str, Any] = {"delta": choice.delta("", last=True)} if self._chat else {"text": ""}
             body |= {"index": choice.index, "finish_reason": choice.finish_reason, "logprobs": None}
-            yield _event(self._envelope("chat.completion.chunk", [body]))
+            yield event(self._envelope("chat.completion.chunk", [body]))
         if self._with_usage:
-            yield _event(self._envelope("chat.completion.chunk", []) | {"usage": self.usage()})
+            yield event(self._envelope("chat.completion.chunk", []) | {"usage": self.usage()})
         yield b"data: [DONE]\n\n"
+
+    @staticmethod
+    def named(error: ApiError) -> ApiError:
+        """The error of a chat or a completion, by the names that fields have in this form."""
+        return error
 
     def failed(self, error: ApiError) -> bytes:
         """The event that ends a stream that cannot go on."""
-        return _event(error.body)
+        return event(error.body)
 
     def whole(self) -> dict[str, Any]:
         """The response of a request that is not streamed; all choices are complete."""
@@ -211,7 +218,7 @@ class Exchange:
             body: dict[str, Any] = {"delta": delta | ({"role": "assistant"} if first else {})}
         else:
             body = {"text": (choice.before if first else "") + piece.text}
-        return _event(self._envelope("chat.completion.chunk", [self._body(choice, body, piece.tokens, None)]))
+        return event(self._envelope("chat.completion.chunk", [self._body(choice, body, piece.tokens, None)]))
 
     def _body(
         self, choice: Choice, body: dict[str, Any], tokens: Sequence[Chosen], reason: str | None
@@ -276,7 +283,8 @@ def _phases(rows: Sequence[Row]) -> dict[str, Any]:
     return told
 
 
-def _event(content: dict[str, Any]) -> bytes:
+def event(content: dict[str, Any]) -> bytes:
+    """A server-sent event."""
     return b"data: %s\n\n" % to_json(content, inf_nan_mode="null")
 
 

@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,28 @@ from starlette.concurrency import run_in_threadpool
 from solm.serving import settings as limits
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
-from solm.serving.http import OPEN, RequestMiddleware, describe, hung_up, read_body, takes
-from solm.serving.infill import InfillRequest, InfillWriter
+from solm.serving.http import OPEN, RequestMiddleware, describe, read_body, takes
+from solm.serving.infill import InfillExchange, InfillRequest
 from solm.serving.logs import SpanSender, tracing_wanted
-from solm.serving.responses import ResponsesRequest, ResponseWriter, renamed
-from solm.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from solm.serving.responses import ResponseExchange, ResponsesRequest
+from solm.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ReplyRequest, TokenizeRequest
 from solm.serving.service import Service
 
-_PREFIXES = {ChatRequest: "chatcmpl-", CompletionRequest: "cmpl-", ResponsesRequest: "resp_", InfillRequest: "fill-"}
-"""Of what replies are called."""
+_REPLIES: dict[str, tuple[type[ReplyRequest], type[Exchange], str, str]] = {
+    "/v1/chat/completions": (ChatRequest, Exchange, "chatcmpl-", "A reply to a conversation, streamed or whole."),
+    "/v1/completions": (
+        CompletionRequest, Exchange, "cmpl-", "A continuation of a text or of token ids, streamed or whole.",
+    ),
+    "/v1/responses": (
+        ResponsesRequest, ResponseExchange, "resp_",
+        "A reply to a conversation in the form of the Responses API. Nothing is stored.",
+    ),
+    "/infill": (
+        InfillRequest, InfillExchange, "fill-",
+        "What belongs between two pieces of code, in llama.cpp's form, streamed or whole.",
+    ),
+}  # fmt: skip
+"""By route its body, what answers it, how replies' names begin, and what it is."""
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
 _PAGE = Path(__file__).parent / "page"
 _STATIC = {".css": "text/css", ".js": "text/javascript"}
@@ -60,25 +74,10 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     _add_page(app)
     ignore = settings.ignore_unknown
 
-    @app.post("/v1/chat/completions", **takes(ChatRequest))
-    async def chat_completions(request: Request) -> Response:
-        """A reply to a conversation, streamed or whole."""
-        return await _complete(service, request, await read_body(request, ChatRequest, ignore))
-
-    @app.post("/v1/completions", **takes(CompletionRequest))
-    async def completions(request: Request) -> Response:
-        """A continuation of a text or of token ids, streamed or whole."""
-        return await _complete(service, request, await read_body(request, CompletionRequest, ignore))
-
-    @app.post("/v1/responses", **takes(ResponsesRequest))
-    async def responses(request: Request) -> Response:
-        """A reply to a conversation in the form of the Responses API. Nothing is stored."""
-        return await _complete(service, request, await read_body(request, ResponsesRequest, ignore))
-
-    @app.post("/infill", **takes(InfillRequest))
-    async def infill(request: Request) -> Response:
-        """What belongs between two pieces of code, in llama.cpp's form, streamed or whole."""
-        return await _complete(service, request, await read_body(request, InfillRequest, ignore))
+    for path, (kind, answer, prefix, about) in _REPLIES.items():
+        endpoint = partial(_reply, service, kind, answer, prefix)
+        name = path.removeprefix("/v1").strip("/").replace("/", "_")
+        app.post(path, name=name, description=about, **takes(kind))(endpoint)
 
     @app.post("/tokenize", **takes(TokenizeRequest, streams=False))
     async def tokenize(request: Request) -> dict[str, Any]:
@@ -112,7 +111,7 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    describe(app, (ChatRequest, CompletionRequest, ResponsesRequest, TokenizeRequest, DetokenizeRequest, InfillRequest))
+    describe(app, [*(kind for kind, *_ in _REPLIES.values()), TokenizeRequest, DetokenizeRequest])
     return app
 
 
@@ -153,65 +152,53 @@ def _add_page(app: FastAPI) -> None:
         return FileResponse(path, media_type=_STATIC[path.suffix])
 
 
-async def _complete(
-    service: Service, request: Request, body: ChatRequest | CompletionRequest | ResponsesRequest | InfillRequest
+async def _reply(
+    service: Service, kind: type[ReplyRequest], answer: type[Exchange], prefix: str, request: Request
 ) -> Response:
+    """Read a request, carry it out, and answer it whole or as a stream."""
+    body = await read_body(request, kind, service.settings.ignore_unknown)
     if service.state == "failed":
         raise ApiError(503, "this server has failed and has to be started again", code="failed")
     if not service.ready:
         raise ApiError(503, "the server is warming up", code="starting")
-    identity = f"{_PREFIXES[type(body)]}{request.state.identity}"
-    answer: Exchange | ResponseWriter | InfillWriter
-    if isinstance(body, InfillRequest):
-        exchange = await run_in_threadpool(service.open, body.as_completion(service.name), identity, request.state.key)
-        answer = InfillWriter(exchange)
-    elif isinstance(body, ResponsesRequest):
-        try:
-            exchange = await run_in_threadpool(service.open, body.as_chat(), identity, request.state.key)
-        except ApiError as error:
-            raise renamed(error) from error
-        answer = ResponseWriter(body, exchange)
-    else:
-        answer = exchange = await run_in_threadpool(service.open, body, identity, request.state.key)
-    if body.stream:
-        return StreamingResponse(_streamed(service, request, exchange, answer), media_type="text/event-stream")
-    gathering = asyncio.ensure_future(_gather(exchange))
-    gone = asyncio.ensure_future(hung_up(request.receive))
+    identity, key = f"{prefix}{request.state.identity}", request.state.key
     try:
-        await asyncio.wait({gathering, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not gathering.done():
-            request.state.log = exchange.facts(arrived=False)
-            return Response(status_code=499)
-        gathering.result()
+        exchange = await run_in_threadpool(service.open, body, identity, key, answer)
+    except ApiError as error:
+        raise answer.named(error) from error
+    if body.stream:
+        return StreamingResponse(_streamed(service, request, exchange), media_type="text/event-stream")
+    watching = asyncio.create_task(_watch(request, exchange))
+    try:
+        async for _ in exchange.each():
+            pass
         request.state.log = exchange.facts()
-        content = to_json(await run_in_threadpool(answer.whole), inf_nan_mode="null")
+        content = to_json(await run_in_threadpool(exchange.whole), inf_nan_mode="null")
         return Response(content, media_type="application/json")
     except ApiError as error:
         request.state.log = exchange.facts(error.code, arrived=False)
         raise
     finally:
-        gathering.cancel()
-        gone.cancel()
+        watching.cancel()
         service.close(exchange)
 
 
-async def _gather(exchange: Exchange) -> None:
-    """Wait for all replies of a request that is not streamed."""
-    async for _ in exchange.each():
-        continue
+async def _watch(request: Request, exchange: Exchange) -> None:
+    """End an exchange where the client, whose body was read, disconnects."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    exchange.events.put_nowait((0, ApiError(499, "the client disconnected", code="cancelled")))
 
 
-async def _streamed(
-    service: Service, request: Request, exchange: Exchange, answer: Exchange | ResponseWriter | InfillWriter
-) -> AsyncIterator[bytes]:
+async def _streamed(service: Service, request: Request, exchange: Exchange) -> AsyncIterator[bytes]:
     """Server-sent events of a streamed response. A client that disconnects early cancels what has not ended."""
     failed: str | None = "cancelled"
     try:
-        async for event in _kept_alive(answer.stream()):
+        async for event in _kept_alive(exchange.stream()):
             yield event
     except ApiError as error:
         failed = error.code
-        yield answer.failed(error)
+        yield exchange.failed(error)
     finally:
         request.state.log = exchange.facts(failed)
         service.close(exchange)

@@ -148,12 +148,6 @@ async def _read_bytes(request: Request) -> bytes:
     return bytes(body)
 
 
-async def hung_up(receive: Receive) -> None:
-    """Returns when the client of a request whose body was read has disconnected."""
-    while (await receive())["type"] != "http.disconnect":
-        pass
-
-
 def _extra_fields(part: Any, place: str = "") -> Iterator[str]:
     """The names of all fields that models within `part` lack; list items count as one place."""
     if isinstance(part, list) and part and isinstance(part[0], BaseModel):  # and not a long list of tokens

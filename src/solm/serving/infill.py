@@ -4,11 +4,9 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import Field, StringConstraints
-from pydantic_core import to_json
 
-from solm.serving.answers import Exchange
-from solm.serving.errors import ApiError
-from solm.serving.schema import CompletionRequest, ExtraFile, Sampled, Temperature, default
+from solm.serving.answers import Exchange, event
+from solm.serving.schema import CompletionRequest, ExtraFile, ReplyRequest, Temperature, default
 
 _FORMS = (
     ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"), ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),
@@ -63,7 +61,7 @@ class Filling(NamedTuple):
         return [*ids, first, *tokens(before), second, *tokens(after), middle]
 
 
-class InfillRequest(Sampled):
+class InfillRequest(ReplyRequest):
     """`POST /infill`: llama.cpp's fields."""
 
     input_prefix: str = ""
@@ -83,11 +81,10 @@ class InfillRequest(Sampled):
     t_max_predict_ms: Any = None
     response_fields: Any = None
 
-    def as_completion(self, model: str) -> CompletionRequest:
+    def plain(self, model: str) -> CompletionRequest:
         """The completion that fills the gap."""
-        shared: dict[str, Any] = {name: getattr(self, name) for name in Sampled.model_fields}
         made = CompletionRequest(
-            **shared | {"model": model, "seed": None if self.seed == -1 else self.seed},
+            **self.shared() | {"model": model, "seed": None if self.seed == -1 else self.seed},
             prompt=self.input_prefix + self.prompt, suffix=self.input_suffix,
             max_tokens=None if self.n_predict < 0 else max(1, self.n_predict),
         )  # fmt: skip
@@ -95,35 +92,23 @@ class InfillRequest(Sampled):
         return made
 
 
-class InfillWriter:
-    """The answer to an infill, whole or as it grows."""
-
-    def __init__(self, exchange: Exchange):
-        self._exchange = exchange
-        (self._choice,) = exchange.choices
+class InfillExchange(Exchange):
+    """The answer to an infill."""
 
     def whole(self) -> dict[str, Any]:
         """The answer to a request that has been carried out."""
-        return self._ended(self._choice.text)
+        return self._ended(self.choices[0].text)
 
     async def stream(self) -> AsyncIterator[bytes]:
         """Its server-sent events. Raises `ApiError`."""
-        async for _, event in self._exchange.each():
-            if event is not None:
-                body = {"index": 0, "content": event.text, "stop": False}
-            else:
-                body = self._ended("")
-            yield b"data: %s\n\n" % to_json(body, inf_nan_mode="null")
-
-    def failed(self, error: ApiError) -> bytes:
-        """The event that ends a stream that cannot go on."""
-        return self._exchange.failed(error)
+        async for _, piece in self.each():
+            yield event(self._ended("") if piece is None else {"index": 0, "content": piece.text, "stop": False})
 
     def _ended(self, text: str) -> dict[str, Any]:
-        used, row = self._exchange.usage(), self._choice.row
+        used, row = self.usage(), self.choices[0].row
         return {
             "index": 0, "content": text, "stop": True, "stop_type": "limit" if row.reason == "length" else "eos",
-            "model": self._exchange.model, "tokens_predicted": used["completion_tokens"],
+            "model": self.model, "tokens_predicted": used["completion_tokens"],
             "tokens_evaluated": used["prompt_tokens"], "tokens_cached": row.cached, "truncated": False,
             "seed": row.seed, "compute": used["compute"],
         }  # fmt: skip

@@ -4,10 +4,10 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, ValidationError
+from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from solm.serving.answers import Exchange, traced
-from solm.serving.errors import ApiError, from_validation
+from solm.serving.errors import ApiError
 from solm.serving.schema import (
     ChatRequest,
     Function,
@@ -16,7 +16,7 @@ from solm.serving.schema import (
     JsonObject,
     Name,
     ObjectText,
-    Sampled,
+    ReplyRequest,
     Strict,
     Templated,
     only,
@@ -164,7 +164,7 @@ class ResponseStreamOptions(Strict):
     include_obfuscation: bool = False
 
 
-class ResponsesRequest(Sampled, Templated):
+class ResponsesRequest(ReplyRequest, Templated):
     """`POST /v1/responses`, without state."""
 
     input: str | Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MAX_MESSAGES)]
@@ -181,13 +181,14 @@ class ResponsesRequest(Sampled, Templated):
     background: Background = None
     previous_response_id: Previous = None
 
-    def as_chat(self) -> ChatRequest:
-        """The request of a chat whose reply is that of the response. Raises `ApiError` where it is too much for one."""
+    def plain(self, model: str) -> ChatRequest:
+        """The request of a chat whose reply is that of the response. Raises `ValidationError` where it is too much for
+        one."""
         given = self.input
         messages = [{"role": "user", "content": given}] if isinstance(given, str) else _messages(given)
         if self.instructions is not None:
             messages.insert(0, {"role": "system", "content": self.instructions})
-        chat: JsonObject = {name: getattr(self, name) for name in (*Sampled.model_fields, *Templated.model_fields)}
+        chat = self.shared() | {name: getattr(self, name) for name in Templated.model_fields}
         chat |= {"messages": messages, "max_completion_tokens": self.max_output_tokens}
         if self.text is not None and (form := self.text.format) is not None:
             schema = None
@@ -203,36 +204,32 @@ class ResponsesRequest(Sampled, Templated):
             if self.tools is not None:
                 functions = [tool.model_dump(include=set(Function.model_fields)) for tool in self.tools]
                 chat["tools"] = [{"type": "function", "function": function} for function in functions]
-        try:
-            return ChatRequest.model_validate(chat)
-        except ValidationError as error:  # more as a chat than as a response, such as messages with instructions
-            raise from_validation(error) from error
+        return ChatRequest.model_validate(chat)
 
 
-def renamed(error: ApiError) -> ApiError:
-    """Say what is wrong by the names that fields have in the Responses API."""
-    for name, theirs in (
-        ("response_format.json_schema.schema", "text.format.schema"),
-        ("response_format.json_schema", "text.format.schema"), ("response_format", "text.format"),
-        (".function.parameters", ".parameters"), (".function.name", ".name"), ("messages", "input"),
-    ):  # fmt: skip
-        error.message = error.message.replace(name, theirs, 1)
-        error.param = None if error.param is None else error.param.replace(name, theirs, 1)
-    return error
-
-
-class ResponseWriter:
+class ResponseExchange(Exchange):
     """Builds the response objects of one request, and the events by which they grow. What a reply says becomes items: a
     message with its text, and one item per call of a tool."""
 
-    def __init__(self, request: ResponsesRequest, exchange: Exchange):
-        self.request, self.exchange = request, exchange
-        self.identity = exchange.identity
-        self._number = 0
-        self._events = b""
-        """That are to be sent next."""
+    asked: ResponsesRequest
+
+    def __init__(self, *args: Any):
+        super().__init__(*args)
+        self._number, self._unsent = 0, b""
         self._items: list[dict[str, Any]] = []
-        (self._choice,) = exchange.choices
+        (self._choice,) = self.choices
+
+    @staticmethod
+    def named(error: ApiError) -> ApiError:
+        """Say what is wrong by the names that fields have in the Responses API."""
+        for name, theirs in (
+            ("response_format.json_schema.schema", "text.format.schema"),
+            ("response_format.json_schema", "text.format.schema"), ("response_format", "text.format"),
+            (".function.parameters", ".parameters"), (".function.name", ".name"), ("messages", "input"),
+        ):  # fmt: skip
+            error.message = error.message.replace(name, theirs, 1)
+            error.param = None if error.param is None else error.param.replace(name, theirs, 1)
+        return error
 
     def whole(self) -> dict[str, Any]:
         """The response of a request that has been carried out."""
@@ -246,7 +243,7 @@ class ResponseWriter:
         if self._choice.reader is None and not self._choice.row.may_think:
             self._begin("message")
         yield self._taken()
-        async for _, arrived in self.exchange.each():
+        async for _, arrived in self.each():
             if arrived is not None:
                 self._add(arrived.text, arrived.reasoning)
                 yield self._taken()
@@ -263,26 +260,26 @@ class ResponseWriter:
     def _event(self, kind: str, **content: Any) -> None:
         event = {"type": kind, **content, "sequence_number": self._number}
         self._number += 1
-        self._events += f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode()
+        self._unsent += f"event: {kind}\ndata: {json.dumps(event)}\n\n".encode()
 
     def _taken(self) -> bytes:
-        events, self._events = self._events, b""
+        events, self._unsent = self._unsent, b""
         return events
 
     def _add(self, text: str, reasoning: str = "", last: bool = False) -> None:
         """What more text of the reply, and thinking before it, makes of items, and the events of that. last: the reply
         ends with it, and has at least one item then."""
         if reasoning:
-            self._text(reasoning, "reasoning")
+            self._say(reasoning, "reasoning")
         for part in self._choice.parts(text, last):
             if isinstance(part, CallPart):
                 self._call(part)
             elif part:
-                self._text(part)
+                self._say(part)
         if last and not self._items:
             self._begin("message")
 
-    def _text(self, text: str, kind: str = "message") -> None:
+    def _say(self, text: str, kind: str = "message") -> None:
         """More text of a message, or of an item of thinking."""
         if not self._items or self._items[-1]["type"] != kind:
             self._close("completed")
@@ -345,7 +342,7 @@ class ResponseWriter:
         response = self._response(status, self._items)
         if status == "incomplete":
             response["incomplete_details"] = {"reason": "max_output_tokens"}
-        used = self.exchange.usage()
+        used = self.usage()
         response["usage"] = {
             "input_tokens": used["prompt_tokens"], "input_tokens_details": used["prompt_tokens_details"],
             "output_tokens": used["completion_tokens"], "output_tokens_details": used["completion_tokens_details"],
@@ -356,15 +353,15 @@ class ResponseWriter:
         return response
 
     def _response(self, status: str, output: list[dict[str, Any]]) -> dict[str, Any]:
-        request = self.request
+        request = self.asked
         form = None if request.text is None else request.text.format
         shown = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
         choice: Any = request.tool_choice or "auto"
         if isinstance(choice, ResponseNamedTool):
             choice = choice.model_dump()
         return {
-            "id": self.identity, "object": "response", "created_at": self.exchange.created, "status": status,
-            "model": self.exchange.model, "output": output, "error": None, "incomplete_details": None,
+            "id": self.identity, "object": "response", "created_at": self.created, "status": status,
+            "model": self.model, "output": output, "error": None, "incomplete_details": None,
             "usage": None, "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
             "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
             "seed": self._choice.row.seed,

@@ -1,6 +1,6 @@
 """Bodies of requests. A field that is not listed is refused."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
 from pydantic_core import PydanticCustomError, from_json
@@ -214,7 +214,7 @@ class StreamOptions(Strict):
     include_usage: Annotated[bool, default(False, bool)] = False
 
 
-class Sampled(Strict):
+class ReplyRequest(Strict):
     """What all routes that write text have in common."""
 
     model: Annotated[str, StringConstraints(max_length=512)]
@@ -234,8 +234,17 @@ class Sampled(Strict):
     store: Store = None
     efficiency: Efficiency | None = None
 
+    def plain(self, model: str) -> "ChatRequest | CompletionRequest":
+        """The chat or the completion of the same reply, by default this one. model: the server's name of its model.
+        Raises `ValidationError` where there is none."""
+        return cast(Any, self)
 
-class _Request(Sampled):
+    def shared(self) -> JsonObject:
+        """The values of what they have in common."""
+        return {name: getattr(self, name) for name in ReplyRequest.model_fields}
+
+
+class _Request(ReplyRequest):
     max_tokens: int | None = Field(None, ge=0, le=1 << 20)
     ignore_eos: Annotated[bool, default(False, bool)] = Field(
         False, description="Go on after tokens that end a reply, so that it has as many tokens as requested."

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from pydantic import ValidationError
 from pydantic_core import from_json
 
 from solm.backends.chat_template import names_of, options_of
@@ -27,12 +28,12 @@ from solm.runtime.thinking import ThinkingReader, hidden_marks, marks_of
 from solm.serving.answers import Choice, Exchange
 from solm.serving.budgets import RequestBudget, RequestBudgets
 from solm.serving.constraints import CallGrammars, Constraints, offered
-from solm.serving.errors import ApiError
+from solm.serving.errors import ApiError, from_validation
 from solm.serving.infill import Filling
 from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Piece, Row, Scheduler
-from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, Tool, ToolCall
+from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, ReplyRequest, Tool, ToolCall
 from solm.serving.settings import ServeSettings
 from solm.serving.tools import FORMS, CallReader, form_of
 
@@ -160,11 +161,15 @@ class Service:
         with self._lock:
             return str(self._tokenizer.decode(list(ids)))
 
-    def open(self, request: ChatRequest | CompletionRequest, identity: str, key: ApiKey) -> Exchange:
-        """Queue the replies to a request under an API key.
+    def open(self, asked: ReplyRequest, identity: str, key: ApiKey, answer: type[Exchange] = Exchange) -> Exchange:
+        """Queue the replies to a request under an API key. answer: what answers it.
 
         Raises `SolmError` and `ApiError` for a request that cannot be carried out.
         """
+        try:
+            request = asked.plain(self.name)
+        except ValidationError as error:  # more as a chat than as a response, such as messages with instructions
+            raise from_validation(error) from error
         self.check_name(request.model)
         if request.stream_options is not None and not request.stream:
             raise ApiError(400, "stream_options need stream to be true", "stream_options")
@@ -226,7 +231,7 @@ class Service:
                     reader = CallReader(calls.form, {tool.function.name for tool in tools})
                 choices.append(Choice(index, row, before, reader))
         self.scheduler.submit([choice.row for choice in choices])
-        return Exchange(request, identity, self.name, self._tokenizer, choices, events)
+        return answer(asked, request, identity, self.name, self._tokenizer, choices, events)
 
     def close(self, exchange: Exchange) -> None:
         """Cancel the replies that have not ended."""
