@@ -74,12 +74,7 @@ def cache(action: str = "list", names: list[str] | None = None, /) -> Result:
                 raise SolmError(f"cannot remove {entry.path}: {error.strerror}") from error
     total = sum(entry.nbytes for entry in found)
     listed = [{"name": entry.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
-    lines = [f"{folder}: {total / 1e6:.1f} MB"]
-    lines += [f"  {entry.nbytes / 1e6:>9.1f} MB  {entry.kind:16}  {entry.name}" for entry in found]
-    if action == "clear":
-        lines = [f"removed {len(found)} from {folder}: {total / 1e6:.1f} MB"]
-    content = {"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total}
-    return Result(content, lines)
+    return Result({"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total})
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from solm.cli.options import DEFAULT_MODEL, ModelOptions
 from solm.cli.output import Result
-from solm.core.errors import CacheFolderError, SolmError, counted
+from solm.core.errors import CacheFolderError, SolmError
 
 if TYPE_CHECKING:
     from solm.backends.machine import UsableCores
@@ -53,7 +53,8 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
         prepared = ModelOptions(model, revision=revision, trust_remote_code=trust_remote_code).prepare()
         reason, weights = reason or prepared.reason, round(prepared.weight_bytes())
         if weights > free:
-            fixes.append(f"{_gigabytes(weights, free)}: choose a file of fewer bits, or a smaller model")
+            told = f"its weights take {weights / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+            fixes.append(f"{told}: choose a file of fewer bits, or a smaller model")
     except SolmError as error:
         reason = model_error = str(error)
     accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -82,24 +83,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
         "backend": {"auto": None if model_error else "cpu" if reason is None else "torch", "reason": reason},
         "fixes": fixes,
     }  # fmt: skip
-    lines = [
-        f"processor   {', '.join(features) or 'no known feature'}",
-        f"threads     {threads}: {report['processor']['why']}",
-        f"memory      {report['gigabytes_per_second']} GB/s read on {counted(threads, 'thread')}",
-        f"accelerator {report['accelerator'] or 'none'}",
-        f"compiler    {'none found' if compiler is None else report['compiler']['version']}",
-    ]
-    engine = engine_error or (choice and f"{choice.variant}, compiled {report['engine']['compiled']}: {choice.reason}")
-    lines.append(f"engine      {engine}")
-    lines += [f"            {name} needs {', '.join(needs)}" for name, needs in lacks.items()]
-    runs = "nothing runs it" if model_error else f"runs on the {report['backend']['auto']} backend"
-    runs += "" if weights is None else f", {_gigabytes(weights, free)}"
-    lines.append(f"{model}: {runs}" + ("" if reason is None else f": {reason}"))
-    return Result(report, [*lines, *(f"to fix: {fix}" for fix in fixes)])
-
-
-def _gigabytes(weights: float, free: float) -> str:
-    return f"its weights take {weights / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+    return Result(report)
 
 
 def _why_threads(threads: int, cores: "UsableCores") -> str:

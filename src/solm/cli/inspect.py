@@ -1,6 +1,5 @@
 """`solm inspect`."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +52,7 @@ def inspect(model: str, /, revision: str | None = None, trust_remote_code: bool 
         "backends": _supported({"torch": on_torch, "cpu": on_cpu}),
         "sliding_window_layers": len(capability.sliding),
     }
-    return Result(report, _lines(report))
+    return Result(report)
 
 
 def _source(
@@ -139,35 +138,3 @@ def _memory(source: "WeightSource") -> dict[str, Any]:
 
 def _supported(reasons: dict[str, str | None]) -> dict[str, Any]:
     return {name: {"supported": reason is None, "reason": reason} for name, reason in reasons.items()}
-
-
-def _lines(report: dict[str, Any]) -> Iterator[str]:
-    """The same for people."""
-    untested = "" if report["tested"] else " (not among the tested families)"
-    yield f"{report['model']}: family {report['family']}{untested}"
-    for name, size in [("context", report["context"]), *(report["sizes"] or {}).items()]:
-        yield f"  {name:14} {size}"
-    if report["tensors"] is not None:
-        yield "tensors"
-        for name, tensors in report["tensors"].items():
-            yield f"  {name:14} {tensors['count']:>5} tensors {tensors['bytes'] / 1e6:>10.1f} MB"
-    if report["memory"] is not None:
-        memory = report["memory"]
-        parts = {**memory["forms"], "head": memory["head"]}
-        stored = ", ".join(f"{name} {size / 1e6:.1f}" for name, size in parts.items())
-        yield f"memory on the cpu backend, MB: weights {memory['weights'] / 1e6:.1f} ({stored})"
-        for at in memory["contexts"]:
-            sizes = [
-                f"{at[kind]['cache'] / 1e6:.1f} of keys and values in {kind}, {at[kind]['total'] / 1e6:.1f} in all"
-                for kind in ("bfloat16", "int8")
-            ]
-            yield f"  {at['tokens']:>9} tokens: {'; '.join(sizes)}"
-    if report["fit_chooses_weight_bits"]:
-        yield "solm fit will also choose how many bits of the MLP's weights a step reads"
-    for title in ("axes", "backends"):
-        yield title
-        for name, one in report[title].items():
-            yield f"  {name:42} {'yes' if one['supported'] else 'no: ' + one['reason']}"
-    if report["sliding_window_layers"] and report["axes"]["attention"]["supported"]:
-        layers = f"{report['sliding_window_layers']} of {report['sizes']['layers']} layers"
-        yield f"{layers} have a sliding window; the attention axis acts on the others"

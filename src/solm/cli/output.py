@@ -4,7 +4,7 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 _INTERVAL = 30.0
 """Seconds between two lines of progress in a log."""
+_LONGEST = 110
+"""Characters of a line that holds a value of several parts."""
 
 
 def quiet() -> bool:
@@ -43,10 +45,10 @@ def complain(text: str) -> None:
 
 
 class Result(NamedTuple):
-    """What a command prints: one JSON object with --json, else texts and tables."""
+    """What a command prints: one JSON object with --json, else texts and tables, or without any the same in words."""
 
     content: dict[str, Any]
-    parts: Iterable["str | Table"]
+    parts: Iterable["str | Table"] | None = None
 
 
 def print_result(result: Result, as_json: bool) -> None:
@@ -54,11 +56,33 @@ def print_result(result: Result, as_json: bool) -> None:
     if as_json:
         print_json(result.content)
         return
-    for part in result.parts:
+    for part in in_lines(result.content) if result.parts is None else result.parts:
         if isinstance(part, str):
             print(part)
         else:
             output().print(part)
+
+
+def in_lines(content: Mapping[str, Any], indent: str = "") -> Iterator[str]:
+    """A JSON object for people: a line for every value that is there, and below it the parts of a long one."""
+    for name, value in content.items():
+        line, below = f"{indent}{name:{22 - len(indent)}} {_in_words(value)}", f"{indent}  "
+        if isinstance(value, Mapping | list) and len(line) > _LONGEST:
+            yield f"{indent}{name}"
+            yield from in_lines(value, below) if isinstance(value, Mapping) else (below + _in_words(p) for p in value)
+        elif value not in (None, [], {}):
+            yield line
+
+
+def _in_words(value: Any) -> str:
+    if isinstance(value, Mapping):
+        parts = [(name, _in_words(part), isinstance(part, Mapping)) for name, part in value.items() if part is not None]
+        return ", ".join(f"{name} ({words})" if nested else f"{name} {words}" for name, words, nested in parts)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if value < 1_000_000 else f"{value / 1e6:,.1f} M"
+    return ", ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
 
 
 def print_json(content: dict[str, Any]) -> None:

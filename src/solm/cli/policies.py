@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from solm.cli.output import Result, table
+from solm.cli.output import Result, in_lines, table
 from solm.core.curve import COLUMNS
 from solm.core.errors import SolmError, argument
 from solm.policies.artifact import PolicyConfig, TrainedPolicy, shipped
@@ -54,16 +54,15 @@ def policies(
             address = trained.push_to_hub(repository, private)
         return Result({"policy": name, "address": address}, [address])
     shown, curve = _described(name, trained.config), trained.curve
-    lines = [f"{key:30} {value}" for key, value in _flat(shown)]
     if curve is None:
-        return Result(shown, lines)
+        return Result(shown)
     from solm.runtime.clock import known_clock
 
     clock = known_clock(trained.config.digest)
     timed = None if clock is None else curve.on(clock)
     tables = [table(one.about, COLUMNS, one.rows()) for one in (curve, timed) if one is not None]
     more = {} if timed is None else {"here": timed.as_dict()}
-    return Result(shown | curve.as_dict() | more, [*lines, *tables])
+    return Result(shown | curve.as_dict() | more, [*in_lines(shown), *tables])
 
 
 def _described(name: str, config: PolicyConfig) -> dict[str, Any]:
@@ -80,14 +79,3 @@ def _described(name: str, config: PolicyConfig) -> dict[str, Any]:
         "sparsity": config.sparsity.model_dump(mode="json", exclude=set(parts)) | layers,
         "provenance": {**provenance.pop("made", {}), **provenance},
     }
-
-
-def _flat(values: dict[str, Any], before: str = "") -> list[tuple[str, str]]:
-    """Every value with its path, such as ``config.context``."""
-    found = []
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found += _flat(value, f"{before}{key}.")
-        else:
-            found.append((before + key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
-    return found

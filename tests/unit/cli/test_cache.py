@@ -40,9 +40,8 @@ def test_entries_are_listed_with_their_kinds_and_sizes(folder):
         ("m-0123456789abcdef.stepclock.json", "step times", 30),
         ("m-0123456789abcdef.calibration.json", "calibration", 20),
     ]
-    told, lines = cache()
+    told = cache().content
     assert (told["folder"], told["bytes"], len(told["entries"])) == (str(folder), 5950, 6)
-    assert "converted model   tiny-0123456789abcdef" in "\n".join(lines)
 
 
 def test_what_nobody_finished_is_listed_after_an_hour(folder):
@@ -55,7 +54,7 @@ def test_some_or_all_are_removed_and_nothing_else(folder):
     assert cache("clear", ["engine-0123456789abcdef.so"]).content["removed"] == [
         {"name": "engine-0123456789abcdef.so", "kind": "built engine", "bytes": 2000}
     ]
-    assert "removed 5" in cache("clear").parts[0]
+    assert len(cache("clear").content["removed"]) == 5
     assert sorted(path.name for path in folder.iterdir()) == [
         ".model-auto-0123456789abcdef.weights.abc", "engine-x.so", "link.weights", "mine-0123456789abcdef", "notes.txt",
         "tmpab12cd.so",
@@ -75,7 +74,7 @@ def test_mistakes_are_named(folder):
 
 def test_a_folder_that_is_not_there_holds_nothing(folder, monkeypatch):
     monkeypatch.setenv("SOLM_CACHE", str(folder / "none"))
-    assert "removed 0" in cache("clear").parts[0]
+    assert cache("clear").content["removed"] == []
 
 
 def test_the_folder_is_where_the_environment_says(monkeypatch, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 
 from helpers.timings import CPU, SHAPES, made_timings
 from solm.cli.generate import show_cost
-from solm.cli.output import Progress, read_weights, say
+from solm.cli.output import Progress, Result, print_result, read_weights, say
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budgets
 
@@ -25,6 +25,17 @@ def test_without_a_terminal_progress_is_lines_with_the_time_left(capsys, monkeyp
         progress.show("writing", 0, None)
     lines = ["reading 0/4", "reading 2/4, about 0:00:40 left", "reading 4/4", "writing"]
     assert capsys.readouterr().err.splitlines() == lines
+
+
+def test_a_result_without_words_of_its_own_is_shown_value_by_value(capsys):
+    content = {
+        "name": "x", "reason": None, "bytes": 96_400_000, "runs": True, "parts": {"a": {"b": 1, "c": None}, "d": 2},
+        "listed": ["a word " * 9] * 2, "nothing": [],
+    }  # fmt: skip
+    print_result(Result(content), as_json=False)
+    assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
+        "name x", "bytes 96.4 M", "runs yes", "parts a (b 1), d 2", "listed", *["a word " * 8 + "a word"] * 2,
+    ]  # fmt: skip
 
 
 def test_progress_that_cannot_be_written_is_lost(monkeypatch):
