@@ -4,7 +4,6 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,18 @@ from starlette.concurrency import run_in_threadpool
 from solm.serving import settings as limits
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
-from solm.serving.http import OPEN, RequestMiddleware, describe, read_body, takes
+from solm.serving.http import OPEN, BodyRoute, RequestMiddleware
 from solm.serving.infill import InfillExchange, InfillRequest
 from solm.serving.logs import SpanSender, tracing_wanted
 from solm.serving.responses import ResponseExchange, ResponsesRequest
 from solm.serving.schema import ChatRequest, CompletionRequest, DetokenizeRequest, ReplyRequest, TokenizeRequest
 from solm.serving.service import Service
 
-_REPLIES: dict[str, tuple[type[ReplyRequest], type[Exchange], str, str]] = {
-    "/v1/chat/completions": (ChatRequest, Exchange, "chatcmpl-", "A reply to a conversation, streamed or whole."),
-    "/v1/completions": (
-        CompletionRequest, Exchange, "cmpl-", "A continuation of a text or of token ids, streamed or whole.",
-    ),
-    "/v1/responses": (
-        ResponsesRequest, ResponseExchange, "resp_",
-        "A reply to a conversation in the form of the Responses API. Nothing is stored.",
-    ),
-    "/infill": (
-        InfillRequest, InfillExchange, "fill-",
-        "What belongs between two pieces of code, in llama.cpp's form, streamed or whole.",
-    ),
-}  # fmt: skip
-"""By route its body, what answers it, how replies' names begin, and what it is."""
+_STREAMS: dict[int | str, dict[str, Any]] = {200: {"description": "The answer.", "content": {"text/event-stream": {}}}}
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
+    for status, text in (("4XX", "It cannot be done, as `error.message` says."), ("5XX", "Not now, or no more."))
+}
 _PAGE_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; base-uri 'none'"
 _PAGE = Path(__file__).parent / "page"
 _STATIC = {".css": "text/css", ".js": "text/javascript"}
@@ -64,7 +53,10 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
             await run_in_threadpool(spans.close)
         gc.unfreeze()
 
-    app = FastAPI(title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="solm", version=version("solm"), lifespan=lifespan, docs_url=None, redoc_url=None, responses=_REFUSALS
+    )
+    app.router.route_class, app.state.ignore_unknown = BodyRoute, settings.ignore_unknown
     handle_errors(app)
     app.add_middleware(
         RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans,
@@ -72,26 +64,38 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     )  # fmt: skip
     _add_health(app, service)
     _add_page(app)
-    ignore = settings.ignore_unknown
 
-    for path, (kind, answer, prefix, about) in _REPLIES.items():
-        endpoint = partial(_reply, service, kind, answer, prefix)
-        name = path.removeprefix("/v1").strip("/").replace("/", "_")
-        app.post(path, name=name, description=about, **takes(kind))(endpoint)
+    @app.post("/v1/chat/completions", responses=_STREAMS)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        """A reply to a conversation, streamed or whole."""
+        return await _reply(service, request, body, Exchange, "chatcmpl-")
 
-    @app.post("/tokenize", **takes(TokenizeRequest, streams=False))
-    async def tokenize(request: Request) -> dict[str, Any]:
+    @app.post("/v1/completions", responses=_STREAMS)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        """A continuation of a text or of token ids, streamed or whole."""
+        return await _reply(service, request, body, Exchange, "cmpl-")
+
+    @app.post("/v1/responses", responses=_STREAMS)
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        """A reply to a conversation in the form of the Responses API. Nothing is stored."""
+        return await _reply(service, request, body, ResponseExchange, "resp_")
+
+    @app.post("/infill", responses=_STREAMS)
+    async def infill(request: Request, body: InfillRequest) -> Response:
+        """What belongs between two pieces of code, in llama.cpp's form, streamed or whole."""
+        return await _reply(service, request, body, InfillExchange, "fill-")
+
+    @app.post("/tokenize")
+    async def tokenize(request: Request, body: TokenizeRequest) -> dict[str, Any]:
         """Token ids of a text, or of messages through the chat template."""
-        body = await read_body(request, TokenizeRequest, ignore)
         if (body.prompt is None) == (body.messages is None):
             raise ApiError(400, "give either prompt or messages", "prompt")
         ids = await run_in_threadpool(service.tokens, body.messages or body.prompt or "", (), body.told)
         return {"tokens": ids, "count": len(ids), "max_model_len": service.context}
 
-    @app.post("/detokenize", **takes(DetokenizeRequest, streams=False))
-    async def detokenize(request: Request) -> dict[str, Any]:
+    @app.post("/detokenize")
+    async def detokenize(request: Request, body: DetokenizeRequest) -> dict[str, Any]:
         """The text of token ids: ``prompt`` as vLLM calls it, ``content`` as llama.cpp does."""
-        body = await read_body(request, DetokenizeRequest, ignore)
         text = await run_in_threadpool(service.text, body.tokens)
         return {"prompt": text, "content": text}
 
@@ -100,7 +104,7 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         """The model, its policies and the budgets that it can meet."""
         return {"object": "list", "data": [_model(service)]}
 
-    @app.get("/v1/models/{name:path}", responses={404: {"description": "Unknown model."}})
+    @app.get("/v1/models/{name:path}")
     async def model(name: str) -> dict[str, Any]:
         """The same for one model."""
         service.check_name(name)
@@ -111,26 +115,25 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
         """Prometheus metrics."""
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4")
 
-    describe(app, [*(kind for kind, *_ in _REPLIES.values()), TokenizeRequest, DetokenizeRequest])
     return app
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
     """Add the routes under `/health`, which need no API key."""
 
-    @app.get("/health", responses={503: {"description": "Not ready."}})
+    @app.get("/health")
     async def health() -> JSONResponse:
         """Status 200 once the server is warm, and its limits."""
         held = service.settings.model_dump() | {"context": service.context}
         state = {"status": service.state, "limits": held, "version": version("solm")}
         return JSONResponse(state, 200 if service.state == "ready" else 503)
 
-    @app.get("/health/live", responses={503: {"description": "The server has failed: restart it."}})
+    @app.get("/health/live")
     async def live() -> JSONResponse:
         """Status 200 while the server can decode, also while it starts."""
         return JSONResponse({"status": service.state}, 503 if service.state == "failed" else 200)
 
-    @app.get("/health/ready", responses={503: {"description": "Send no requests now."}})
+    @app.get("/health/ready")
     async def ready() -> JSONResponse:
         """Status 200 while requests are welcome: warm, and not stopping."""
         return JSONResponse({"status": service.state}, 200 if service.state == "ready" else 503)
@@ -153,10 +156,9 @@ def _add_page(app: FastAPI) -> None:
 
 
 async def _reply(
-    service: Service, kind: type[ReplyRequest], answer: type[Exchange], prefix: str, request: Request
+    service: Service, request: Request, body: ReplyRequest, answer: type[Exchange], prefix: str
 ) -> Response:
-    """Read a request, carry it out, and answer it whole or as a stream."""
-    body = await read_body(request, kind, service.settings.ignore_unknown)
+    """Carry out a request, and answer it whole or as a stream. prefix: of the reply's name."""
     if service.state == "failed":
         raise ApiError(503, "this server has failed and has to be started again", code="failed")
     if not service.ready:

@@ -6,13 +6,14 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, Request
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from pydantic import BaseModel, ValidationError
-from pydantic.json_schema import models_json_schema
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -109,9 +110,25 @@ class RequestMiddleware:
             return False
 
 
+class BodyRoute(APIRoute):
+    """A route whose function takes the request and, where it has one, its body. FastAPI documents the body and does not
+    read it: it has no limits on size and time, and accepts NaN and unlimited nesting as JSON."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """What answers a request."""
+        kind = self.endpoint.__annotations__.get("body")
+        if kind is None:
+            return super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            said = await self.endpoint(request, await read_body(request, kind, request.app.state.ignore_unknown))
+            return said if isinstance(said, Response) else JSONResponse(said)
+
+        return answer
+
+
 async def read_body(request: Request, kind: type[Body], ignore_unknown: bool = False) -> Body:
-    """The body as `kind`. FastAPI's own parsing is not used: it has no limits on size and time, and it accepts NaN and
-    unlimited nesting as JSON.
+    """The body as `kind`.
 
     ignore_unknown: fields that `kind` lacks are passed over, and their names kept as `state.ignored` of the request;
     else they are refused. Raises `ApiError`.
@@ -158,42 +175,3 @@ def _extra_fields(part: Any, place: str = "") -> Iterator[str]:
         yield from (f"{place}{name if _NAME.fullmatch(name) else '?'}" for name in part.model_extra or {})
         for name in type(part).model_fields:
             yield from _extra_fields(getattr(part, name), f"{place}{name}.")
-
-
-def takes(kind: type[BaseModel], streams: bool = True) -> dict[str, Any]:
-    """What the OpenAPI document says of a route whose body is `kind`, and whose answer may be a stream."""
-    schema = {"$ref": f"#/components/schemas/{kind.__name__}"}
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
-    streamed: dict[str, Any] = {"text/event-stream": {}} if streams else {}
-    return {
-        "openapi_extra": {"requestBody": body},
-        "responses": {200: {"description": "The answer.", "content": streamed}}
-        | {
-            status: {"description": text, "content": {"application/json": {"schema": {"type": "object"}}}}
-            for status, text in (
-                (400, "Something in the request cannot be done."), (404, "Unknown model."), (408, "Body too slow."),
-                (413, "Body too large."), (429, "Too many rows wait."), (503, "Starting or stopping."),
-                (504, "Out of time."),
-            )
-        },
-    }  # fmt: skip
-
-
-def describe(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
-    """Add to the OpenAPI document what FastAPI does not know: the bodies that `read_body` reads, and some responses."""
-    made = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        document = made()
-        _, schemas = models_json_schema(
-            [(kind, "validation") for kind in bodies], ref_template="#/components/schemas/{model}"
-        )
-        document.setdefault("components", {}).setdefault("schemas", {}).update(schemas["$defs"])
-        for path, operations in document["paths"].items():
-            for operation in operations.values():
-                operation["responses"].pop("422", None)  # mistakes are answered with 400
-                if path not in OPEN:
-                    operation["responses"]["401"] = {"description": "A valid API key is needed."}
-        return document
-
-    app.openapi = openapi  # type: ignore[method-assign]
