@@ -50,7 +50,19 @@ def test_eval_writes_the_promised_json(trained, tmp_path):
 
 def test_generate_reads_standard_input_and_streams_plain_text_to_a_pipe(trained):
     model, _ = trained
-    command = [sys.executable, "-m", "solm.cli", "generate", "--model", str(model), "--max-new-tokens", "4", "-"]
+    command = [
+        sys.executable,
+        "-m",
+        "solm.cli",
+        "generate",
+        "--model",
+        str(model),
+        "--max-new-tokens",
+        "4",
+        "--budget",
+        "mlp=0.7",
+        "-",
+    ]
     done = subprocess.run(command, input="hello there", capture_output=True, text=True)
     assert done.returncode == 0
     assert "\x1b" not in done.stdout

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from solm.cli.generate import describe_speed, printed, show_cost
+from solm.cli.generate import printed, show_facts
 from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
 from solm.cli.output import Progress, complain, read_weights, say
 from solm.core.errors import ContextLengthError, DataError, SolmError, argument, check_unicode
@@ -227,10 +227,7 @@ def _answer(talk: Talk, line: str) -> None:
     print()
     done = talk.reply
     assert done is not None
-    words = [describe_speed(moments)]
-    if done.compute.requested["net"] < 1:
-        words.append(str(show_cost(talk.lm, talk.budget, done, moments, talk.read)))
-    say(f"[{'; '.join(words)}{'; stopped' if stop else ''}]")
+    show_facts(talk.lm, talk.budget, done, moments, talk.read, "; stopped" if stop else "")
 
 
 @contextmanager

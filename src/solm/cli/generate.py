@@ -75,13 +75,7 @@ def generate(
         print_json(_described(lm, budget, reply))
         return
     print()
-    saved = show_cost(lm, budget, reply, moments, ids.shape[1])
-    say(f"speed:     {describe_speed(moments)}, {lm.backend.name}")
-    if reply.trace.guessed:
-        sources = ", ".join(f"{kept} of {made} by {name}" for name, (made, kept) in reply.trace.guesses.items())
-        say(f"guesses:   kept {sources}; {reply.trace.per_pass:.2f} tokens a pass")
-    if saved is not None:
-        say(f"saved:     {saved}")
+    show_facts(lm, budget, reply, moments, ids.shape[1])
 
 
 def _described(lm: "LanguageModel", budget: str | None, reply: "Reply") -> dict[str, Any]:
@@ -109,45 +103,31 @@ def paint(text: str, cost: float) -> str:
     return f"\x1b[38;2;{int(60 + 170 * hot)};{int(190 - 110 * hot)};80m{text}\x1b[0m"
 
 
-def describe_speed(moments: list[float]) -> str:
-    """How fast a reply came after its first token, whose tokens were chosen at `moments`, in seconds."""
-    from solm.runtime.reply import step_milliseconds
+def show_facts(
+    lm: "LanguageModel", budget: str | None, reply: "Reply", moments: list[float], prompt: int, more: str = ""
+) -> None:
+    """Say how fast a reply to `prompt` tokens came, and what was guessed; under a budget what was requested and
+    realised in all units that are measured, and where times and losses come from.
 
-    step = step_milliseconds(moments)
-    return "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
-
-
-def show_cost(lm: "LanguageModel", budget: str | None, reply: "Reply", moments: list[float], prompt: int) -> str | None:
-    """Say what was requested and realised in all units that are measured, and where times and losses come from; returns
-    what the budget saved in a reply to `prompt` tokens, None where nothing was to be saved.
-
-    The factor over dense steps is given where the backend saves time.
+    moments: when its tokens were chosen, in seconds. more: to be said beside its speed.
     """
     from solm.core.budget import in_words
     from solm.runtime.reply import step_milliseconds
 
-    requested, realised, steps = reply.compute.requested, reply.compute.realised, len(reply.tokens) - 1
-    context = prompt + len(reply.tokens) // 2
-    say(f"requested: {'' if budget is None else f'{budget}: '}{in_words(requested)}")
-    say(f"realised:  {in_words(realised)}")
-    if lm.timings is not None:
+    requested, trained, context = reply.compute.requested, lm.trained, prompt + len(reply.tokens) // 2
+    if budget is not None:
+        say(f"requested: {budget}: {in_words(requested)}")
+        say(f"realised:  {in_words(reply.compute.realised)}")
+    if budget is not None and lm.timings is not None:
         where = f"step times: measured on {lm.timings.measured_on}"
         if reply.compute.verified:
             where += "; loss: measured"
-        elif lm.trained is not None and lm.trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
-            where += f"; loss: from the policy's curve at {lm.trained.curve.nearest(context):,} tokens"
+        elif trained is not None and trained.curve is not None and requested.keys() & {"loss", "loss_above"}:
+            where += f"; loss: from the policy's curve at {trained.curve.nearest(context):,} tokens"
         say(f"           {where}")
-    if requested["net"] >= 1:
-        return None
-    if not steps:  # the first token comes from reading the prompt
-        return "nothing, as the first token comes from reading the prompt; ask for a longer reply"
-    saved = f"steps read {reply.compute.bytes:.3f} of the bytes of dense ones"
     step = step_milliseconds(moments)
-    if lm.timings is not None and lm.beside_engine and step is not None:
-        dense = lm.timings.dense_ms(prompt + steps // 2)
-        saved += f", and are {dense / step:.2f} times as fast as dense ones ({dense:.1f} ms by the timings)"
-    waited = reply.compute.whole_attention
-    if waited and requested["attention"] < 1:
-        saved += f"; in the first {waited} of {steps} steps attention read everything, as it always reads the first "
-        saved += f"{lm.sparsity.sinks} tokens and the last {lm.sparsity.window}"
-    return saved
+    speed = "too short to be timed" if step is None else f"{1000 / step:.1f} tokens/s, {step:.1f} ms per token"
+    say(f"speed:     {speed}, {lm.backend.name}{more}")
+    if reply.trace.guessed:
+        sources = ", ".join(f"{kept} of {made} by {name}" for name, (made, kept) in reply.trace.guesses.items())
+        say(f"guesses:   kept {sources}; {reply.trace.per_pass:.2f} tokens a pass")

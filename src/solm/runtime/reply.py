@@ -124,14 +124,12 @@ class Token:
 class Compute:
     """What was requested and what steps spent on average; for each axis over the steps that could be controlled on it.
 
-    requested, realised: in the units of `solm.core.budget`. whole_attention: number of steps whose attention could not
-    be controlled yet. verified: the loss was measured, since every token was verified by a dense pass; else it is what
-    the policy's curve predicts.
+    requested, realised: in the units of `solm.core.budget`. verified: the loss was measured, since every token was
+    verified by a dense pass; else it is what the policy's curve predicts.
     """
 
     requested: Terms
     realised: Terms
-    whole_attention: int = 0
     verified: bool = False
 
     @property
@@ -217,8 +215,7 @@ class Trace:
         realised = spent.terms(self.prompt + 1 + first, not requested.keys().isdisjoint(("loss", "loss_above")))
         if self.allowance is not None:
             realised |= loss_terms(self.allowance.average)
-        waited = spent.steps - int(spent.ledger.steps[AXES.index("attention")])
-        return Compute(requested, realised, waited, self.allowance is not None)
+        return Compute(requested, realised, self.allowance is not None)
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,7 @@ import io
 import sys
 from types import SimpleNamespace
 
-import pytest
-
-from helpers.timings import CPU, SHAPES, made_timings
-from solm.cli.generate import show_cost
 from solm.cli.output import Progress, Result, print_result, read_weights, say
-from solm.core.actions import ActionSpace
-from solm.core.budget import Budgets
 
 
 def test_without_a_terminal_progress_is_lines_with_the_time_left(capsys, monkeypatch):
@@ -80,17 +74,3 @@ def test_repacking_is_told(capsys):
 
     read_weights(SimpleNamespace(load=load))
     assert capsys.readouterr().err == "repacking the weights, once 1/5\nmeasuring 2/3\n"
-
-
-@pytest.mark.parametrize("engine", [True, False])
-def test_speeds_are_compared_where_the_backend_saves_time(engine, capsys):
-    units = {"attention": 1.0, "mlp": 0.6, "bits": 1.0, "net": 0.7, "bytes": 0.6}
-    timings = made_timings()
-    budgets = Budgets(ActionSpace.preset("cpu-wide"), CPU, SHAPES, None, 0, timings)
-    lm = SimpleNamespace(timings=timings, beside_engine=engine, sparsity=CPU, trained=None, budgets=lambda: budgets)
-    compute = SimpleNamespace(requested=units, realised=units, bytes=0.6, whole_attention=0, verified=False)
-    saved = show_cost(lm, "0.7", SimpleNamespace(tokens=[1, 2, 3], compute=compute), [0.0, 0.005, 0.01], 100)
-    assert saved is not None
-    assert "steps read 0.600 of the bytes" in saved
-    assert ("times as fast" in saved) == engine
-    assert capsys.readouterr().err.startswith("requested: 0.7: 0.600 of the dense step's bytes")
