@@ -4,7 +4,6 @@ import errno
 import os
 import socket
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
@@ -80,6 +79,7 @@ def serve(
     except ImportError as error:
         raise SolmError(f"serving needs the extra: pip install '.[serve]' in a checkout of solm ({error})") from error
 
+    from solm.serving.keys import keys_of
     from solm.serving.settings import ServeSettings
 
     tracing_wanted()  # raises where something is missing for it
@@ -90,7 +90,10 @@ def serve(
     chosen = checks.settings(
         ServeSettings, assignments(set), **{key: value for key, value in limits.items() if value is not None}
     )
-    keys = _api_keys(api_key, chosen)
+    if any(not text.strip() for text in api_key or []):
+        raise SolmError("--api-key: it is empty")
+    secrets = [*os.environ.get("SOLM_API_KEYS", "").split(","), *(api_key or [])]
+    keys = keys_of([text.strip() for text in secrets if text.strip()], chosen)
     prepared = model.prepare(policy, timings, draft=draft)
     if policy is None:
         mention_policy(prepared)
@@ -142,27 +145,6 @@ def _service(prepared: "Prepared", chosen: "ServeSettings", names: list[str], ke
     except KeyboardInterrupt:  # Python would wait for the thread that loads
         print("solm: interrupted", file=sys.stderr, flush=True)
         os._exit(130)
-
-
-def _api_keys(given: list[str] | None, chosen: "ServeSettings") -> "list[ApiKey]":
-    """The keys of SOLM_API_KEYS and --api-key, with the floors and priorities that settings give them. Messages of
-    errors hold no secret."""
-    from solm.serving.keys import ApiKey, check_keys, read_keys
-
-    if any(not text.strip() for text in given or []):
-        raise SolmError("--api-key: it is empty")
-    keys = [*read_keys(os.environ.get("SOLM_API_KEYS", "")), *(ApiKey.parse(text.strip()) for text in given or [])]
-    check_keys(keys)
-    names = [key.name for key in keys if key.name]
-    for setting, values in (("key_floors", chosen.key_floors), ("key_priorities", chosen.key_priorities)):
-        for name in values:
-            if name not in names:
-                choice = f"choose one of {', '.join(names)}" if names else "no API key has a name, as in NAME:SECRET"
-                raise SolmError(f"--set {setting}.{name}: unknown name {name!r}; {choice}")
-    return [
-        replace(key, floor=chosen.key_floors.get(key.name), priority=chosen.key_priorities.get(key.name))
-        for key in keys
-    ]
 
 
 def _check_floors(prepared: "Prepared", chosen: "ServeSettings") -> None:

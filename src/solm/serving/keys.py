@@ -6,11 +6,11 @@ import hashlib
 import hmac
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 from solm.core.errors import SolmError
-from solm.serving.settings import Priority
+from solm.serving.settings import Priority, ServeSettings
 
 _NAMED = re.compile("([A-Za-z0-9][A-Za-z0-9_.-]{0,63}):(.+)")
 
@@ -32,18 +32,26 @@ class ApiKey:
         return cls(text) if named is None else cls(named[2], named[1])
 
 
-def read_keys(text: str) -> list[ApiKey]:
-    """The keys in a list separated by commas."""
-    return [ApiKey.parse(part.strip()) for part in text.split(",") if part.strip()]
+def keys_of(texts: Sequence[str], settings: ServeSettings) -> list[ApiKey]:
+    """The keys in `texts`, with the floors and priorities that settings give those that have a name.
 
-
-def check_keys(keys: Sequence[ApiKey]) -> None:
-    """Raise `SolmError` where two keys have one name, or one secret, of which only one key's floor would apply."""
+    Raises `SolmError`, whose message holds no secret, where two keys have one name, or one secret, of which only one
+    key's floor would apply, and where settings name a key that is not there.
+    """
+    keys = [ApiKey.parse(text) for text in texts]
+    names = [key.name for key in keys if key.name]
     for one, other in combinations(keys, 2):
         if one.name and one.name == other.name:
             raise SolmError(f"API keys: two keys are named {one.name!r}")
         if one.secret == other.secret and one != other:
             raise SolmError(f"API keys: the keys named {one.name!r} and {other.name!r} have the same secret")
+    for setting in ("key_floors", "key_priorities"):
+        for name in getattr(settings, setting):
+            if name not in names:
+                choice = f"choose one of {', '.join(names)}" if names else "no API key has a name, as in NAME:SECRET"
+                raise SolmError(f"--set {setting}.{name}: unknown name {name!r}; {choice}")
+    floors, priorities = settings.key_floors, settings.key_priorities
+    return [replace(key, floor=floors.get(key.name), priority=priorities.get(key.name)) for key in keys]
 
 
 def find_key(keys: Sequence[ApiKey], header: bytes) -> ApiKey | None:

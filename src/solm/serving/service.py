@@ -33,7 +33,7 @@ from solm.serving.infill import Filling
 from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Piece, Row, Scheduler
-from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, ReplyRequest, Tool, ToolCall
+from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, ReplyRequest, Tool
 from solm.serving.settings import ServeSettings
 from solm.serving.tools import FORMS, CallReader, form_of
 
@@ -330,19 +330,15 @@ def _template_message(message: Message, place: str, named: Callable[[str], str])
         raise ApiError(400, f"{where} is missing", where, "missing_required_parameter")
     if message.content is None and message.tool_calls is None:
         raise ApiError(400, f"{place}.content is missing", f"{place}.content", "missing_required_parameter")
+    shown = message.model_dump(
+        exclude_none=True, exclude={"refusal"} if message.role == "tool" else {"refusal", "name"}
+    )
     parts = message.content if isinstance(message.content, list) else []
-    text = "".join(part.text for part in parts) if parts or message.content is None else str(message.content)
-    shown: dict[str, Any] = {"role": "system" if message.role == "developer" else message.role, "content": text}
-    if message.tool_calls is not None:
-        shown["tool_calls"] = [_call(call, named) for call in message.tool_calls]
-    if message.reasoning_content is not None:
-        shown["reasoning_content"] = message.reasoning_content
+    shown["role"] = "system" if message.role == "developer" else message.role
+    shown["content"] = "".join(part.text for part in parts) if parts else message.content or ""
+    for call in shown.get("tool_calls", ()):
+        call["id"], function = named(call["id"]), call["function"]
+        function["arguments"] = from_json(function["arguments"])
     if message.role == "tool":
-        shown["tool_call_id"] = named(str(message.tool_call_id))
-        shown |= {} if message.name is None else {"name": message.name}
+        shown["tool_call_id"] = named(shown["tool_call_id"])
     return shown
-
-
-def _call(call: ToolCall, named: Callable[[str], str]) -> dict[str, Any]:
-    function = {"name": call.function.name, "arguments": from_json(call.function.arguments)}
-    return {"id": named(call.id), "type": "function", "function": function}

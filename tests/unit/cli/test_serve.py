@@ -6,11 +6,10 @@ import pytest
 
 from solm.backends import machine
 from solm.backends.cpu.files.layout import cache_memory
-from solm.cli.serve import _api_keys, _rows_that_fit
+from solm.cli.serve import _rows_that_fit
 from solm.core.cost import ModelShapes
 from solm.core.errors import SolmError
 from solm.runtime.load import ModelFacts
-from solm.serving.keys import ApiKey
 from solm.serving.settings import ServeSettings
 
 SHAPES = ModelShapes(
@@ -43,12 +42,3 @@ def test_rows_are_as_many_as_fit_unless_more_were_requested(monkeypatch):
     monkeypatch.setattr(machine, "free_memory", lambda: WEIGHTS)
     with pytest.raises(SolmError, match=": 0 fit"):
         most()
-
-
-def test_keys_come_from_two_places_and_their_floors_and_priorities_from_settings(monkeypatch):
-    monkeypatch.setenv("SOLM_API_KEYS", "one,a:two")
-    chosen = ServeSettings(key_floors={"a": 0.7}, key_priorities={"b": "low"})
-    assert _api_keys(["b:three"], chosen) == [
-        ApiKey("one"), ApiKey("two", "a", 0.7), ApiKey("three", "b", None, "low"),
-    ]  # fmt: skip
-    assert not {"key_floors", "key_priorities"} & ServeSettings().model_dump().keys(), "/health names no keys"

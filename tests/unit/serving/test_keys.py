@@ -5,7 +5,8 @@ import base64
 import pytest
 
 from solm.core.errors import SolmError
-from solm.serving.keys import ApiKey, check_keys, find_key, read_keys
+from solm.serving.keys import ApiKey, find_key, keys_of
+from solm.serving.settings import ServeSettings
 
 
 @pytest.mark.parametrize(
@@ -19,13 +20,17 @@ def test_a_key_has_a_name_where_one_stands_before_it(text, key):
     assert ApiKey.parse(text) == key
 
 
-def test_a_list_of_keys():
-    keys = read_keys(" one, a:two ,,b:three,one")
-    assert [key.name for key in keys] == ["", "a", "b", ""]
-    assert read_keys("") == []
-    check_keys(keys)
-    with pytest.raises(SolmError, match="two keys are named 'a'"):
-        check_keys(read_keys("a:one,a:two"))
+def test_floors_and_priorities_of_keys_come_from_settings():
+    chosen = ServeSettings(key_floors={"a": 0.7}, key_priorities={"b": "low"})
+    keys = [ApiKey("one"), ApiKey("two", "a", 0.7), ApiKey("three", "b", None, "low"), ApiKey("one")]
+    assert keys_of(["one", "a:two", "b:three", "one"], chosen) == keys
+    for texts, words in (
+        (["a:one", "a:two"], "two keys are named 'a'"), (["a:one", "b:one"], "'a' and 'b' have the same secret"),
+        (["a:one"], "--set key_priorities.b: unknown name 'b'; choose one of a"),
+    ):  # fmt: skip
+        with pytest.raises(SolmError, match=words):
+            keys_of(texts, chosen)
+    assert not {"key_floors", "key_priorities"} & ServeSettings().model_dump().keys(), "/health names no keys"
 
 
 def test_a_key_is_a_bearer_token_or_a_password():
