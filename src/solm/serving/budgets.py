@@ -1,7 +1,6 @@
 """From a request's `efficiency` to a policy and a budget with a floor."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from solm.backends.session import AnyPolicy
 from solm.core.actions import AXES
 from solm.core.budget import Budget, BudgetLike, BudgetRequest, ResolvedBudget
-from solm.core.errors import BudgetError
+from solm.core.errors import BudgetError, argument
 from solm.runtime.controlled import UNTRAINED
 from solm.runtime.language_model import LanguageModel
 from solm.serving.errors import ApiError
@@ -90,8 +89,8 @@ class RequestBudgets:
         """The budget of a request under an API key whose steps see `context` tokens on average. thinks: whether its
         replies may think before they answer.
 
-        Raises `ApiError` for an unknown policy, a priority above the key's, limits of the policy dense, a floor that
-        cannot be met and a budget of thinking that cannot be met or that is none, `BudgetError` for another budget.
+        Raises `ApiError` for an unknown policy, a priority above the key's and limits of the policy dense, and
+        `BudgetError` for what cannot be met, whose `argument` is the field where it is another than budget.
         """
         if wanted.reasoning_budget is not None and not thinks:
             message = "efficiency.reasoning_budget needs a chat with a model whose chat template knows thinking"
@@ -118,14 +117,14 @@ class RequestBudgets:
             return RequestBudget(name, policy, verified or budgets.resolve(None, context), priority)
         resolved, thinking = budgets.resolve(request, context), None
         if wanted.reasoning_budget is not None:
-            with _naming("reasoning_budget"):
+            with argument("reasoning_budget"):
                 thinking = budgets.resolve(_plain(wanted.reasoning_budget), context)
                 if thinking.loss is not None:
                     raise BudgetError("a loss that is verified holds for the whole reply; give it as the budget")
         if wanted.floor is None:
             floor = self.floor(policy, context, self._floors[priority] if key.floor is None else key.floor)
         else:
-            with _naming("floor"):
+            with argument("floor"):
                 floor = self.floor(policy, context, _plain(wanted.floor))
         thinking = None if thinking is None else thinking.above(floor)
         return RequestBudget(name, policy, resolved.above(floor), priority, thinking)
@@ -142,15 +141,6 @@ class RequestBudgets:
 
 def _refused(message: str, field: str) -> ApiError:
     return ApiError(400, message, f"efficiency.{field}", "invalid_value")
-
-
-@contextmanager
-def _naming(field: str) -> Iterator[None]:
-    """Say of a `BudgetError` of the block which field of `efficiency` is wrong."""
-    try:
-        yield
-    except BudgetError as error:
-        raise _refused(f"efficiency.{field}: {error}", field) from error
 
 
 def _plain(given: BudgetField | None) -> BudgetLike:

@@ -78,8 +78,9 @@ def handle_errors(app: FastAPI) -> None:
         if isinstance(error, ContextLengthError):
             return ApiError(400, str(error), code="context_length_exceeded").response()
         if isinstance(error, SolmError):  # a user's mistake that a lower layer raised
-            param = "efficiency.budget" if isinstance(error, BudgetError) else None
-            return ApiError(400, str(error), getattr(error, "field", param), "invalid_value").response()
+            param = f"efficiency.{error.argument or 'budget'}" if isinstance(error, BudgetError) else None
+            message = f"{param}: {error}" if param and error.argument else str(error)
+            return ApiError(400, message, getattr(error, "field", param), "invalid_value").response()
         if isinstance(error, HTTPException):
             response = ApiError(error.status_code, str(error.detail)).response()
             response.headers.update(error.headers or {})

@@ -361,12 +361,10 @@ class ResponseExchange(Exchange):
             choice = choice.model_dump()
         return {
             "id": self.identity, "object": "response", "created_at": self.created, "status": status,
-            "model": self.model, "output": output, "error": None, "incomplete_details": None,
-            "usage": None, "instructions": request.instructions, "max_output_tokens": request.max_output_tokens,
-            "temperature": request.temperature, "top_p": request.top_p, "metadata": request.metadata or {},
-            "seed": self._choice.row.seed,
-            "user": request.user, "store": False, "background": False, "previous_response_id": None,
-            "truncation": "disabled", "text": {"format": shown},
+            "model": self.model, "output": output, "error": None, "incomplete_details": None, "usage": None,
+            **request.model_dump(include={"instructions", "max_output_tokens", "temperature", "top_p", "user"}),
+            "metadata": request.metadata or {}, "seed": self._choice.row.seed, "store": False, "background": False,
+            "previous_response_id": None, "truncation": "disabled", "text": {"format": shown},
             "parallel_tool_calls": request.parallel_tool_calls is not False, "tool_choice": choice,
             "tools": [tool.model_dump() for tool in request.tools or []],
         }  # fmt: skip

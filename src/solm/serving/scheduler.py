@@ -5,13 +5,11 @@ import logging
 import math
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -211,9 +209,9 @@ class Scheduler:
         self.governor = Governor(objective, settings.max_rows, self.clock)
         self.prefixes = PrefixCache(settings.prefix_mb * 1e6, lm.sparsity.page_size)
         self._batch = Batch[Row](lm)
-        self._waiting: tuple[deque[Row], ...] = tuple(deque() for _ in PRIORITIES)
-        """Rows whose prompts are not read, or not to their ends, by rank of their priority, in the order of their
-        arrival. Changed while `_changed` is held."""
+        self._waiting: list[Row] = []
+        """Rows whose prompts are not read, or not to their ends, in the order of their arrival. Changed while
+        `_changed` is held."""
         self._changed = threading.Condition()
         self._some_cancelled = False
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -231,10 +229,10 @@ class Scheduler:
         """Count what happens from here on in `metrics`. What there is at a time is looked up when they are read."""
         self.metrics = metrics
         metrics.running.set_function(lambda: len(self._batch.rows))
-        metrics.waiting.set_function(lambda: sum(map(len, self._waiting)))
+        metrics.waiting.set_function(lambda: len(self._waiting))
         for rank, name in enumerate(PRIORITIES):
-            metrics.class_rows.labels(name, "running").set_function(partial(self._running, rank))
-            metrics.class_rows.labels(name, "waiting").set_function(partial(len, self._waiting[rank]))
+            metrics.class_rows.labels(name, "running").set_function(partial(self._count, rank, False))
+            metrics.class_rows.labels(name, "waiting").set_function(partial(self._count, rank, True))
             metrics.class_dial.labels(name).set_function(partial(self.governor.dial, rank))
         metrics.allowed.set_function(lambda: self.governor.rows)
         metrics.prefix_tokens.set_function(lambda: self.prefixes.tokens)
@@ -242,9 +240,9 @@ class Scheduler:
         metrics.pages.set_function(lambda: (self.lm.backend.pages_held() or (0, 0))[0])
         metrics.page_bytes.set_function(lambda: (self.lm.backend.pages_held() or (0, 0))[1])
 
-    def _running(self, rank: int) -> int:
-        """Rows of a priority that decode."""
-        return sum(row.budget.rank == rank for row in list(self._batch.rows))
+    def _count(self, rank: int, waiting: bool) -> int:
+        """How many rows with a priority of this rank wait, or decode."""
+        return _of(rank, self._waiting if waiting else self._batch.rows)
 
     def start(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Begin to decode. loop: the one that reads the queues of `post`."""
@@ -265,7 +263,7 @@ class Scheduler:
     @property
     def busy(self) -> int:
         """Rows that wait, prefill or decode."""
-        return sum(map(len, self._waiting)) + len(self._batch.rows)
+        return len(self._waiting) + len(self._batch.rows)
 
     def submit(self, rows: Sequence[Row]) -> None:
         """Queue rows. Raises `ApiError` (429) where too many wait, while the server stops, and after it failed."""
@@ -274,7 +272,7 @@ class Scheduler:
             for row in rows:
                 row.arrived = self.clock()
                 row.expires = row.arrived + self.settings.max_seconds
-                self._waiting[row.budget.rank].append(row)
+                self._waiting.append(row)
             self._changed.notify()
 
     def check_room(self, rows: int) -> None:
@@ -317,9 +315,7 @@ class Scheduler:
             failed = True
         with self._changed:  # what is submitted from now on is refused
             self.failed = failed
-            left = [*chain(*self._waiting), *self._batch.clear()]
-            for rows in self._waiting:
-                rows.clear()
+            left, self._waiting = [*self._waiting, *self._batch.clear()], []
         for row in left:
             if failed:
                 self._fail(row, 500, _FAILED)
@@ -358,13 +354,8 @@ class Scheduler:
             return True
 
         with self._changed:
-            for rows in self._waiting:
-                if self._some_cancelled:
-                    left = [row for row in rows if not over(row)]
-                    rows.clear()
-                    rows.extend(left)
-                while rows and over(rows[0]):  # the oldest expires first
-                    rows.popleft()
+            if self._waiting and (self._some_cancelled or now >= self._waiting[0].expires):  # the oldest expires first
+                self._waiting = [row for row in self._waiting if not over(row)]
             self._some_cancelled = False
         for row in [row for row in self._batch.rows if over(row)]:
             self._batch.leave(row)
@@ -375,7 +366,7 @@ class Scheduler:
 
     def _read(self) -> None:
         """Read a stretch of the first prompt of the highest priority, where the rows that decode can spare the time."""
-        row = next((rows[0] for rows in reversed(self._waiting) if rows), None)
+        row = max(self._waiting, key=lambda row: row.budget.rank, default=None)
         if row is None or len(self._batch.rows) >= self.settings.max_rows:
             return
         begun, tokens = self.clock(), 0
@@ -428,9 +419,8 @@ class Scheduler:
     def _take(self, row: Row) -> None:
         """A row waits no more."""
         with self._changed:
-            rows = self._waiting[row.budget.rank]
-            if rows and rows[0] is row:
-                rows.popleft()
+            if row in self._waiting:
+                self._waiting.remove(row)
 
     def _step(self) -> None:
         """One pass for all rows that decode: a token for every one, and those after it that it has guessed."""
@@ -477,10 +467,8 @@ class Scheduler:
 
     def _lowerable(self) -> list[int]:
         """By rank of their priority how many of the rows have a floor below their budget."""
-        counts = [0] * len(PRIORITIES)
-        for row in self._batch.rows:
-            counts[row.budget.rank] += row.budget.resolved.lowerable
-        return counts
+        lowerable = [row for row in self._batch.rows if row.budget.resolved.lowerable]
+        return [_of(rank, lowerable) for rank in range(len(PRIORITIES))]
 
     def _report(self, row: Row) -> None:
         """Report the token that was chosen last, and the end of the reply where it is that."""
@@ -506,6 +494,11 @@ class Scheduler:
             return
         _LOG.error("a row failed: %s", type(error).__name__, exc_info=error)
         self._fail(row, 500, "this reply failed inside the server; others go on")
+
+
+def _of(rank: int, rows: Sequence[Row]) -> int:
+    """How many rows have a priority of this rank."""
+    return sum(row.budget.rank == rank for row in list(rows))
 
 
 def _deliver(items: list[tuple[Queue, Any]]) -> None:

@@ -110,7 +110,7 @@ def test_a_loop_that_fails_ends_every_job_and_takes_no_more(byte_tokenizer):
             return row(lm, prompt(0, length), 100, budget, ends.append)
 
         def stepped(*_) -> None:
-            if any(waiting.read for rows in scheduler._waiting for waiting in rows):
+            if any(waiting.read for waiting in scheduler._waiting):
                 raise MemoryError
 
         scheduler.governor.stepped = stepped
