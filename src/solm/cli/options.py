@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 import typer
 
-from solm.cli.output import Result, print_result, say
+from solm.cli.output import Result, erase, print_result, say
 from solm.core.errors import BudgetError, SolmError, argument
 from solm.core.provenance import MOST_SEED
 
@@ -237,7 +237,7 @@ def verb(function: Callable[..., Result | None]) -> Callable[..., None]:
 
     def run(*, threads: int | None, quiet: bool, verbose: bool, **given: Any) -> None:
         log, handler = logging.getLogger("solm"), logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
+        handler.setFormatter(logging.Formatter(f"{erase()}%(name)s: %(message)s"))
         log.setLevel(logging.ERROR if quiet else logging.DEBUG if verbose else logging.INFO)
         log.addHandler(handler)
         as_json = has_result and given.pop("json")

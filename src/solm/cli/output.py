@@ -7,14 +7,13 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from datetime import timedelta
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from solm.core.errors import argument
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import TaskID
     from rich.table import Table
 
     from solm.core.budget import BudgetLike
@@ -32,16 +31,21 @@ def quiet() -> bool:
     return logging.getLogger("solm").level >= logging.ERROR
 
 
-def say(text: str) -> None:
+def erase() -> str:
+    """What removes the line of progress in a terminal."""
+    return "\r\x1b[K" if sys.stderr.isatty() else ""
+
+
+def say(text: str, end: str = "\n") -> None:
     """A remark on standard error, unless --quiet was given."""
     if not quiet():
-        complain(text)
+        complain(text, end)
 
 
-def complain(text: str) -> None:
+def complain(text: str, end: str = "\n") -> None:
     """The same of a mistake, which --quiet leaves. What cannot be written, as to a full disk, is lost."""
     with suppress(OSError):
-        print(text, file=sys.stderr, flush=True)
+        print(f"{erase()}{text}", end=end, file=sys.stderr, flush=True)
 
 
 class Result(NamedTuple):
@@ -114,49 +118,34 @@ def table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]]) -> 
 
 
 class Progress:
-    """How far a command is: in a terminal a bar with the time left, else a line for every stage and one every half a
-    minute; nothing with --quiet."""
+    """How far a command is: in a terminal one line, which changes; else a line for every stage and one every half a
+    minute. Nothing with --quiet."""
 
     def __init__(self) -> None:
         self._stage, self._told, self._begun, self._first = "", 0.0, 0.0, 0
-        self._bar: Bar | None = None
-        self._task: TaskID | None = None
-        if sys.stderr.isatty() and not quiet():
-            from rich.console import Console
-            from rich.progress import MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-            columns = (TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn(), "left:")
-            self._bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self._ends, self._interval = ("", 0.1) if sys.stderr.isatty() else ("\n", _INTERVAL)
 
     def __enter__(self) -> Self:
-        if self._bar is not None:
-            self._bar.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        if not self._ends:
+            say("", "")
 
     def show(self, stage: str, done: int, total: int | None, note: str = "") -> None:
         """`done` of `total` parts of `stage` are finished; total None: not known."""
-        changed, self._stage = stage != self._stage, stage
-        words = f"{stage}, {note}" if note else stage
-        if self._bar is not None:
-            if changed:
-                if self._task is not None:
-                    self._bar.remove_task(self._task)
-                self._task = self._bar.add_task(words)
-            assert self._task is not None
-            self._bar.update(self._task, description=words, completed=done, total=total)
-        elif changed or time.monotonic() - self._told >= _INTERVAL:
-            self._told = now = time.monotonic()
-            if changed:
-                self._begun, self._first = now, done
-            line = stage if total is None else f"{stage} {done}/{total}"
-            if total is not None and self._first < done < total:
-                left = (now - self._begun) / (done - self._first) * (total - done)
-                line += f", about {timedelta(seconds=round(left))} left"
-            say(f"{line}, {note}" if note else line)
+        now = time.monotonic()
+        if stage != self._stage:
+            self._stage, self._begun, self._first = stage, now, done
+        elif now - self._told < self._interval:
+            return
+        self._told = now
+        line = stage if total is None else f"{stage} {done}/{total}"
+        if total is not None and self._first < done < total:
+            left = (now - self._begun) / (done - self._first) * (total - done)
+            line += f", about {timedelta(seconds=round(left))} left"
+        line = f"{line}, {note}" if note else line
+        say(line if self._ends else line[: get_terminal_size().columns - 1], self._ends)
 
 
 def read_weights(prepared: "Prepared", budget: "BudgetLike" = None) -> "LanguageModel":
