@@ -86,7 +86,8 @@ def entries(folder: Path) -> list[Entry]:
             continue
         if kind == "unfinished" and time.time() - path.stat().st_mtime < _UNFINISHED_AFTER:
             continue
-        found.append(Entry(path, kind, _size(path), path.name))
+        size = sum(file.stat().st_size for file in (path, *path.rglob("*")) if file.is_file())
+        found.append(Entry(path, kind, size, path.name))
     return sorted(found, key=lambda entry: (-entry.nbytes, entry.name))
 
 
@@ -107,8 +108,3 @@ def downloads() -> list[Entry]:
         if file.file_name.endswith(".gguf")
     }  # fmt: skip
     return [found[name] for name in sorted(found)]
-
-
-def _size(path: Path) -> int:
-    files = [path] if path.is_file() else path.rglob("*")
-    return sum(file.stat().st_size for file in files if file.is_file())

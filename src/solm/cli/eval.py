@@ -72,7 +72,9 @@ def evaluate(
     if policy is None and space is None:
         raise SolmError("--policy: give a policy to evaluate, or --space to compare the baselines alone")
     for path in out or ():
-        _check_written(path)
+        if path.suffix not in (".json", ".html"):
+            raise SolmError(f"--out: {path} is neither .json nor .html")
+        checks.out_file(path)
     names = [item.strip() for item in (baselines or "").split(",") if item.strip()]
     for name in names:
         if name not in BASELINES:
@@ -118,13 +120,6 @@ def evaluate(
             write_text(path, told if path.suffix == ".json" else show.page([(path.stem, result)]))
     table = show.table(result, output().width)
     return Result(result.model_dump(mode="json"), [table, *show.verdict(result)])
-
-
-def _check_written(path: Path) -> None:
-    """Check that a result or a page can be made and written at `path`."""
-    if path.suffix not in (".json", ".html"):
-        raise SolmError(f"--out: {path} is neither .json nor .html")
-    checks.out_file(path)
 
 
 def _values(text: str | None, met: "Budgets", context: int) -> tuple[tuple[float, ...], bool]:

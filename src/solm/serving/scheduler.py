@@ -373,7 +373,11 @@ class Scheduler:
         try:
             if row.session is None:
                 self._open(row)
-            end = chunk_end(len(row.prompt), row.read, self.settings.prefill_chunk)
+            # A stretch ends at a multiple of its size, so that prompts are cut at the same places whatever was kept of
+            # them. A short rest takes less time together with what comes before it.
+            size, length = self.settings.prefill_chunk, len(row.prompt)
+            end = (row.read // size + 1) * size
+            end = length if length - end <= size // 2 else end
             replies = [other.progress(begun) for other in self._batch.rows]
             joins = row.read == row.cached and row.longest > 1
             if not self.governor.may_read(end - row.read, replies, joins):
@@ -504,11 +508,3 @@ def _of(rank: int, rows: Sequence[Row]) -> int:
 def _deliver(items: list[tuple[Queue, Any]]) -> None:
     for queue, item in items:
         queue.put_nowait(item)
-
-
-def chunk_end(length: int, done: int, size: int) -> int:
-    """Where a stretch of a prompt of `length` tokens ends, of which `done` are read: at a multiple of `size`, or at the
-    prompt's end if half of `size` or less would be left, since a short rest takes less time together with what comes
-    before it. Prompts are cut at the same places whatever was kept of them."""
-    end = (done // size + 1) * size
-    return length if length - end <= size // 2 else end

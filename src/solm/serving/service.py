@@ -7,7 +7,7 @@ import hashlib
 import logging
 import secrets
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from importlib.metadata import version
@@ -308,37 +308,32 @@ def _chat_limits(request: ChatRequest) -> tuple[int | None, int | None]:
     return request.max_completion_tokens or request.max_tokens, logprobs
 
 
-def template_messages(messages: Sequence[Message], identity: int | None = None) -> list[dict[str, Any]]:
-    """Messages as chat templates expect them. identity: letters and digits that the id of a call has to have, None:
-    any. Raises `ApiError` where fields do not go with a role."""
-    named = str if identity is None else partial(_short, length=identity)
-    return [_template_message(message, f"messages.{number}", named) for number, message in enumerate(messages)]
+def template_messages(messages: Sequence[Message], length: int | None = None) -> list[dict[str, Any]]:
+    """Messages as chat templates expect them. length: letters and digits that the id of a call has to have, None: any;
+    those of another server or form are replaced. Raises `ApiError` where fields do not go with a role."""
 
+    def named(identity: str) -> str:
+        plain = len(identity) == length and identity.isalnum() and identity.isascii()
+        return identity if plain or length is None else hashlib.sha256(identity.encode()).hexdigest()[:length]
 
-def _short(identity: str, length: int) -> str:
-    """An id of another server or form as one of `length` letters and digits."""
-    plain = len(identity) == length and identity.isalnum() and identity.isascii()
-    return identity if plain else hashlib.sha256(identity.encode()).hexdigest()[:length]
-
-
-def _template_message(message: Message, place: str, named: Callable[[str], str]) -> dict[str, Any]:
-    for field, role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
-        if getattr(message, field) is not None and message.role != role:
-            raise ApiError(400, f"{place}.{field}: only messages with the role {role} have it", f"{place}.{field}")
-    if message.role == "tool" and message.tool_call_id is None:
-        where = f"{place}.tool_call_id"
-        raise ApiError(400, f"{where} is missing", where, "missing_required_parameter")
-    if message.content is None and message.tool_calls is None:
-        raise ApiError(400, f"{place}.content is missing", f"{place}.content", "missing_required_parameter")
-    shown = message.model_dump(
-        exclude_none=True, exclude={"refusal"} if message.role == "tool" else {"refusal", "name"}
-    )
-    parts = message.content if isinstance(message.content, list) else []
-    shown["role"] = "system" if message.role == "developer" else message.role
-    shown["content"] = "".join(part.text for part in parts) if parts else message.content or ""
-    for call in shown.get("tool_calls", ()):
-        call["id"], function = named(call["id"]), call["function"]
-        function["arguments"] = from_json(function["arguments"])
-    if message.role == "tool":
-        shown["tool_call_id"] = named(shown["tool_call_id"])
+    shown = []
+    for number, message in enumerate(messages):
+        place, is_tool = f"messages.{number}", message.role == "tool"
+        for field, role in (("tool_calls", "assistant"), ("reasoning_content", "assistant"), ("tool_call_id", "tool")):
+            if getattr(message, field) is not None and message.role != role:
+                wrong = f"{place}.{field}: only messages with the role {role} have it"
+                raise ApiError(400, wrong, f"{place}.{field}")
+        needed = {"tool_call_id": is_tool, "content": message.tool_calls is None}
+        for field in (name for name, is_needed in needed.items() if is_needed and getattr(message, name) is None):
+            raise ApiError(400, f"{place}.{field} is missing", f"{place}.{field}", "missing_required_parameter")
+        told = message.model_dump(exclude_none=True, exclude={"refusal"} if is_tool else {"refusal", "name"})
+        parts = message.content if isinstance(message.content, list) else []
+        told["role"] = "system" if message.role == "developer" else message.role
+        told["content"] = "".join(part.text for part in parts) if parts else message.content or ""
+        for call in told.get("tool_calls", ()):
+            call["id"] = named(call["id"])
+            call["function"]["arguments"] = from_json(call["function"]["arguments"])
+        if is_tool:
+            told["tool_call_id"] = named(told["tool_call_id"])
+        shown.append(told)
     return shown
