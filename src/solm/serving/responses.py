@@ -20,6 +20,7 @@ from solm.serving.schema import (
     Strict,
     Templated,
     only,
+    text_of,
 )
 from solm.serving.settings import MAX_MESSAGES, MAX_TOOL_CALLS, MAX_TOOLS
 from solm.serving.tools import CallPart
@@ -108,14 +109,14 @@ def _messages(items: list[InputItem | CallItem | CallOutputItem | ReasoningItem]
     thought: JsonObject = {}
     for item in items:
         if isinstance(item, ReasoningItem):
-            thought = {"reasoning_content": "".join(part.text for part in item.content or [])}
+            thought = {"reasoning_content": text_of(item.content)}
         elif isinstance(item, InputItem):
-            messages.append({"role": item.role, "content": _text(item.content)})
+            messages.append({"role": item.role, "content": text_of(item.content)})
             if item.role == "assistant":
                 messages[-1] |= thought
                 thought = {}
         elif isinstance(item, CallOutputItem):
-            messages.append({"role": "tool", "content": _text(item.output), "tool_call_id": item.call_id})
+            messages.append({"role": "tool", "content": text_of(item.output), "tool_call_id": item.call_id})
         else:
             last = messages[-1] if messages else {}
             if last.get("role") != "assistant" or len(last.get("tool_calls", ())) == MAX_TOOL_CALLS:
@@ -124,10 +125,6 @@ def _messages(items: list[InputItem | CallItem | CallOutputItem | ReasoningItem]
             function = {"name": item.name, "arguments": item.arguments}
             last.setdefault("tool_calls", []).append({"id": item.call_id, "type": "function", "function": function})
     return messages
-
-
-def _text(content: str | list[InputPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text for part in content)
 
 
 class ResponseTool(Function):

@@ -266,6 +266,11 @@ class TextPart(Strict):
     text: str
 
 
+def text_of(content: str | list[Any] | None) -> str:
+    """A text that may come in parts."""
+    return content if isinstance(content, str) else "".join(part.text for part in content or ())
+
+
 class Message(Strict):
     """One turn of a conversation."""
 
@@ -286,10 +291,6 @@ class Prediction(Strict):
 
     type: Literal["content"]
     content: str | Annotated[list[TextPart], Field(fail_fast=True)]
-
-    @property
-    def text(self) -> str:
-        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
 
 
 class Templated(Strict):

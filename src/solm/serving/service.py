@@ -33,7 +33,7 @@ from solm.serving.infill import Filling
 from solm.serving.keys import ApiKey
 from solm.serving.metrics import Metrics, VllmNames
 from solm.serving.scheduler import Event, Piece, Row, Scheduler
-from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, ReplyRequest, Tool
+from solm.serving.schema import ChatRequest, CompletionRequest, Efficiency, Message, ReplyRequest, Tool, text_of
 from solm.serving.settings import ServeSettings
 from solm.serving.tools import FORMS, CallReader, form_of
 
@@ -203,7 +203,7 @@ class Service:
         choices, predicted = list[Choice](), list[int]()
         if isinstance(request, ChatRequest) and request.prediction is not None:
             with self._lock:
-                predicted = self._tokenizer.encode(request.prediction.text, add_special_tokens=False)
+                predicted = self._tokenizer.encode(text_of(request.prediction.content), add_special_tokens=False)
         shown = self._hidden if isinstance(request, ChatRequest) else []
         shown = shown if calls is None or calls.mark is None else [*shown, calls.mark]
 
@@ -327,9 +327,8 @@ def template_messages(messages: Sequence[Message], length: int | None = None) ->
         for field in (name for name, is_needed in needed.items() if is_needed and getattr(message, name) is None):
             raise ApiError(400, f"{place}.{field} is missing", f"{place}.{field}", "missing_required_parameter")
         told = message.model_dump(exclude_none=True, exclude={"refusal"} if is_tool else {"refusal", "name"})
-        parts = message.content if isinstance(message.content, list) else []
         told["role"] = "system" if message.role == "developer" else message.role
-        told["content"] = "".join(part.text for part in parts) if parts else message.content or ""
+        told["content"] = text_of(message.content)
         for call in told.get("tool_calls", ()):
             call["id"] = named(call["id"])
             call["function"]["arguments"] = from_json(call["function"]["arguments"])
