@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 from solm.serving import settings as limits
 from solm.serving.answers import Exchange
 from solm.serving.errors import ApiError, handle_errors
-from solm.serving.http import OPEN, BodyRoute, RequestMiddleware
+from solm.serving.http import BodyRoute, RequestMiddleware
 from solm.serving.infill import InfillExchange, InfillRequest
 from solm.serving.logs import SpanSender, tracing_wanted
 from solm.serving.responses import ResponseExchange, ResponsesRequest
@@ -58,10 +58,7 @@ def create_app(service: Service, hosts: Sequence[str] | None = None) -> FastAPI:
     )
     app.router.route_class, app.state.ignore_unknown = BodyRoute, settings.ignore_unknown
     handle_errors(app)
-    app.add_middleware(
-        RequestMiddleware, keys=service.keys, metrics=service.metrics, hosts=hosts, spans=spans,
-        unlocked=(*OPEN, "/metrics") if settings.open_metrics else OPEN,
-    )  # fmt: skip
+    app.add_middleware(RequestMiddleware, service=service, hosts=hosts, spans=spans)
     _add_health(app, service)
     _add_page(app)
 

@@ -18,9 +18,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from solm.serving.errors import ApiError, from_validation
-from solm.serving.keys import ApiKey, find_key
+from solm.serving.keys import find_key
 from solm.serving.logs import SpanSender, trace_id
-from solm.serving.metrics import Metrics
+from solm.serving.service import Service
 from solm.serving.settings import BODY_SECONDS, MAX_BODY
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -36,23 +36,14 @@ _IDENTITY, _IGNORED = "x-request-id", "x-solm-ignored"
 class RequestMiddleware:
     """Refuses requests without a valid key and logs one line of JSON per request, without text.
 
-    keys: valid API keys; none: no key is required. A key is sent as a bearer token, or as the password of HTTP Basic,
-    which browsers can send; it is `state.key` of the request. hosts: accepted names in the Host header, None:
-    any. On a server that listens locally this prevents DNS rebinding: the page of another site cannot reach it under a
-    host name of that site. spans: where a request that brings a trace is reported to. unlocked: paths that need no key.
+    A key is sent as a bearer token, or as the password of HTTP Basic, which browsers can send; it is `state.key` of the
+    request. hosts: accepted names in the Host header, None: any. On a server that listens locally this prevents DNS
+    rebinding: the page of another site cannot reach it under a host name of that site. spans: where a request that
+    brings a trace is reported to.
     """
 
-    def __init__(
-        self,
-        app: ASGIApp,
-        keys: Sequence[ApiKey],
-        metrics: Metrics,
-        hosts: Sequence[str] | None = None,
-        spans: SpanSender | None = None,
-        unlocked: Sequence[str] = OPEN,
-    ):
-        self.app, self.keys, self.metrics, self.hosts, self.spans = app, keys, metrics, hosts, spans
-        self.unlocked = unlocked
+    def __init__(self, app: ASGIApp, service: Service, hosts: Sequence[str] | None, spans: SpanSender | None):
+        self.app, self.service, self.hosts, self.spans = app, service, hosts, spans
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -73,9 +64,9 @@ class RequestMiddleware:
             await send(message)
 
         headers = dict(scope["headers"])
-        is_open = scope["path"] in self.unlocked
+        is_open = scope["path"] in (*OPEN, *(["/metrics"] if self.service.settings.open_metrics else []))
         try:
-            answer, key = self.app, find_key(self.keys, headers.get(b"authorization", b""))
+            answer, key = self.app, find_key(self.service.keys, headers.get(b"authorization", b""))
             if not self._named(headers.get(b"host", b"")):
                 answer = ApiError(400, "the Host header does not name this server", code="invalid_host").response()
             elif key is not None or is_open:
@@ -88,7 +79,7 @@ class RequestMiddleware:
             raise
         finally:
             route = getattr(scope.get("route"), "path", "unknown")
-            self.metrics.requests.labels(route, str(status)).inc()
+            self.service.metrics.requests.labels(route, str(status)).inc()
             line = {
                 "request": identity, "method": scope["method"], "route": route, "status": status,
                 "seconds": round(time.perf_counter() - begun, 4), **scope["state"].get("log", {}),
