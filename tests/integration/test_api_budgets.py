@@ -13,9 +13,8 @@ from solm.core.energy import EnergyMeter
 
 
 @pytest.fixture(scope="module")
-def client(byte_tokenizer):
-    with running(tiny_service(byte_tokenizer, curve=True)) as address:
-        yield openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
+def service(byte_tokenizer):
+    return tiny_service(byte_tokenizer, curve=True)
 
 
 def test_usage_says_what_was_asked_for_and_met_in_all_words(client):

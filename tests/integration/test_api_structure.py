@@ -46,17 +46,6 @@ def service(byte_tokenizer):
     return tiny_service(byte_tokenizer, template=TOOL_TEMPLATE, max_rows=8)
 
 
-@pytest.fixture(scope="module")
-def address(service):
-    with running(service) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def client(address):
-    return openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0)
-
-
 def text(client, **options):
     return ask(client, **{"messages": SHORT, "max_tokens": 200, **options}).choices[0].message.content
 

@@ -60,12 +60,6 @@ def service(byte_tokenizer):
     return service
 
 
-@pytest.fixture(scope="module")
-def address(service):
-    with running(service) as address:
-        yield address
-
-
 @pytest.fixture
 def page(browser, address, request):
     with opened(browser, address, **getattr(request, "param", {})) as page:
