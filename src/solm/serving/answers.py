@@ -70,7 +70,7 @@ class Choice:
         """More text of the reply as pieces of content and of calls. last: that is all of it."""
         if self.reader is None:
             return [text]
-        return [*self.reader.push(text), *(self.reader.finish() if last else ())]
+        return self.reader.push(text, last)
 
     def _read(self, text: str, last: bool) -> tuple[str, list[dict[str, Any]]]:
         """The content of more text of the reply, and its calls as deltas have them."""

@@ -3,7 +3,7 @@
 import json
 import re
 import secrets
-from collections.abc import Collection
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 
 from solm.runtime.reply import overlap
@@ -110,131 +110,120 @@ class CallReader:
     """
 
     def __init__(self, form: CallForm, tools: Collection[str]):
-        self._form, self._tools = form, tools
-        self._bare = form.bare
-        """Whether a call may begin here without its mark."""
-        self._text, self._opened, self._sent = "", "", 0
-        self._read = self._content
-        self.calls = 0
+        self._form, self._tools, self.calls = form, tools, 0
+        self._text, self._opened, self._ended = "", "", False
+        """What is not read yet; what stands before a call; whether no more text comes."""
+        self._parts = list[str | CallPart]()
+        self._reading = self._read()
 
-    def push(self, text: str) -> list[str | CallPart]:
-        """What more text of the reply adds: pieces of content, and of calls."""
-        self._text += text
-        parts = list[str | CallPart]()
-        while self._read(parts):
-            pass
+    def push(self, text: str, last: bool = False) -> list[str | CallPart]:
+        """What more text of the reply adds: pieces of content, and of calls. last: the reply ends with it."""
+        self._text, self._ended = self._text + text, last
+        next(self._reading, None)
+        parts, self._parts = self._parts, []
         return parts
 
-    def finish(self) -> list[str | CallPart]:
-        """What is left at the end of the reply: a call that did not begin properly is content."""
-        left, self._text = self._text, ""
-        if self._read == self._call and not self._sent:
-            return [self._opened + left]
-        if self._read == self._content:
-            left = left.lstrip(_SPACE) if self.calls else left
-            return [left] if left else []
-        return []
+    # One reader: it takes away from `_text`, adds to `_parts`, and yields where it needs more text.
 
-    # Each of the following reads on in `_text`, adds what it has read to `parts`, and says whether to go on with the
-    # reader that it has put in `_read`; if not, more text is needed.
+    def _read(self) -> Iterator[None]:
+        bare = self._form.bare
+        while (yield from self._content(bare)):
+            follows = True
+            while follows:
+                bare = is_call = yield from self._call()
+                follows = is_call and (yield from self._tail())
+            bare = bare and self._form.bare
 
-    def _content(self, parts: list[str | CallPart]) -> bool:
-        """Text up to a call."""
-        if self._bare:
-            place = len(self._text) - len(self._text.lstrip(_SPACE + ";" if self.calls else _SPACE))
-            if place == len(self._text):
-                return False
-            self._bare = False
-            if self._text[place] == "{":
-                self._open(self._text[:place], self._text[place:])
+    def _content(self, bare: bool) -> Generator[None, None, bool]:
+        """Text up to a call, or else to the end; whether a call may begin. bare: also at once, without its mark."""
+        space = _SPACE + ";" if self.calls else _SPACE
+        while bare:
+            rest = self._text.lstrip(space)
+            if rest.startswith("{"):
+                self._opened, self._text = self._text[: len(self._text) - len(rest)], rest
                 return True
-        before, begins, after = self._text.partition(self._form.begins)
-        if begins:
-            self._say(parts, before.rstrip(_SPACE))
-            self._open(begins, after)
-            return True
-        sure = len(before) - overlap(before, self._form.begins)
-        sure = len(before[:sure].rstrip(_SPACE))
-        self._say(parts, before[:sure])
-        self._text = before[sure:]
-        return False
+            if rest or self._ended:
+                break
+            yield
+        while True:
+            before, begins, after = self._text.partition(self._form.begins)
+            if begins:
+                self._say(before.rstrip(_SPACE))
+                self._opened, self._text = begins, after
+                return True
+            sure = before[: len(before) - overlap(before, self._form.begins)].rstrip(_SPACE)
+            sure = before if self._ended else sure
+            self._say(sure)
+            self._text = before[len(sure) :]
+            if self._ended:
+                return False
+            yield
 
-    def _open(self, opened: str, rest: str) -> None:
-        """A call may begin with `rest`; if not, `opened` is content. `_text` keeps the call until its end; `_sent` of
-        it was read, 0: its name is not known yet."""
-        self._opened, self._text, self._read = opened, rest, self._call
-        self._whole, self._sent = ObjectEnd(), 0
-
-    def _say(self, parts: list[str | CallPart], text: str) -> None:
+    def _say(self, text: str) -> None:
         text = text.lstrip(_SPACE) if self.calls else text
         if text:
-            parts.append(text)
+            self._parts.append(text)
 
-    def _call(self, parts: list[str | CallPart]) -> bool:
-        """A call: where its name comes first, its arguments as they come; else all of it at its end."""
-        head = _HEAD.match(self._text)
-        if head is not None and head[1] in self._tools:
-            return self._arguments(parts, head[1], head.end())
-        begun = self._text.lstrip(_SPACE + "[,")
-        if not begun:
-            return False
-        end = self._whole.find(self._text) if begun[0] == "{" else 0
-        if end is None:
-            return False
+    def _call(self) -> Generator[None, None, bool]:
+        """A call: where its name comes first, its arguments as they come; else all of it at its end. Returns whether it
+        is one. If not it is content, as one that did not begin properly before the reply ended."""
+        whole, end = ObjectEnd(), None
+        while end is None:
+            head, begun = _HEAD.match(self._text), self._text.lstrip(_SPACE + "[,")
+            if head is not None and head[1] in self._tools:
+                yield from self._arguments(head[1], head.end(), whole)
+                return True
+            end = whole.find(self._text) if begun.startswith("{") else 0 if begun else None
+            if end is None and self._ended:
+                end = len(self._text)
+            elif end is None:
+                yield
         inner, self._text = self._text[:end], self._text[end:]
-        self._read = self._tail if self._other(parts, inner) else self._content
-        return True
-
-    def _arguments(self, parts: list[str | CallPart], name: str, start: int) -> bool:
-        """The arguments of a call, which begin at `start`, as the model writes them."""
-        if not self._sent:
-            parts.append(self._begun(name))
-            self._sent, self._inner = start, ObjectEnd(start)
-        stop = self._inner.find(self._text)
-        more = self._text[self._sent : stop]
-        self._sent += len(more)
-        if parts and isinstance(parts[-1], CallPart):  # the beginning of the same call
-            parts[-1].arguments += more
-        elif more:
-            parts.append(CallPart(self.calls - 1, more))
-        end = stop if stop is None or self._form.ends else self._whole.find(self._text)
-        if end is None:
-            return False
-        self._text, self._read = self._text[end:], self._tail
-        return True
-
-    def _begun(self, name: str, arguments: str = "") -> CallPart:
-        self.calls += 1
-        length = self._form.identity
-        identity = f"call_{secrets.token_hex(12)}" if length is None else secrets.token_hex(length)[:length]
-        return CallPart(self.calls - 1, arguments, name, identity)
-
-    def _other(self, parts: list[str | CallPart], inner: str) -> bool:
-        """A complete call whose fields are in another order; else it is content. Returns whether it is a call."""
-        try:
+        try:  # its fields may be in another order
             body = json.loads(inner.lstrip(_SPACE + "[,"))
             name, arguments = body["name"], body.get("arguments", body.get("parameters"))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             name = arguments = None
-        if isinstance(name, str) and name in self._tools and isinstance(arguments, dict):
-            parts.append(self._begun(name, json.dumps(arguments, ensure_ascii=False)))
-            return True
-        parts.append(self._opened + inner)
-        return False
-
-    def _tail(self, parts: list[str | CallPart]) -> bool:
-        """What is left of a call, up to its end or the beginning of the next one."""
-        follows = dict(self._form.follows)
-        if not follows:
-            self._read, self._bare = self._content, self._form.bare
-            return True
-        ends = [(self._text.find(sign), sign) for sign in (*follows, self._form.begins) if sign in self._text]
-        if not ends:
-            return False
-        place, sign = min(ends)
-        if follows.get(sign):
-            self._open(sign, self._text[place + len(sign) :])
+        is_call = isinstance(name, str) and name in self._tools and isinstance(arguments, dict)
+        if is_call:
+            self._begin(name, json.dumps(arguments, ensure_ascii=False))
         else:
-            self._text = self._text[place + (len(sign) if sign in follows else 0) :]
-            self._read = self._content
-        return True
+            self._parts.append(self._opened + inner)
+        return is_call
+
+    def _arguments(self, name: str, sent: int, whole: ObjectEnd) -> Iterator[None]:
+        """The arguments of a call, which begin at `sent`, as the model writes them, and what is left of its object."""
+        inner, end = ObjectEnd(sent), None
+        self._begin(name)
+        while end is None:
+            stop = inner.find(self._text)
+            more = self._text[sent:stop]
+            sent += len(more)
+            if self._parts and isinstance(self._parts[-1], CallPart):  # the beginning of the same call
+                self._parts[-1].arguments += more
+            elif more:
+                self._parts.append(CallPart(self.calls - 1, more))
+            end = stop if stop is None or self._form.ends else whole.find(self._text)
+            if end is None and self._ended:
+                end = len(self._text)
+            elif end is None:
+                yield
+        self._text = self._text[end:]
+
+    def _begin(self, name: str, arguments: str = "") -> None:
+        length = self._form.identity
+        identity = f"call_{secrets.token_hex(12)}" if length is None else secrets.token_hex(length)[:length]
+        self._parts.append(CallPart(self.calls, arguments, name, identity))
+        self.calls += 1
+
+    def _tail(self) -> Generator[None, None, bool]:
+        """What is left of a call, up to its end or the next one; whether that begins without its mark."""
+        follows = dict(self._form.follows)
+        while follows:
+            ends = [(self._text.find(sign), sign) for sign in (*follows, self._form.begins) if sign in self._text]
+            if ends or self._ended:
+                place, self._opened = min(ends, default=(len(self._text), ""))
+                self._text = self._text[place + (len(self._opened) if self._opened in follows else 0) :]
+                return bool(follows.get(self._opened))
+            yield
+        return False

@@ -72,7 +72,7 @@ def read(text, cuts, form="hermes"):
     places = [0, *sorted(place % (len(text) + 1) for place in cuts), len(text)]
     for start, end in pairwise(places):
         found += reader.push(text[start:end])
-    found += reader.finish()
+    found += reader.push("", last=True)
     calls = []
     for part in found:
         if isinstance(part, CallPart):
