@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, StringConstraints, Tag
+from pydantic import BeforeValidator, Field, StringConstraints
 
 from solm.serving.answers import Exchange, traced
 from solm.serving.errors import ApiError
@@ -85,25 +85,16 @@ class ReasoningItem(_Item):
     encrypted_content: None = None
 
 
-def _kind(item: Any) -> Any:
-    """What an item says it is; by default a message."""
-    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", "message")
+def _typed(item: Any) -> Any:
+    """An item that does not say what it is, which is a message then."""
+    return {"type": "message", **item} if isinstance(item, dict) else item
 
 
-Item = Annotated[
-    Annotated[InputItem, Tag("message")]
-    | Annotated[CallItem, Tag("function_call")]
-    | Annotated[CallOutputItem, Tag("function_call_output")]
-    | Annotated[ReasoningItem, Tag("reasoning")],
-    Discriminator(
-        _kind,
-        custom_error_type="item",
-        custom_error_message="the type of an item must be message, reasoning, function_call or function_call_output",
-    ),
-]
+AnyItem = InputItem | CallItem | CallOutputItem | ReasoningItem
+Item = Annotated[AnyItem, Field(discriminator="type"), BeforeValidator(_typed)]
 
 
-def _messages(items: list[InputItem | CallItem | CallOutputItem | ReasoningItem]) -> list[JsonObject]:
+def _messages(items: list[AnyItem]) -> list[JsonObject]:
     """The same as a chat has it: calls belong to the assistant's message before them, and thinking to that after it."""
     messages: list[JsonObject] = []
     thought: JsonObject = {}
