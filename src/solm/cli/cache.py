@@ -100,11 +100,6 @@ def downloads() -> list[Entry]:
         repositories = scan_cache_dir().repos
     except CacheNotFound:
         return []
-    found = {
-        f"hf:{each.repo_id}:{file.file_name}": Entry(
-            file.file_path, "file of the hub", file.size_on_disk, f"hf:{each.repo_id}:{file.file_name}"
-        )
-        for each in repositories for revision in each.revisions for file in revision.files
-        if file.file_name.endswith(".gguf")
-    }  # fmt: skip
-    return [found[name] for name in sorted(found)]
+    files = [(each.repo_id, file) for each in repositories for revision in each.revisions for file in revision.files]
+    found = {f"hf:{name}:{file.file_name}": file for name, file in files if file.file_name.endswith(".gguf")}
+    return [Entry(file.file_path, "file of the hub", file.size_on_disk, name) for name, file in sorted(found.items())]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from solm.cli.generate import printed, show_facts
 from solm.cli.options import ModelOptions, ReplyOptions, mention_policy
 from solm.cli.output import Progress, complain, read_weights, say
-from solm.core.errors import ContextLengthError, DataError, SolmError, argument, check_unicode
+from solm.core.errors import ContextLengthError, DataError, SolmError, check_unicode
 
 if TYPE_CHECKING:
     import numpy as np
@@ -143,13 +143,9 @@ def chat(model: ModelOptions, options: ReplyOptions) -> None:
       solm chat --policy builtin:smollm2-135m-cpu --budget attention=0.4,mlp=0.8
       echo "Why is the sky blue?" | solm chat --policy static
     """
-    from solm.runtime.prompts import check_told
-
     generation = options.generation()
     prepared = options.prepare(model)
     options.check_budget(prepared, 0)
-    with argument("set"):
-        check_told(prepared.tokenizer, generation.get("chat_template_kwargs"))
     if options.policy is None:
         mention_policy(prepared)
     lm = read_weights(prepared)

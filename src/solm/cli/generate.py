@@ -39,7 +39,7 @@ def generate(
     """
     from solm.core.files import write_json
     from solm.runtime.language_model import check_length
-    from solm.runtime.prompts import check_told, encode
+    from solm.runtime.prompts import encode
 
     try:
         text = sys.stdin.read() if prompt == "-" else prompt
@@ -49,8 +49,6 @@ def generate(
     checks.out_file(out)
     prepared = options.prepare(model)
     told = generation.pop("chat_template_kwargs", None)
-    with argument("set"):
-        check_told(prepared.tokenizer, told)
     with argument("prompt"):
         ids = encode(prepared.tokenizer, text, options.system, told)
         check_length(ids.shape[1], options.max_new_tokens, prepared.facts.context)

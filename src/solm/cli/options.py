@@ -159,14 +159,16 @@ class ReplyOptions:
         return options | {"seed": self.seed, "max_new_tokens": self.max_new_tokens, "guess": guess}
 
     def prepare(self, model: ModelOptions) -> "Prepared":
-        """The model with the policy. Raises `SolmError`, which names the option, where it has no room for a reply or no
-        place for the system message."""
-        from solm.runtime.prompts import check_system
+        """The model with the policy. Raises `SolmError`, which names the option, where it has no room for a reply, no
+        place for the system message, or a chat template that does not read a variable."""
+        from solm.runtime.prompts import check_system, check_told
 
         prepared = model.prepare(None if self.decider else self.policy, self.timings, draft=self.draft)
         with argument("max_new_tokens"):
             prepared.check_room(self.max_new_tokens)
         check_system(prepared.tokenizer, self.system)
+        with argument("set"):
+            check_told(prepared.tokenizer, assignments(self.set).get("chat_template_kwargs"))
         return prepared
 
     def check_budget(self, prepared: "Prepared", prompt: int) -> None:
