@@ -25,35 +25,33 @@ _NAMES = {
 """OpenTelemetry's own names for what the access log holds; everything else is put under ``solm.``."""
 
 
-class _Handler(logging.StreamHandler):  # type: ignore[type-arg]
+class _Lines(logging.StreamHandler):  # type: ignore[type-arg]
+    """One JSON object a line."""
+
+    plain = logging.Formatter()
+
+    def format(self, record: logging.LogRecord) -> str:
+        time, message = self.plain.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), record.getMessage()
+        line = {"time": time, "level": record.levelname, "log": record.name}
+        # The access log is JSON already.
+        content = json.loads(message) if record.name == "solm.serving.access" else {"message": message}
+        if record.exc_info:
+            content["exception"] = self.plain.formatException(record.exc_info)
+        return json.dumps(line | content)
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Not what was cancelled as the server stopped, requests or its end: uvicorn logs how many it cancels."""
+        error = record.exc_info[1] if record.exc_info else None
+        cancelled = isinstance(error, asyncio.CancelledError) or "CancelledError" in record.getMessage()
+        return not (record.name == "uvicorn.error" and cancelled)
+
     def handleError(self, record: logging.LogRecord) -> None:
         """A line that cannot be written, as on a full disk, is lost; the server goes on."""
 
 
-class _Lines(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {"time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"), "level": record.levelname, "log": record.name}
-        message = record.getMessage()
-        # The access log is JSON already.
-        content = json.loads(message) if record.name == "solm.serving.access" else {"message": message}
-        if record.exc_info:
-            content["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line | content)
-
-
-def _worth_a_line(record: logging.LogRecord) -> bool:
-    """Not what was cancelled as the server stopped, requests or its end: uvicorn logs how many it cancels."""
-    error = record.exc_info[1] if record.exc_info else None
-    cancelled = isinstance(error, asyncio.CancelledError) or "CancelledError" in record.getMessage()
-    return not (record.name == "uvicorn.error" and cancelled)
-
-
 def log_lines() -> None:
-    """Send the logs of this package and of uvicorn to stderr, one JSON object a line."""
-    handler = _Handler(sys.stderr)
-    handler.addFilter(_worth_a_line)
-    handler.setFormatter(_Lines())
-    level = logging.getLogger("solm").level or logging.INFO  # by --quiet or --verbose
+    """Send the logs of this package and of uvicorn to stderr."""
+    handler, level = _Lines(sys.stderr), logging.getLogger("solm").level or logging.INFO  # by --quiet or --verbose
     for name in ("solm", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False
