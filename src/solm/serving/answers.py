@@ -47,36 +47,26 @@ class Choice:
 
     def message(self) -> dict[str, Any]:
         """Content and calls of a reply that is complete."""
-        content, calls = self._read(self.text, last=True)
-        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None}
+        said = self.delta(self.text, last=True)
+        message: dict[str, Any] = {"role": "assistant", "content": said.get("content", ""), "refusal": None}
         if self.row.may_think:
             message["reasoning_content"] = self.reasoning or None
-        if calls:
+        if calls := said.get("tool_calls"):
             for call in calls:
                 del call["index"]
-            message |= {"content": content or None, "tool_calls": calls}
+            message |= {"content": message["content"] or None, "tool_calls": calls}
         return message
 
     def delta(self, text: str, last: bool = False, reasoning: str = "") -> dict[str, Any]:
         """What a piece of text, and of thinking before it, adds to the message. last: that is all of the reply."""
         if reasoning:
             return {"reasoning_content": reasoning} | (self.delta(text) if text else {})
-        content, calls = self._read(text, last)
-        if self.reader is None and not last:
-            return {"content": content}
-        return ({"content": content} if content else {}) | ({"tool_calls": calls} if calls else {})
-
-    def parts(self, text: str, last: bool) -> list[str | CallPart]:
-        """More text of the reply as pieces of content and of calls. last: that is all of it."""
         if self.reader is None:
-            return [text]
-        return self.reader.push(text, last)
-
-    def _read(self, text: str, last: bool) -> tuple[str, list[dict[str, Any]]]:
-        """The content of more text of the reply, and its calls as deltas have them."""
-        parts = self.parts(text, last)
+            return {"content": text} if text or not last else {}
+        parts = self.reader.push(text, last)
         content = "".join(part for part in parts if isinstance(part, str))
-        return content, [part.body() for part in parts if isinstance(part, CallPart)]
+        calls = [part.body() for part in parts if isinstance(part, CallPart)]
+        return ({"content": content} if content else {}) | ({"tool_calls": calls} if calls else {})
 
 
 class Exchange:

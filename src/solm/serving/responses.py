@@ -259,7 +259,8 @@ class ResponseExchange(Exchange):
         ends with it, and has at least one item then."""
         if reasoning:
             self._say(reasoning, "reasoning")
-        for part in self._choice.parts(text, last):
+        reader = self._choice.reader
+        for part in [text] if reader is None else reader.push(text, last):
             if isinstance(part, CallPart):
                 self._call(part)
             elif part:
