@@ -31,15 +31,15 @@ from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Dense
 from solm.runtime.language_model import LanguageModel
 
-Rows = dict[str, list[list[float]]]
-"""By arm and budget, such as ``policy@0.8``, and ``dense`` alone: per text nats, the axes' shares, cost in bytes,
-milliseconds and divergence, all means per token; nan where one was not measured."""
-_NATS, _SHARES = 0, slice(1, 1 + len(AXES))
-_BYTES, _MILLISECONDS, _DIVERGENCE = range(1 + len(AXES), 4 + len(AXES))
+Means = dict[str, list[float]]
+"""Of an arm, by name the means per token of every text: ``nats``, the shares by axis, ``bytes``, and where they were
+measured ``ms`` and ``divergence``."""
+Measured = dict[str, Means]
+"""By arm and budget, such as ``policy@0.8``, and ``dense`` alone."""
 _LOGITS, _MOST_LOGITS = 1 << 26, 1 << 28
 """Numbers of dense logits that are kept for divergences: of several texts together, and of a single text at most (256
 MiB and 1 GiB in float32)."""
-_FORM = "4"
+_FORM = "5"
 """Of partial results: another number for every change of what they hold."""
 
 
@@ -86,12 +86,15 @@ def evaluate(
         name: rival if isinstance(rival, Arm) else Arm(rival) for name, rival in (rivals or {}).items()
     }
     parts = Parts(partial, resume_key(lm, settings, space, streams, arms))
-    finished: list[Rows] = []
+    finished: list[Measured] = []
     for index, batch in enumerate(batches):
         made = parts.get(str(index), lambda b=batch: _run_batch(lm, b, budgets, space, settings, arms))  # type: ignore[misc]
         finished.append(made)
         progress(index + 1, len(batches))
-    rows = {arm: np.concatenate([np.array(part[arm]) for part in finished]) for arm in finished[0]}
+    means = {
+        arm: {name: np.concatenate([part[arm][name] for part in finished]) for name in of_arm}
+        for arm, of_arm in finished[0].items()
+    }
     return EvaluationResult(
         command=command_line(),
         settings={
@@ -106,7 +109,7 @@ def evaluate(
         },
         environment=environment(),
         data_fingerprint="-".join(stream.fingerprint for stream in streams),
-        points=_points(rows, settings),
+        points=_points(means, settings),
         policy={} if lm.trained is None else lm.trained.config.provenance,
     )
 
@@ -171,7 +174,7 @@ def _run_batch(
     space: ActionSpace,
     settings: EvaluationSettings,
     arms: dict[str, Arm],
-) -> Rows:
+) -> Measured:
     """What every arm loses and spends on one batch."""
     context, count = settings.context, len(budgets)
     session = lm.session(capacity=context)
@@ -195,14 +198,14 @@ def _run_batch(
 
     def file(name: str, arm: Arm, scored: Scored) -> None:
         """Under one name per budget, between which the rows of an arm alternate."""
-        values = _row_means(lm, arm, scored, settings)
+        means = _means(lm, arm, scored, settings)
         for position, budget in enumerate(settings.budgets):
-            rows[f"{name}@{budget}"] = values[position::count]
+            measured[f"{name}@{budget}"] = {what: values[position::count] for what, values in means.items()}
 
-    rows: Rows = {}
+    measured: Measured = {}
     dense = Arm(Dense(space))
     scored = run(dense, targets[: len(windows)], keep)
-    rows["dense"] = _row_means(lm, dense, scored, settings)
+    measured["dense"] = _means(lm, dense, scored, settings)
     predicted = scored.logits
     if lm.trained is not None:
         decides = Arm(lm.policy("policy"))
@@ -211,7 +214,7 @@ def _run_batch(
         targets = _averages(scored)
     for name, arm in arms.items():
         file(name, arm, run(arm, targets))
-    return rows
+    return measured
 
 
 def _averages(scored: Scored) -> torch.Tensor:
@@ -220,73 +223,52 @@ def _averages(scored: Scored) -> torch.Tensor:
     return average
 
 
-def _costs(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> torch.Tensor:
-    """The bytes that every step of an arm reads as a share of the dense one's [N, T], the policy's weights included."""
-    shares = torch.where(scored.controllable, scored.realised, 1.0).numpy()
-    kv_length = settings.context + 1 + np.arange(settings.length)
-    sparsity, overhead = arm.sparsity or lm.sparsity, lm.overhead(arm.policy)
-    return torch.from_numpy(relative_bytes(shares, kv_length, lm.shapes, sparsity, overhead))
-
-
-def _row_means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> list[list[float]]:
-    """Numbers of every row, in the order of `Rows`."""
-    nats = -scored.log_probabilities.double().mean(1).cpu()
-    cost = [_costs(lm, arm, scored, settings).mean(1)]
-    if lm.timings is None:
-        cost.append(torch.full_like(nats, torch.nan))
-    else:
-        shares = torch.where(scored.controllable, scored.realised, 1.0).double().cpu().numpy()
-        taken = lm.timings.milliseconds(shares, settings.context + 1 + np.arange(settings.length))
-        cost.append(torch.from_numpy(taken.mean(1)))
+def _means(lm: LanguageModel, arm: Arm, scored: Scored, settings: EvaluationSettings) -> Means:
+    """What the steps of an arm lost and took; of bytes the policy's weights are a part."""
+    shares = torch.where(scored.controllable, scored.realised, 1.0).double().cpu().numpy()
+    seen, sparsity = settings.context + 1 + np.arange(settings.length), arm.sparsity or lm.sparsity
+    found = {"nats": -scored.log_probabilities.double().mean(1).cpu()}
+    found |= dict(zip(AXES, _averages(scored).unbind(1), strict=True))
+    found["bytes"] = relative_bytes(shares, seen, lm.shapes, sparsity, lm.overhead(arm.policy)).mean(1)
+    if lm.timings is not None:
+        found["ms"] = lm.timings.milliseconds(shares, seen).mean(1)
     if scored.divergences is not None:
-        apart = scored.divergences.double().mean(1).cpu()
-    else:  # the dense arm itself, or an arm without dense logits to compare with
-        apart = torch.full_like(nats, torch.nan if scored.logits is None else 0)
-    return torch.cat([nats[:, None], _averages(scored), torch.stack([*cost, apart], 1)], 1).tolist()
+        found["divergence"] = scored.divergences.double().mean(1).cpu()
+    elif scored.logits is not None:  # the dense arm itself
+        found["divergence"] = torch.zeros(len(shares))
+    return {name: values.tolist() for name, values in found.items()}
 
 
-def _points(rows: dict[str, np.ndarray], settings: EvaluationSettings) -> list[Point]:
+def _points(means: dict[str, dict[str, np.ndarray]], settings: EvaluationSettings) -> list[Point]:
     """The points of all arms, at every budget in turn. For budgets in time the dense arm is repeated at each, with the
     policy's difference to it; at a budget of 1 a policy takes dense steps, so that the difference is 0."""
-    tokens = len(rows["dense"]) * settings.length
-    trained = any(name.startswith("policy@") for name in rows)
-    repeated = {"dense": rows["dense"]} if settings.currency == "time" and trained else {}
-    found = [_point("dense", 1.0, rows["dense"], tokens, repeated.get("dense"))]
+    tokens, dense = len(means["dense"]["nats"]) * settings.length, means["dense"]
+    repeated = settings.currency == "time" and any(name.startswith("policy@") for name in means)
+    found = [_point("dense", 1.0, dense, tokens, dense if repeated else None)]
     for budget in settings.budgets:
-        policy = rows.get(f"policy@{budget}")
-        names = [name.rpartition("@")[0] for name in rows if name.endswith(f"@{budget}")]
-        others = [name for name in names if name != "policy"]
-        arms = repeated | {name: rows[f"{name}@{budget}"] for name in others}
+        arms = {name.rpartition("@")[0]: of_arm for name, of_arm in means.items() if name.endswith(f"@{budget}")}
+        policy = arms.pop("policy", None)
         if policy is not None:
             found.append(_point("policy", budget, policy, tokens))
-        found += [_point(arm, budget, values, tokens, policy) for arm, values in arms.items()]
+            arms = {"dense": dense, **arms} if repeated else arms
+        found += [_point(arm, budget, of_arm, tokens, policy) for arm, of_arm in arms.items()]
     return found
 
 
-def _point(arm: str, budget: float, rows: np.ndarray, tokens: int, policy: np.ndarray | None = None) -> Point:
-    means = rows.mean(0)
-    spread = paired_difference(rows[:, _NATS], np.zeros(len(rows)))
-    shares, nominal = means[_SHARES].tolist(), float(means[_SHARES].mean())
-    measured = not np.isnan(means[_DIVERGENCE])
+def _point(
+    arm: str, budget: float, means: dict[str, np.ndarray], tokens: int, policy: dict[str, np.ndarray] | None = None
+) -> Point:
+    averages = {name: float(values.mean()) for name, values in means.items()}
+    axes = {axis: averages[axis] for axis in AXES}
+    nominal = sum(axes.values()) / len(AXES)
+    spread = paired_difference(means["nats"], np.zeros(len(means["nats"])))
 
-    def difference(column: int) -> Difference | None:
-        if policy is None or np.isnan(means[column]):
-            return None
-        return paired_difference(policy[:, column], rows[:, column])
+    def difference(name: str) -> Difference | None:
+        return paired_difference(policy[name], means[name]) if policy is not None and name in means else None
 
     return Point(
-        arm=arm,
-        budget=budget,
-        realised=nominal,
-        axes=dict(zip(AXES, shares, strict=True)),
-        cost={"nominal": nominal, "bytes": float(means[_BYTES])},
-        step_ms=None if np.isnan(means[_MILLISECONDS]) else float(means[_MILLISECONDS]),
-        nats=float(means[_NATS]),
-        low=spread.low,
-        high=spread.high,
-        perplexity=float(np.exp(means[_NATS])),
-        tokens=tokens,
-        difference=difference(_NATS),
-        divergence=float(means[_DIVERGENCE]) if measured else None,
-        divergence_difference=difference(_DIVERGENCE),
-    )
+        arm=arm, budget=budget, realised=nominal, axes=axes, cost={"nominal": nominal, "bytes": averages["bytes"]},
+        step_ms=averages.get("ms"), nats=averages["nats"], low=spread.low, high=spread.high,
+        perplexity=float(np.exp(averages["nats"])), tokens=tokens, difference=difference("nats"),
+        divergence=averages.get("divergence"), divergence_difference=difference("divergence"),
+    )  # fmt: skip

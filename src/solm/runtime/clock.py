@@ -102,27 +102,20 @@ def measure_clock(lm: ControlledModel, progress: Progress, seconds: float | None
     """Time steps of `lm` as replies take them, under its policy or its calibration.
 
     Steps of all kinds take turns, one by one, so that what else the machine does changes all of them alike; medians of
-    their ratios to neighbouring dense steps are what counts.
+    their ratios to neighbouring dense steps are what counts. progress: called between steps; what it raises ends the
+    measurement.
     """
-    made = measure_unless(lm, lambda: False, progress, seconds)
-    assert made is not None
-    return made
-
-
-def measure_unless(
-    lm: ControlledModel, stop: Callable[[], bool], progress: Progress, seconds: float | None = None
-) -> StepClock | None:
-    """The same; None as soon as `stop` says that there is something better to do."""
     billions = (lm.shapes.layers * lm.shapes.layer_weights + lm.shapes.head_weights) / 1e9
     begun, name = time.monotonic(), "measuring this machine, once"
     seconds = SECONDS + SECONDS_PER_BILLION * billions if seconds is None else seconds
-    progress(name, 0, 100)
-    steps, rounds = _Steps(lm, begun + seconds / 3, stop), 0
-    while not rounds or (time.monotonic() - begun < seconds and rounds < _MOST_ROUNDS):
-        if not steps.round(stop):
-            return None
-        rounds += 1
+
+    def tell() -> None:
         progress(name, min(99, round(100 * (time.monotonic() - begun) / seconds)), 100)
+
+    steps, rounds = _Steps(lm, begun + seconds / 3, tell), 0
+    while not rounds or (time.monotonic() - begun < seconds and rounds < _MOST_ROUNDS):
+        steps.round()
+        rounds += 1
     progress(name, 100, 100)
     return steps.clock()
 
@@ -143,10 +136,11 @@ def pass_milliseconds(lm: ControlledModel, tokens: Array, context: int, rounds: 
 
 
 class _Steps:
-    """Steps of all kinds, after few tokens and after more, read until `deadline` on the monotonic clock."""
+    """Steps of all kinds, after few tokens and after more, read until `deadline` on the monotonic clock. tell: called
+    between steps."""
 
-    def __init__(self, lm: ControlledModel, deadline: float, stop: Callable[[], bool]):
-        self._lm = lm
+    def __init__(self, lm: ControlledModel, deadline: float, tell: Callable[[], None]):
+        self._lm, self._tell = lm, tell
         room = min(lm.context or _FAR + _HORIZON, _FAR + _HORIZON) - 4 * (_STEPS + 1)
         self._tokens = known_text(lm, _FAR + _HORIZON)
         policy: AnyPolicy = lm.policy("static") if lm.trained is None else lm.policy()
@@ -156,8 +150,9 @@ class _Steps:
         session, read, taken = lm.session(_NEAR), 0, 0.0
         for place in (max(1, min(_NEAR, room)), 128, 256, 512, _FAR):
             begun = time.monotonic()
-            if read and (place > room or least == 1 or begun + taken > deadline or stop()):
+            if read and (place > room or least == 1 or begun + taken > deadline):
                 break
+            tell()
             session.prefill(self._tokens[:, read:place])
             taken, read = 2 * (time.monotonic() - begun), place
             self._read = [*self._read[:1], (place, session.fork(1, _STEPS))]
@@ -169,22 +164,19 @@ class _Steps:
         self.ratios: list[list[float]] = [[] for _ in self._plans]
         self.shares: list[list[np.ndarray]] = [[] for _ in self._plans]
 
-    def round(self, stop: Callable[[], bool]) -> bool:
-        """Each kind `_STEPS` times, every one after a dense step that sees about as many keys; False where `stop` ended
-        it."""
+    def round(self) -> None:
+        """Each kind `_STEPS` times, every one after a dense step that sees about as many keys."""
         dense = {place: self._fork(place, Dense(self._lm.space), (1.0, 1.0, 1.0)) for place in self.ms}
         cheap = [self._fork(*plan) for plan in self._plans]
         for step in range(_STEPS + 1):
             for number, (place, *_) in enumerate(self._plans):
-                if stop():
-                    return False
+                self._tell()
                 whole, _ = self._step(dense[place], step)
                 part, share = self._step(cheap[number], step)
                 if step:  # the first one after a fork also takes memory
                     self.ms[place].append(whole)
                     self.ratios[number].append(part / whole)
                     self.shares[number].append(share)
-        return True
 
     def _fork(self, place: int, policy: AnyPolicy, target: tuple[float, ...]) -> Session:
         fork = self._read[place][1].fork(1, len(_KEEPS) * (_STEPS + 1))

@@ -1,7 +1,7 @@
 """`LanguageModel`: what `solm.load` and `solm.attach` return. It generates under a budget."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, fields
 from numbers import Integral
 from typing import TYPE_CHECKING, Any, Self, overload
@@ -17,7 +17,7 @@ from solm.policies.calibration import Calibration
 from solm.policies.schedules import Dense
 from solm.runtime.batch import Row, decode
 from solm.runtime.calibrate import Progress, calibrate, can_calibrate
-from solm.runtime.clock import keep, kept, measure_clock, measure_unless
+from solm.runtime.clock import keep, kept, measure_clock
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.grammars import Grammar
 from solm.runtime.guess import Allowance, guess_count
@@ -92,6 +92,10 @@ class GenerateOptions:
         guess_count(self.guess, exact=True)
 
 
+class _BetterToDoError(Exception):
+    """Ends a measurement."""
+
+
 class LanguageModel(ControlledModel):
     """A frozen model under control that generates: from text, conversations, token ids, or several of them."""
 
@@ -122,11 +126,17 @@ class LanguageModel(ControlledModel):
     def time_again(self, stop: Callable[[], bool]) -> None:
         """Measure step times anew where they are unsure, for replies to come; in vain as soon as `stop` says that there
         is something better to do."""
-        if self.clock is not None and self.clock.now.error > UNSURE:
-            found = measure_unless(self, stop, lambda what, done, total: None)
-            if found is not None and found.error < self.clock.now.error:
-                keep(self, found)
-                self.clock = RunningClock(found)
+
+        def watch(*_: object) -> None:
+            if stop():
+                raise _BetterToDoError
+
+        with suppress(_BetterToDoError):
+            if self.clock is not None and self.clock.now.error > UNSURE:
+                found = measure_clock(self, watch)
+                if found.error < self.clock.now.error:
+                    keep(self, found)
+                    self.clock = RunningClock(found)
 
     def timed_for(self, budget: BudgetLike, progress: Progress = lambda what, done, total: None) -> Self:
         """`timed` where `budget` is one in time, as a loss by a policy's curve is, too; else the model itself. Raises

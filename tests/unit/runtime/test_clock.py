@@ -216,8 +216,9 @@ def test_the_command_measures_and_its_clock_gives_the_text_again(
     assert run("--budget", "speed=1.1", "--timings", str(tmp_path / "clock.json"))[0]["tokens"] == frozen["tokens"]
 
 
-def test_an_idle_moment_makes_an_unsure_clock_surer_and_is_left_at_once(plain_lm, known, cache):
+def test_an_idle_moment_makes_an_unsure_clock_surer_and_is_left_at_once(plain_lm, known, cache, monkeypatch):
     lm = plain_lm.timed()
+    monkeypatch.setattr(language_model, "measure_clock", clock.measure_clock)
     assert lm.clock.now.error == 0.2
     lm.time_again(lambda: True)
     assert lm.clock.now.error == 0.2, "there was something better to do"
