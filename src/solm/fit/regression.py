@@ -1,18 +1,17 @@
 """Fitting a value network to samples of what random actions cost."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch.nn import functional as F
 
-from solm.core.actions import FULL_BITS, ActionSpace
+from solm.core.actions import ActionSpace
 from solm.core.files import read_json
 from solm.core.provenance import command_line, commit, plain_name, plain_names, versions
 from solm.fit.folder import COSTS, FITTED, LONG_COSTS, Files
 from solm.fit.job import Job
 from solm.fit.plan import GRID
-from solm.fit.samples import Samples, decision_layer, fitted_batches, keep_of, read_samples
+from solm.fit.samples import Samples, decision_layer, fitted_batches, read_samples
 from solm.policies.artifact import WEIGHTS, PolicyConfig, TrainedPolicy
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig
@@ -24,7 +23,7 @@ _RATE, _WEIGHT_DECAY, _DROPOUT = 2e-3, 0.5, 0.5
 _RISING = 0.1
 """Part of the steps in which the learning rate rises."""
 _PART = 8192
-"""Rows that are looked at together."""
+"""Samples that are looked at together, in float32."""
 _LARGEST_COST = 5.0
 """Nats. A few tokens change by more; without the limit they would decide the trust in the network."""
 _LEAST = 1e-3
@@ -37,36 +36,15 @@ _FIRST_INTERFERENCE = 0.05
 """Nats at which the parameter `interference` starts."""
 
 
-@dataclass(frozen=True)
-class _Rows:
-    """Samples in one row each: hidden [M, H], before [M, 3] shares, after [M, 3] levels, saved [M, 3] average
-    shares that the sample's schedule leaves out, divergence [M] and cost [M] in nats."""
-
-    hidden: torch.Tensor
-    before: torch.Tensor
-    after: torch.Tensor
-    saved: torch.Tensor
-    divergence: torch.Tensor
-    cost: torch.Tensor
-
-    def take(self, index: torch.Tensor | slice) -> "_Rows":
-        """Some rows; a slice shares memory with all of them."""
-        return _Rows(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-    def parts(self) -> "Iterator[_Rows]":
-        """All rows, in parts that fit into memory in float32."""
-        return (self.take(slice(first, first + _PART)) for first in range(0, len(self.cost), _PART))
-
-
 def fit_network(job: Job) -> Files:
     """The policy, not yet compared."""
-    samples, sizes = read_samples(job), job.sizes("samples")
+    (samples, texts), sizes = read_samples(job), job.sizes("samples")
     costs = [torch.tensor(axis, dtype=torch.float64) for axis in read_json(job.folder.path / COSTS)]
     after = tuple((context, tuple(factors)) for context, factors in read_json(job.folder.path / LONG_COSTS))
     config = ValueConfig(
         base_hidden=job.lm.shapes.hidden, layer=decision_layer(job.lm), grid=GRID, costs_after=after
     )  # fmt: skip
-    network = fit_samples(samples, config, len(samples.dense) - fitted_batches(len(samples.dense)))
+    network = fit_samples(samples, config, texts, texts - fitted_batches(texts))
     set_level_costs(network, costs)
     streams = [*job.texts.train, *job.own_texts]
     about = {
@@ -88,13 +66,14 @@ def fit_network(job: Job) -> Files:
 def fit_samples(
     samples: Samples,
     config: ValueConfig,
+    texts: int,
     held_out: int,
     *,
     epochs: int = EPOCHS,
     batch: int = BATCH,
     dropout: float = _DROPOUT,
 ) -> ValueNetwork:
-    """A value network for `samples`, of which the last `held_out` texts are not fitted to.
+    """A value network for `samples` of so many texts, of which the last `held_out` are not fitted to.
 
     It is fitted to divergences by Poisson deviance, as their variance grows with their mean. For a calibrated model the
     divergence is the expected cost over next tokens, so that the fit does not see the variance of the token that came
@@ -102,9 +81,9 @@ def fit_samples(
     """
     torch.manual_seed(0)
     network = ValueNetwork(config, dropout)
-    rows, texts = _flatten(samples, config)
-    first = (len(samples.dense) - held_out) * len(texts) // len(samples.dense)
-    train, test = rows.take(slice(first)), rows.take(slice(first, None))
+    samples = replace(samples, cost=samples.cost.clamp(-_LARGEST_COST, _LARGEST_COST))
+    steps = len(samples.cost) // texts
+    train, test = samples.take(slice((texts - held_out) * steps)), samples.take(slice((texts - held_out) * steps, None))
     total = epochs * -(-len(train.cost) // batch)
     # What a step loses through the savings of the steps around it is no part of its own action's cost.
     interference = torch.nn.Parameter(torch.full((3,), _FIRST_INTERFERENCE))
@@ -121,12 +100,13 @@ def fit_samples(
     network.eval()
     with torch.no_grad():
         count = config.kept_sensitivities
-        picks = torch.randperm(len(rows.cost))[:count]
-        kept = network(rows.hidden[picks].float(), rows.before[picks])
+        picks = torch.randperm(len(samples.cost))[:count]
+        kept = network(samples.hidden[picks].float(), samples.before[picks])
         scale = kept.mean(0)
         slopes, errors = torch.ones(3), torch.zeros(3)
         if len(test.cost):
-            slopes, errors = _slopes(network, train, test, texts[first:] - int(texts[first]), interference, scale)
+            numbers = torch.arange(held_out).repeat_interleave(steps)
+            slopes, errors = _slopes(network, train, test, numbers, interference, scale)
         trust = (slopes - errors).clamp(0, 1)
         kept = 1 + trust * (kept / scale - 1)
         network.training_sensitivities.copy_(kept.repeat(-(-count // len(kept)), 1)[:count])
@@ -156,13 +136,13 @@ def set_level_costs(network: ValueNetwork, costs: list[torch.Tensor]) -> None:
     )
 
 
-def predict(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) -> torch.Tensor:
+def predict(network: ValueNetwork, rows: Samples, interference: torch.Tensor) -> torch.Tensor:
     """Cost [M] of the rows' actions, nats. interference: [3] cost per axis of a step among others that save all."""
     cost = (network(rows.hidden, rows.before) * _unit_costs(network, rows, interference)).sum(-1)
     return cost.clamp(min=_LEAST)
 
 
-def _unit_costs(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) -> torch.Tensor:
+def _unit_costs(network: ValueNetwork, rows: Samples, interference: torch.Tensor) -> torch.Tensor:
     """[M, 3]: per axis what the rows' levels, and the savings around them, cost a token of sensitivity 1."""
     own = [F.pad(costs, (0, 1))[rows.after[:, axis].long()] for axis, costs in enumerate(network.level_costs)]
     return torch.stack(own, 1) + rows.saved * interference
@@ -170,8 +150,8 @@ def _unit_costs(network: ValueNetwork, rows: _Rows, interference: torch.Tensor) 
 
 def _slopes(
     network: ValueNetwork,
-    train: _Rows,
-    test: _Rows,
+    train: Samples,
+    test: Samples,
     texts: torch.Tensor,
     interference: torch.Tensor,
     mean: torch.Tensor,
@@ -186,7 +166,8 @@ def _slopes(
     variance = _variance(train.cost, _action_index(train.after, network.config), len(network.config.grid))
     count = int(texts.max()) + 1
     left, right = torch.zeros(count, 3, 3, dtype=torch.float64), torch.zeros(count, 3, dtype=torch.float64)
-    for part, some in zip(test.parts(), texts.split(_PART), strict=True):
+    for index, some in zip(torch.arange(len(texts)).split(_PART), texts.split(_PART), strict=True):
+        part = test.take(index)
         unit = _unit_costs(network, part, interference)
         added = ((network(part.hidden, part.before) - mean) * unit).double()
         missing = part.cost.double() - (mean * unit).sum(1).double()
@@ -203,21 +184,6 @@ def _slopes(
 def _solved(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """The solutions [..., 3] of least squares with these sums."""
     return torch.linalg.solve(left + 1e-9 * torch.eye(3), right).float()
-
-
-def _flatten(samples: Samples, config: ValueConfig) -> tuple[_Rows, torch.Tensor]:
-    """Rows of all samples, and the number of the text that each is from."""
-    shape = samples.cost.shape
-    before, after = keep_of(samples.before, config.grid), keep_of(samples.after, config.grid)
-    for keep in (before, after):
-        keep[..., 2] /= FULL_BITS
-    saved = (1 - after).mean(2, keepdim=True).expand_as(after).float()
-    texts = torch.arange(shape[0]).repeat_interleave(shape[1] * shape[2])
-    rows = _Rows(
-        samples.hidden.flatten(0, 2), before.float().flatten(0, 2), samples.after.flatten(0, 2), saved.flatten(0, 2),
-        samples.divergence.flatten(), samples.cost.clamp(-_LARGEST_COST, _LARGEST_COST).flatten(),
-    )  # fmt: skip
-    return rows, texts
 
 
 def _action_index(levels: torch.Tensor, config: ValueConfig) -> torch.Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from solm.backends.results import SplitSchedule
-from solm.core.actions import DENSE, ActionSpace
+from solm.core.actions import DENSE, WHOLE, ActionSpace
 from solm.core.files import Parts, read_json, read_tensors, resumable, write_json, write_tensors
 from solm.fit.folder import COLLECTED, OWN_TEXTS, SAMPLES
 from solm.fit.job import Job
@@ -78,42 +78,46 @@ def fitted_batches(batches: int) -> int:
     return int(batches * (1 - HELD_OUT))
 
 
-def read_samples(job: Job) -> "Samples":
-    """What `collect` left; raises `DamagedFileError`."""
+def read_samples(job: Job) -> "tuple[Samples, int]":
+    """What `collect` left, and of how many texts; raises `DamagedFileError`."""
     about = read_json(job.folder.path / COLLECTED)
     paths = sorted((job.folder.path / SAMPLES / about["folder"]).glob("*.safetensors"))
-    return Samples.join((Samples(**read_tensors(path)) for path in paths), about["texts"])
+    return Samples.join((Samples(**read_tensors(path)) for path in paths), about["texts"]), about["texts"]
 
 
 @dataclass(frozen=True)
 class Samples:
-    """R random schedules for each of W texts, T steps each.
+    """M steps of texts under random schedules, text by text, as many of each.
 
-    hidden: [W, R, T, H] bfloat16, the residual stream that enters the decision layer. before, after: [W, R, T, 3]
-    uint8, levels of the grid for the layers before it and from it on. cost: [W, R, T] float32 nats, the log-probability
-    of the next token in the dense run less that under the schedule. divergence: [W, R, T] float32 nats, its expectation
-    over the next tokens that the dense run predicts (KL). dense: [W, T] float32, log-probability in the dense run.
+    hidden: [M, H] bfloat16, the residual stream that enters the decision layer. before: [M, 3] float32, shares for the
+    layers before it. after: [M, 3] uint8, levels of the grid for those from it on. saved: [M, 3] float32, the average
+    shares that the step's schedule leaves out there. cost: [M] float32 nats, the log-probability of the next token in
+    the dense run less that under the schedule. divergence: [M] float32 nats, its expectation over the next tokens that
+    the dense run predicts (KL).
     """
 
     hidden: torch.Tensor
     before: torch.Tensor
     after: torch.Tensor
+    saved: torch.Tensor
     cost: torch.Tensor
     divergence: torch.Tensor
-    dense: torch.Tensor
+
+    def take(self, index: torch.Tensor | slice) -> "Samples":
+        """Some of the steps; a slice shares memory with all of them."""
+        return Samples(**{name: values[index] for name, values in vars(self).items()})
 
     @classmethod
     def join(cls, parts: "Iterable[Samples]", texts: int) -> "Samples":
-        """All parts, of `texts` texts together. Of an iterator one part at a time is in memory beside the whole."""
+        """All parts, each of one of `texts` texts. Of an iterator one part at a time is in memory beside the whole."""
         whole: dict[str, torch.Tensor] = {}
-        at = 0
-        for part in parts:
+        count = 0
+        for count, part in enumerate(parts, 1):
             for name, value in vars(part).items():
-                whole.setdefault(name, value.new_empty((texts, *value.shape[1:])))[at : at + len(value)] = value
-            at += len(part.dense)
-        if at != texts:
-            raise ValueError(f"the parts have {at} texts, not {texts}")
-        return cls(**whole)
+                whole.setdefault(name, value.new_empty((texts, *value.shape)))[count - 1] = value
+        if count != texts:
+            raise ValueError(f"there are {count} parts, not {texts}")
+        return cls(**{name: values.flatten(0, 1) for name, values in whole.items()})
 
 
 def draw_levels(
@@ -162,12 +166,13 @@ def collect_samples(
     forks = session.fork(rows, steps)
     found = forks.score(tokens.repeat_interleave(rows, 0), schedule, reference=dense.logits)
     assert found.divergences is not None
-    stream, scores, distances = (
-        values.cpu().unflatten(0, (texts, rows))
-        for values in (found.stream, found.log_probabilities, found.divergences)
-    )
-    own = dense.log_probabilities.cpu()
-    return Samples(stream.bfloat16(), before, after, own[:, None] - scores, distances, own)
+    whole = torch.tensor(WHOLE, dtype=torch.float64)
+    saved = (1 - keep_of(after, grid) / whole).mean(2, keepdim=True).expand(after.shape)
+    cost = dense.log_probabilities.repeat_interleave(rows, 0) - found.log_probabilities
+    return Samples(
+        found.stream.bfloat16().cpu().flatten(0, 1), (keep_of(before, grid) / whole).float().flatten(0, 2),
+        after.flatten(0, 2), saved.float().flatten(0, 2), cost.cpu().flatten(), found.divergences.cpu().flatten(),
+    )  # fmt: skip
 
 
 def keep_of(levels: torch.Tensor, grid: ActionSpace) -> torch.Tensor:

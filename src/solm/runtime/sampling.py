@@ -32,17 +32,11 @@ _BLOCK = 512
 """Weights that are summed together."""
 _DRAWN = ("temperature", "top_k", "top_p", "min_p")
 """Options that matter where tokens are drawn."""
-_NO_MATTER = (
-    "do_sample", "eos_token_id", "pad_token_id", "bos_token_id", "decoder_start_token_id", "transformers_version",
-    "max_length", "max_new_tokens", "use_cache", "cache_implementation", "num_return_sequences", "early_stopping",
-    "length_penalty", "output_scores", "output_logits", "output_attentions", "output_hidden_states",
-    "return_dict_in_generate", "_from_model_config",
-)  # fmt: skip
-"""Options of a model's own that change no score."""
+_NO_MATTER = ("do_sample", "eos_token_id", "pad_token_id")
+"""Options that change no score."""
 _NEUTRAL: dict[str, Any] = {
-    "repetition_penalty": 1.0, "encoder_repetition_penalty": 1.0, "typical_p": 1.0, "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0, "min_length": 0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "num_beams": 1,
-    "num_beam_groups": 1, "diversity_penalty": 0.0, "remove_invalid_values": False, "renormalize_logits": False,
+    "repetition_penalty": 1.0, "typical_p": 1.0, "no_repeat_ngram_size": 0, "min_length": 0, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "remove_invalid_values": False, "renormalize_logits": False,
 }  # fmt: skip
 """Values with which options change no score."""
 
@@ -273,13 +267,13 @@ class Sampler:
         """The sampler after ids [1, C] that transformers' generation options make.
 
         options: those in `SUPPORTED`; greedy unless one of temperature, top_p, top_k and min_p, or do_sample, is given.
-        Temperature 0 is greedy. Raises `SolmError` for any other option, and for a value that transformers refuses.
+        Temperature 0 is greedy. Of the model's own options others than these are ignored. Raises `SolmError` for any
+        other option, and for a value that transformers refuses.
         """
-        own = lm.generation_options
         for name in options:
             if name not in SUPPORTED:
-                raise SolmError(_refusal(name, own))
-        chosen = {**own, **options}
+                raise SolmError(f"generation option {name!r} is not supported; supported are {', '.join(SUPPORTED)}")
+        chosen = {name: value for name, value in lm.generation_options.items() if name in SUPPORTED} | dict(options)
         if "do_sample" not in options:
             chosen["do_sample"] = any(options.get(name) is not None for name in _DRAWN)
         if options.get("temperature") == 0:
@@ -443,10 +437,3 @@ def _processors(options: Mapping[str, Any], ids: Array) -> tuple[Any, Any, Any]:
     except ValueError as error:
         raise SolmError(f"generation options: {' '.join(str(error).split())}") from error
     return processors, bool(found.do_sample), found.eos_token_id
-
-
-def _refusal(name: str, own: Mapping[str, Any]) -> str:
-    from transformers import GenerationConfig
-
-    what = "is not supported" if name in own or hasattr(GenerationConfig(), name) else "is unknown"
-    return f"generation option {name!r} {what}; supported are {', '.join(SUPPORTED)}"

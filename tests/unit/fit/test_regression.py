@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from helpers.policies import SPACE
+from solm.core.actions import WHOLE
 from solm.fit.costs import cost_factors
 from solm.fit.regression import fit_samples, set_level_costs
-from solm.fit.samples import Samples, draw_levels
+from solm.fit.samples import Samples, draw_levels, keep_of
 from solm.policies.value_network import ValueNetwork
 from solm.policies.value_policy import ValueConfig, ValuePolicy
 
@@ -22,14 +23,17 @@ def planted(noise: float) -> Samples:
     cost = torch.tensor([1.0, 0.3, 0.0])[after[..., 1].long()] * need
     came = cost - noise * torch.randn(cost.shape, generator=generator)
     divergence = cost * 2 * torch.rand(cost.shape, generator=generator)
+    whole = torch.tensor(WHOLE)
+    saved = (1 - keep_of(after, SPACE) / whole).mean(2, keepdim=True).expand(after.shape)
     return Samples(
-        hidden.bfloat16(), before, after, came, divergence, torch.zeros(120, 64)
+        hidden.bfloat16().flatten(0, 2), (keep_of(before, SPACE) / whole).float().flatten(0, 2), after.flatten(0, 2),
+        saved.float().flatten(0, 2), came.flatten(), divergence.flatten(),
     )  # fmt: skip
 
 
 def test_regression_finds_what_is_there_and_trusts_it_as_far_as_held_out_samples_do():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
-    network = fit_samples(planted(noise=1), config, 12, batch=512, dropout=0.1)
+    network = fit_samples(planted(noise=1), config, 120, 12, batch=512, dropout=0.1)
     # Sensitivities are 1 on average; the costs are the planted ones, on the planted axis alone.
     torch.testing.assert_close(network.training_sensitivities.float().mean(0), torch.ones(3), rtol=0, atol=0.05)
     costs = [axis.detach() for axis in network.level_costs]
@@ -42,9 +46,9 @@ def test_little_is_found_and_trusted_where_there_is_nothing():
     config = ValueConfig(base_hidden=64, layer=1, grid=SPACE, width=32)
     luck = planted(noise=1)
     order = torch.randperm(luck.cost.numel(), generator=torch.Generator().manual_seed(4))
-    luck.cost.copy_(luck.cost.flatten()[order].view(luck.cost.shape))
+    luck.cost.copy_(luck.cost[order])
     luck.divergence.copy_(torch.rand(luck.cost.shape, generator=torch.Generator().manual_seed(3)))
-    network = fit_samples(luck, config, 12, epochs=2, batch=512, dropout=0.1)
+    network = fit_samples(luck, config, 120, 12, epochs=2, batch=512, dropout=0.1)
     assert float(network.trust[1]) < 0.2
 
 

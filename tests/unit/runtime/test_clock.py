@@ -84,8 +84,8 @@ def test_a_clock_that_is_unsure_refuses_only_what_bytes_rule_out(plain_lm, known
 
 
 def test_a_disturbed_measurement_does_not_make_steps_leave_out_nearly_all(plain_lm):
-    steps = clock._Steps(plain_lm, float("inf"), lambda: False)
-    steps.round(lambda: False)
+    steps = clock._Steps(plain_lm, float("inf"), lambda: None)
+    steps.round()
     for ratios in steps.ratios:
         ratios[:] = [0.7, 1.0, 1.6]  # as if steps took what they please, and saved nothing
     made = steps.clock()
