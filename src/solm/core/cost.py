@@ -71,6 +71,11 @@ class ModelShapes(BaseModel):
         return self.hidden * self.vocabulary
 
     @property
+    def step_bits(self) -> float:
+        """Bits of the weights that a dense step reads."""
+        return self.layers * self.layer_weights * self.weight_bits + self.head_weights * self.head_bits
+
+    @property
     def site_sizes(self) -> tuple[int, ...]:
         """Channels of each of `SITES` in a layer."""
         return self.hidden, self.intermediate, self.hidden, self.heads * self.head_dim

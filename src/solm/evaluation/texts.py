@@ -128,11 +128,6 @@ class TokenStream:
     name: str
     fingerprint: str
 
-    def beginning(self, length: int) -> torch.Tensor:
-        """The first tokens [1, length]."""
-        self._check(length)
-        return self.tokens[None, :length].long()
-
     def random(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         """`count` windows [count, length] at uniformly random places."""
         self._check(length)

@@ -58,7 +58,7 @@ class Job:
         return max((self.minutes - spent) / share, self.minutes / 2)
 
     def speed(self) -> Speed:
-        return measure_speed(self.lm, self.texts.train[0].beginning(self.texts.context + 1))
+        return measure_speed(self.lm, self.texts.train[0].tokens[None, : self.texts.context + 1].long())
 
     def planned(
         self, speed: Speed, timings: StepClock | None = None, strict: bool = False, minutes: float | None = None

@@ -5,7 +5,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
 from typing import Generic, TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from solm.core.errors import first_line
 from solm.policies.schedules import Dense
 from solm.runtime.controlled import ControlledModel
 from solm.runtime.draft import Drafter
-from solm.runtime.guess import MOST_GUESSES, Guess, Wish
+from solm.runtime.guess import MOST_GUESSES, Guess
 from solm.runtime.reply import TextStream, Trace, overlap
 from solm.runtime.sampling import Sampler
 from solm.runtime.sources import Forced, Lookup, Prediction, Recalled, Source
@@ -91,6 +90,16 @@ class Row:
     def left(self) -> int:
         """Tokens that the reply may still have."""
         return self.longest - len(self.ids)
+
+    @property
+    def most(self) -> int:
+        """Tokens that may be guessed before the next pass."""
+        return min(self.left - 1, MOST_GUESSES) if self.sources else 0
+
+    @property
+    def drawn(self) -> bool:
+        """Whether tokens are drawn, not the likeliest ones."""
+        return self.sampler.plain is not None
 
     def think(self, reader: ThinkingReader, target: Sequence[float] | None = None) -> None:
         """Before the first token: the reply may think before it answers. Stop strings and a grammar then wait for the
@@ -209,14 +218,13 @@ class Batch(Generic[_Row]):
             passed = self._pass(rows)
         return self._taken(rows, *passed)
 
-    def _pass(self, rows: list[_Row]) -> tuple[list[Guess], list[Wish], Result, float]:
-        """What was guessed, what rows wished, what the pass gave, and when it began."""
+    def _pass(self, rows: list[_Row]) -> tuple[list[Guess], Result, float]:
+        """What was guessed, what the pass gave, and when it began."""
         assert self.session is not None
         guesses = [Guess() for _ in rows]
         guessing = any(row.sources for row in rows) and all(isinstance(row.policy, Dense) for row in rows)
-        wishes = [self._wish(row) for row in rows] if guessing else []
         if guessing:
-            guesses = self._guesses(wishes)
+            guesses = self._guesses(rows)
         last, largest = np.array([row.ids[-1] for row in rows]), np.array([row.largest for row in rows])
         begun = time.perf_counter()
         if any(guess.tokens for guess in guesses):
@@ -231,18 +239,12 @@ class Batch(Generic[_Row]):
         if guessing:
             size = len(rows) + sum(len(guess.tokens) for guess in guesses)
             self._guesser.passed(size, time.perf_counter() - begun)
-        return guesses, wishes, done, begun
+        return guesses, done, begun
 
-    def _wish(self, row: _Row) -> Wish:
-        drafts = self._drafter is not None and row.drafting and row.sources
-        most = min(row.left - 1, MOST_GUESSES if row.sources else 0)
-        drawn = row.sampler.plain is not None
-        return Wish(row if drafts else None, row.sources, most, row.guess, row.left, drawn)
-
-    def _guesses(self, wishes: list[Wish]) -> list[Guess]:
+    def _guesses(self, rows: list[_Row]) -> list[Guess]:
         """The guesses of every row. Where the draft model fails, its rows go on without it."""
         try:
-            return self._guesser.choose(wishes, self._drafter)
+            return self._guesser.choose(rows, self._drafter)
         except Exception as error:
             if self._drafter is None:
                 raise
@@ -251,11 +253,9 @@ class Batch(Generic[_Row]):
             self._drafter.clear()
             for row in self.rows:
                 row.drafting = False
-            return self._guesser.choose([replace(wish, row=None) for wish in wishes])
+            return self._guesser.choose(rows)
 
-    def _taken(
-        self, rows: list[_Row], guesses: list[Guess], wishes: list[Wish], done: Result, begun: float
-    ) -> Iterator[_Row]:
+    def _taken(self, rows: list[_Row], guesses: list[Guess], done: Result, begun: float) -> Iterator[_Row]:
         """Let rows take what a pass over their last token and their guesses gives: the token after it, and those after
         guesses, as long as these are what was taken. What the cache holds of other guesses is forgotten.
 
@@ -285,7 +285,7 @@ class Batch(Generic[_Row]):
                     if not right or row.reason is not None:
                         break
                 if made.tokens:
-                    self._guesser.learn(wishes[place], made, accepted)
+                    self._guesser.learn(row, made, accepted)
         finally:
             if any(guess.tokens for guess in guesses):
                 session.truncate(np.array([len(row.prompt) + len(row.ids) - 1 for row in rows]))

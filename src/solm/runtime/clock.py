@@ -239,7 +239,7 @@ def _spread(values: list[float]) -> float:
 def _key_ms(lm: ControlledModel, contexts: list[int], dense: list[float]) -> float:
     """Milliseconds that a key adds to a dense step, by steps after two contexts and by its bytes."""
     shapes = lm.shapes
-    weights = shapes.layers * shapes.layer_weights * shapes.weight_bits + shapes.head_weights * shapes.head_bits
-    by_bytes = dense[0] * shapes.layers * shapes.kv_heads * 2 * shapes.head_dim * shapes.cache_bits / weights
+    key_bits = shapes.layers * shapes.kv_heads * 2 * shapes.head_dim * shapes.cache_bits
+    by_bytes = dense[0] * key_bits / shapes.step_bits
     slope = (dense[-1] - dense[0]) / (contexts[-1] - contexts[0]) if len(contexts) > 1 else by_bytes
     return min(max(slope, _USUAL_KEYS[0] * by_bytes), _USUAL_KEYS[1] * by_bytes)

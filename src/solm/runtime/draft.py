@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -10,23 +10,13 @@ from solm.backends.session import Session
 from solm.core.arrays import as_numpy
 from solm.core.errors import SolmError
 from solm.runtime.controlled import ControlledModel
-from solm.runtime.guess import MOST_GUESSES, Drafted
+from solm.runtime.guess import MOST_GUESSES, Drafted, Text
 from solm.runtime.sampling import Sampler
 
 _AT_ONCE = MOST_GUESSES + 1
 """Tokens of a row that one pass reads."""
 _CHUNK = 512
 """Tokens of a long text that are read between two passes of the batch, whose rows all wait for them."""
-
-
-class Text(Protocol):
-    """A row of a batch, as far as a draft model sees it: prompt [C] int64, the tokens of its reply so far, and how it
-    chooses them."""
-
-    prompt: np.ndarray
-    ids: list[int]
-    longest: int
-    sampler: Sampler
 
 
 class Drafter:
@@ -39,7 +29,7 @@ class Drafter:
 
     def __init__(self, lm: ControlledModel, target: ControlledModel):
         self._lm, self._most = lm, target.shapes.vocabulary
-        self.weight = _weights(lm) / _weights(target)
+        self.weight = lm.shapes.step_bits / target.shapes.step_bits
         """See `Drafting`."""
         self._rows: list[Text] = []
         self._known: list[list[int]] = []
@@ -168,12 +158,6 @@ def _guessed(logits: np.ndarray, sampler: Sampler, ahead: int) -> tuple[int, flo
     weights = logits - logits.max()
     np.exp(weights, out=weights)
     return sampler.foresee(logits, ahead), 1 / float(weights.sum())
-
-
-def _weights(lm: ControlledModel) -> float:
-    """Bits of the weights that a step reads."""
-    shapes = lm.shapes
-    return shapes.layers * shapes.layer_weights * shapes.weight_bits + shapes.head_weights * shapes.head_bits
 
 
 def check_vocabulary(draft: Any, tokenizer: Any, name: str) -> None:

@@ -154,18 +154,23 @@ class Pace:
         return float(max(average + slope * (tokens - mean), self._single))
 
 
-@dataclass(frozen=True)
-class Wish:
-    """What one row may guess. row: it, as the draft model knows it; None: that does not guess for it. sources: where
-    its guesses may come from. most: of them. wanted: how many it wants where its request says so. left: tokens that its
-    reply may still have. drawn: whether its tokens are drawn, not the likeliest ones."""
+class Text(Protocol):
+    """A row of a batch, as it is known where tokens are guessed: `solm.runtime.batch.Row` says what these are."""
 
-    row: Any
-    sources: Sequence[Source]
-    most: int
-    wanted: int | None
-    left: int
-    drawn: bool
+    prompt: np.ndarray
+    ids: list[int]
+    longest: int
+    sampler: Any
+    sources: list[Source]
+    drafting: bool
+    guess: int | None
+
+    @property
+    def left(self) -> int: ...
+    @property
+    def most(self) -> int: ...
+    @property
+    def drawn(self) -> bool: ...
 
 
 @dataclass
@@ -222,7 +227,7 @@ class Guesser:
         """By row the same of all guesses of the draft model for it."""
         self._lock = threading.Lock()
 
-    def choose(self, wishes: Sequence[Wish], drafting: Drafting | None = None) -> list[Guess]:
+    def choose(self, rows: Sequence[Text], drafting: Drafting | None = None) -> list[Guess]:
         """The guesses of every row.
 
         Of guesses by falling probability, so many are made that the pass should give the most tokens per second. The
@@ -230,31 +235,31 @@ class Guesser:
         should.
         """
         with self._lock:
-            found = [self._proposal(wish) for wish in wishes]
-            made, speed = self._cut(wishes, found)
-            drafted = [] if drafting is None else self._worth_drafting(wishes, made, speed, drafting)
+            found, wanted = [self._proposal(row) for row in rows], [row.guess for row in rows]
+            made, speed = self._cut(wanted, found)
+            drafted = [] if drafting is None else self._worth_drafting(rows, made, speed, drafting)
         first = list(found)
         if drafting is not None and drafted:
             spent, ready = 0.0, drafted
-            for number, step in enumerate(drafting.draft([wishes[place].row for place in drafted]), 1):
+            for number, step in enumerate(drafting.draft([rows[place] for place in drafted]), 1):
                 spent += step.seconds
                 with self._lock:
                     self.draft_pace.add(step.tokens, step.seconds)
                     if number == 1:
-                        ready = [place for place in drafted if wishes[place].row in step.found]
+                        ready = [place for place in drafted if rows[place] in step.found]
                         for place in ready:
                             found[place] = Guess(DRAFT)
                     for place in ready:
-                        wish = wishes[place]
-                        if number <= wish.most:
-                            token, top = step.found[wish.row]
+                        row = rows[place]
+                        if number <= row.most:
+                            token, top = step.found[row]
                             found[place].tokens.append(token)
                             kind = sum(top >= least for least in _TOPS)
-                            found[place].kinds.append(self._kind(DRAFT, kind, wish.drawn))
-                    if not self._goes_on(wishes, found, ready, spent):
+                            found[place].kinds.append(self._kind(DRAFT, kind, row.drawn))
+                    if not self._goes_on(rows, found, ready, spent):
                         break
             with self._lock:
-                made, _ = self._cut(wishes, found, spent)
+                made, _ = self._cut(wanted, found, spent)
         with self._lock:
             for guess, cut in zip(first, made, strict=True):
                 if guess.tokens and cut.source != guess.source:
@@ -269,16 +274,16 @@ class Guesser:
         """How many guesses of one row pay where each is accepted with this probability if those before it are."""
         guess = Guess("", [0] * MOST_GUESSES, [_Acceptance(probability)] * MOST_GUESSES)
         with self._lock:
-            return len(self._cut([Wish(None, (), MOST_GUESSES, None, 1, False)], [guess])[0][0].tokens)
+            return len(self._cut([None], [guess])[0][0].tokens)
 
-    def learn(self, wish: Wish, guess: Guess, accepted: int) -> None:
+    def learn(self, row: Text, guess: Guess, accepted: int) -> None:
         """Of the guesses of a row the first `accepted` ones were kept."""
         with self._lock:
             for place, kind in enumerate(guess.kinds[: accepted + 1]):
                 kind.learn(place < accepted)
                 if guess.source == DRAFT:
-                    self._along(wish).learn(place < accepted)
-                    self._kind(DRAFT, _ALONG, wish.drawn).learn(place < accepted)
+                    self._along(row).learn(place < accepted)
+                    self._kind(DRAFT, _ALONG, row.drawn).learn(place < accepted)
 
     def passed(self, tokens: int, seconds: float) -> None:
         """A pass that verified so many tokens of all rows took so long."""
@@ -291,42 +296,44 @@ class Guesser:
             self._kinds[key] = _Acceptance(_PRIORS[source][kind])
         return self._kinds[key]
 
-    def _along(self, wish: Wish) -> _Acceptance:
+    def _along(self, row: Text) -> _Acceptance:
         """Of all guesses of the draft model for a row; at first as for other rows."""
-        if wish.row not in self._drafted:
-            self._drafted[wish.row] = _Acceptance(self._kind(DRAFT, _ALONG, wish.drawn).probability)
-        return self._drafted[wish.row]
+        if row not in self._drafted:
+            self._drafted[row] = _Acceptance(self._kind(DRAFT, _ALONG, row.drawn).probability)
+        return self._drafted[row]
 
-    def _proposal(self, wish: Wish) -> Guess:
+    def _proposal(self, row: Text) -> Guess:
         """The best guess without a draft model."""
-        best, most = Guess(), min(wish.most, MOST_GUESSES if wish.wanted is None else wish.wanted)
-        for source in wish.sources:
+        best, most = Guess(), min(row.most, MOST_GUESSES if row.guess is None else row.guess)
+        for source in row.sources:
             tokens, kind = source.propose(most)
             if tokens:
-                acceptance = self._kind(source.name, kind, wish.drawn)
+                acceptance = self._kind(source.name, kind, row.drawn)
                 if not best.tokens or acceptance.probability > best.kinds[0].probability:
                     best = Guess(source.name, tokens, [acceptance] * len(tokens))
         return best
 
-    def _cut(self, wishes: Sequence[Wish], found: Sequence[Guess], spent: float = 0.0) -> tuple[list[Guess], float]:
+    def _cut(
+        self, wanted: Sequence[int | None], found: Sequence[Guess], spent: float = 0.0
+    ) -> tuple[list[Guess], float]:
         """The first ones of the guesses that were found, so many that the pass should give the most tokens per second,
         and how many it should give. spent: seconds that it took to find them."""
         gains = [
-            (1.0 if wish.wanted else chance, row)
-            for row, (wish, guess) in enumerate(zip(wishes, found, strict=True))
+            (1.0 if number else chance, place)
+            for place, (number, guess) in enumerate(zip(wanted, found, strict=True))
             for chance in guess.chances()
         ]
         gains.sort(reverse=True)
-        given, size = float(len(wishes)), len(wishes)
+        given, size = float(len(wanted)), len(wanted)
         best, most = given / (self.pace.seconds(size) + spent), 0
         for number, (gain, _) in enumerate(gains, 1):
             given += gain
             speed = given / (self.pace.seconds(size + number) + spent)
             if speed > best or gain == 1:  # what a request asked for is guessed whether it pays or not
                 best, most = speed, number
-        counts = [0] * len(wishes)
-        for _, row in gains[:most]:
-            counts[row] += 1
+        counts = [0] * len(wanted)
+        for _, place in gains[:most]:
+            counts[place] += 1
         made = [
             Guess(guess.source if count else "", guess.tokens[:count], guess.kinds[:count])
             for guess, count in zip(found, counts, strict=True)
@@ -339,31 +346,31 @@ class Guesser:
         return drafting.weight * self.pace.seconds(tokens)
 
     def _worth_drafting(
-        self, wishes: Sequence[Wish], made: Sequence[Guess], speed: float, drafting: Drafting
+        self, rows: Sequence[Text], made: Sequence[Guess], speed: float, drafting: Drafting
     ) -> list[int]:
         """The places of the rows that the draft model should guess for; none where it should not pay. made: what is
         guessed without it, which should give `speed` tokens per second."""
-        places, behind, given, size = list[int](), 0, float(len(wishes)), len(wishes)
-        for place, (wish, guess) in enumerate(zip(wishes, made, strict=True)):
-            unread = None if wish.row is None or wish.wanted == 0 or wish.most < 1 else drafting.behind(wish.row)
-            known = guess.tokens and wish.wanted is None  # what is guessed without it
-            if unread is None or (known and guess.kinds[0].probability > self._along(wish).probability):
+        places, behind, given, size = list[int](), 0, float(len(rows)), len(rows)
+        for place, (row, guess) in enumerate(zip(rows, made, strict=True)):
+            unread = drafting.behind(row) if row.drafting and row.guess != 0 and row.most > 0 else None
+            known = guess.tokens and row.guess is None  # what is guessed without it
+            if unread is None or (known and guess.kinds[0].probability > self._along(row).probability):
                 given, size = given + sum(guess.chances()), size + len(guess.tokens)
             else:
                 places.append(place)
                 behind += unread
-        if not places or any(wishes[place].wanted for place in places):
+        if not places or any(rows[place].guess for place in places):
             return places
         step = self._draft_seconds(len(places), drafting)
         # What it has to read besides the last tokens, such as the prompt, pays off over the rest of the reply.
         reading = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
-        passes = max(1.0, max(wishes[place].left for place in places) / _PER_PASS)
+        passes = max(1.0, max(rows[place].left for place in places) / _PER_PASS)
         spent = step + reading * max(0, behind - 2 * len(places)) / passes
-        chances = [self._along(wishes[place]) for place in places]
+        chances = [self._along(rows[place]) for place in places]
         hoped = [max(each.probability, _HOPED * (each.tried < _FEWEST_TRIED)) for each in chances]
         for number in range(1, MOST_GUESSES + 1):
             for place, chance in zip(places, hoped, strict=True):
-                if number <= wishes[place].most:
+                if number <= rows[place].most:
                     given += chance**number
                     size += 1
             if given / (self.pace.seconds(size) + spent) > speed:
@@ -371,18 +378,18 @@ class Guesser:
             spent += step
         return []
 
-    def _goes_on(self, wishes: Sequence[Wish], found: Sequence[Guess], drafted: Sequence[int], spent: float) -> bool:
+    def _goes_on(self, rows: Sequence[Text], found: Sequence[Guess], drafted: Sequence[int], spent: float) -> bool:
         """Whether another step of the draft model should pay: whether it gives more tokens per second than the pass
         does without it."""
-        given, size, more, longer = float(len(wishes)), len(wishes), 0.0, 0
-        for place, (wish, guess) in enumerate(zip(wishes, found, strict=True)):
+        given, size, more, longer = float(len(rows)), len(rows), 0.0, 0
+        for place, (row, guess) in enumerate(zip(rows, found, strict=True)):
             chances = list(guess.chances())
             given, size = given + sum(chances), size + len(chances)
-            number = len(guess.tokens) if place in drafted else wish.most
-            if number < min(wish.most, MOST_GUESSES if wish.wanted is None else wish.wanted):
-                more += 1.0 if wish.wanted else chances[-1] * self._along(wish).probability
+            number = len(guess.tokens) if place in drafted else row.most
+            if number < min(row.most, MOST_GUESSES if row.guess is None else row.guess):
+                more += 1.0 if row.guess else chances[-1] * self._along(row).probability
                 longer += 1
-            if longer and wish.wanted:
+            if longer and row.guess:
                 return True
         if not longer:
             return False

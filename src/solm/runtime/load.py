@@ -266,9 +266,7 @@ class Prepared:
         """Of the weights in memory: on the torch backend at least, on the cpu backend of all experts."""
         if self.source is not None:
             return layout_of(self.source, self._numbers[0]).nbytes
-        shapes = self.budgets().shapes
-        layers = shapes.layers * shapes.layer_weights * shapes.weight_bits
-        return (layers + shapes.head_weights * shapes.head_bits) / 8
+        return self.budgets().shapes.step_bits / 8
 
     def _check_options(self) -> None:
         """Refuse options that no model could be loaded with."""

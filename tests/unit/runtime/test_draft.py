@@ -14,7 +14,7 @@ from solm.core.errors import SolmError
 from solm.runtime.batch import Batch, Row, decode
 from solm.runtime.draft import Drafter, check_vocabulary
 from solm.runtime.grammars import Grammar
-from solm.runtime.guess import DRAFT, Drafted, Guesser, Pace, Wish
+from solm.runtime.guess import DRAFT, Drafted, Guesser, Pace
 from solm.runtime.sampling import Sampler
 
 ENDLESS = {"eos_token_id": -1}
@@ -227,6 +227,8 @@ def test_the_draft_is_asked_no_more_where_it_is_wrong(other_lm):
 class Text:
     """A reply, to be told from others."""
 
+    sources, most, guess, left, drawn, drafting = (), 5, None, 50, False, True
+
 
 class Certain:
     """A draft model that gives its next tokens this probability. asked: how often it was."""
@@ -253,9 +255,8 @@ def test_another_reply_is_tried_anew():
     def passes(probability, accepts):
         draft.asked, draft.probability, text = 0, probability, Text()
         for _ in range(20):
-            wish = Wish(text, (), 5, None, 50, False)
-            (guess,) = guesser.choose([wish], draft)
-            guesser.learn(wish, guess, len(guess.tokens) if accepts else 0)
+            (guess,) = guesser.choose([text], draft)
+            guesser.learn(text, guess, len(guess.tokens) if accepts else 0)
         return draft.asked
 
     assert passes(0.3, accepts=False) < 10

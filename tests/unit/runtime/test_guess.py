@@ -1,12 +1,14 @@
 """Guesses: how far they pay, and that a reply is the one of dense steps whatever was guessed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from solm.core.errors import SolmError
 from solm.runtime.batch import Row, decode
-from solm.runtime.guess import Guesser, Pace, Wish
+from solm.runtime.guess import Guesser, Pace
 from solm.runtime.sampling import Sampler
 from solm.runtime.sources import Lookup
 
@@ -27,18 +29,19 @@ def test_the_pace_is_that_of_recent_passes_and_disturbed_ones_count_less():
     assert pace.seconds(4) < 0.025
 
 
-def wish(text: Lookup | None, most: int = 15, wanted: int | None = None, row: object = None) -> Wish:
-    return Wish(row, [] if text is None else [text], most, wanted, 100, False)
+def row(text: Lookup | None, most: int = 15, guess: int | None = None) -> SimpleNamespace:
+    sources = [] if text is None else [text]
+    return SimpleNamespace(sources=sources, most=most, guess=guess, left=100, drawn=False, drafting=False)
 
 
 def test_guesses_are_made_where_they_pay():
     guesser, text = Guesser(), Lookup([1, 2, 3, 4] * 20)
 
     def count() -> int:
-        return len(guesser.choose([wish(text)])[0].tokens)
+        return len(guesser.choose([row(text)])[0].tokens)
 
     def learn(accepted: int) -> None:
-        guesser.learn(wish(text), guesser.choose([wish(text, wanted=10)])[0], accepted)
+        guesser.learn(row(text), guesser.choose([row(text, guess=10)])[0], accepted)
 
     for _ in range(60):
         learn(10)
@@ -46,7 +49,7 @@ def test_guesses_are_made_where_they_pay():
     for _ in range(200):
         learn(0)
     assert count() == 0  # always wrong
-    made = guesser.choose([wish(text, wanted=3), wish(text, 2, 15), wish(None)])
+    made = guesser.choose([row(text, guess=3), row(text, 2, 15), row(None)])
     assert [guess.tokens for guess in made] == [[1, 2, 3], [1, 2], []]
     for _ in range(2000):
         count()
