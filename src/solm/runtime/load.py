@@ -234,7 +234,7 @@ class Prepared:
             reason = unsuited(self.source.spec, self.how)
             if reason is not None:
                 self._without_engine(UnsupportedModelError(f"the cpu backend cannot run this model: {reason}"))
-            self._check_numbers()
+        self._check_numbers()
         if self.loaded is None:
             with argument("model"):
                 self.tokenizer = self.tokenizer or model_tokenizer(self.model, self.trust_remote_code, self.revision)
@@ -277,11 +277,6 @@ class Prepared:
             check_precision(self.precision or "auto")
         with argument("kv_cache_dtype"):
             check_precision(self.precision or "auto", self.kv_cache_dtype or "auto")
-        if self.backend == "torch" and (self.precision is not None or self.kv_cache_dtype is not None):
-            cache = f"a KV cache in {self.kv_cache_dtype}"
-            what = cache if self.precision is None else f"precision {self.precision}"
-            with argument("kv_cache_dtype" if self.precision is None else "precision"):
-                raise SolmError(f"{what} needs the cpu backend; the torch backend computes in the model's own dtype")
         with argument("dtype"):
             dtype_name(self.dtype)
         with argument("sparsity"):
@@ -334,10 +329,12 @@ class Prepared:
         self.source, self.reason = None, str(error)
 
     def _check_numbers(self) -> None:
-        if self.source is None and (self.precision is not None or self.kv_cache_dtype is not None):
-            raise SolmError(
-                f"precision and kv_cache_dtype are of the cpu backend, which cannot be used here: {self.reason}"
-            )
+        """Raises `SolmError` for what only the cpu backend has, where it does not run."""
+        for name in ("precision", "kv_cache_dtype"):
+            value = getattr(self, name)
+            if self.source is None and value is not None:
+                with argument(name):
+                    raise SolmError(f"{name} {value} needs the cpu backend: {self.reason or 'this is torch'}")
 
     @property
     def how(self) -> SparsityConfig:

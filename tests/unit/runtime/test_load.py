@@ -57,7 +57,7 @@ def test_mistakes_are_found_before_weights_are_read(tmp_path, tiny_folder, monke
 def test_options_of_the_cpu_backend_are_not_dropped_where_it_does_not_run(tiny_folder, monkeypatch):
     monkeypatch.setattr("solm.runtime.load.accelerator_available", lambda: True)
     for options in ({"precision": "int8"}, {"kv_cache_dtype": "int8"}):
-        with pytest.raises(SolmError, match="of the cpu backend, which cannot be used here: there is an accel"):
+        with pytest.raises(SolmError, match="int8 needs the cpu backend: there is an accelerator"):
             solm.load(tiny_folder, **options)
 
 

@@ -9,10 +9,9 @@ import solm
 from helpers.timings import made_clock
 from solm.cli.main import main
 from solm.core.clock import StepClock
-from solm.core.errors import BudgetError, DamagedFileError, PolicyMismatchError
+from solm.core.errors import DamagedFileError
 from solm.core.files import read_model
 from solm.runtime.clock import measure_clock
-from solm.runtime.language_model import LanguageModel
 
 
 def test_high_halves_of_weights_take_their_own_time(tiny_folder):
@@ -20,20 +19,6 @@ def test_high_halves_of_weights_take_their_own_time(tiny_folder):
         found = measure_clock(lm, lambda *_: None, 0.2)
         assert found.bits_ms >= 0
         assert found.rates(100)[2] == found.bits_ms
-
-
-def test_a_measured_model_takes_budgets_in_milliseconds(value_lm):
-    lm = value_lm
-    with pytest.raises(BudgetError, match="needs step timings of this machine"):
-        lm.budget("ms=3")
-    timings = measure_clock(lm, lambda *_: None, 0.2)
-    dense = timings.dense_ms(1024)
-    lm = LanguageModel(lm.backend, lm.tokenizer, lm.trained, lm.sparsity, lm.name, timings)
-    assert lm.budget(f"ms={10 * dense}").net == 1
-    with pytest.raises(BudgetError, match="'soon' is not a number"):
-        lm.budget("ms=soon")
-    with pytest.raises(PolicyMismatchError, match="run solm bench"):
-        made_clock().check(lm.name)
 
 
 @pytest.mark.parametrize(
