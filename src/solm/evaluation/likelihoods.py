@@ -7,7 +7,6 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from solm.backends.logits import LOGITS_AT_ONCE
-from solm.backends.results import Result
 from solm.backends.session import AnyPolicy, Session
 from solm.core.actions import AXES
 from solm.core.arrays import as_numpy, as_tensor
@@ -94,7 +93,10 @@ class Scorer:
             offset = torch.arange(known.shape[1])
             seen = session.lengths[:, None] + 1 + offset
             found = session.extend(known)
-            self._spend(found, start + offset < counts[:, None], seen)
+            real = start + offset < counts[:, None]
+            shares, counted = found.realised[real].double().numpy(), found.controllable[real].numpy()
+            self.spent.add(shares, counted, seen[real].numpy())
+            self.left -= int(real.sum())
             self._add(found.logits, following[:, 1 + start : 1 + start + len(offset)], place, pair)
 
     def _control(self, session: Session, length: int) -> None:
@@ -123,11 +125,6 @@ class Scorer:
         realised = unroll(policy, levels, counted, target, Ledger(nothing.astype(float), nothing)).realised
         owed = as_tensor((realised - target[:, None]) * counted).cumsum(1)
         return Ledger(owed[torch.arange(session.rows), phase], as_tensor(nothing))
-
-    def _spend(self, found: Result, real: torch.Tensor, seen: torch.Tensor) -> None:
-        """Count the steps that are real [N, L] bool, each of which saw so many keys [N, L]."""
-        self.spent.add(found.realised[real].double().numpy(), found.controllable[real].numpy(), seen[real].numpy())
-        self.left -= int(real.sum())
 
     def _add(self, logits: torch.Tensor, following: torch.Tensor, place: torch.Tensor, pair: torch.Tensor) -> None:
         """Add what logits [N, L, V] say of tokens that follow [P, L] in rows place [P] of the pairs [P]."""
