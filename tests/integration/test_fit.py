@@ -9,6 +9,7 @@ import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
 from helpers.gguf_files import WIDE, write_gguf
+from helpers.models import tiny_model
 from helpers.timings import as_measured, made_clock
 from solm.cli.main import main
 from solm.core.errors import RunMismatchError
@@ -186,6 +187,28 @@ def test_bits_of_a_gguf_file_in_8_bits_are_dealt_out_as_the_file_has_them(
     lm = load(tmp_path / "tiny.gguf", out / "policy", tokenizer=byte_tokenizer, backend="cpu")
     assert "nested" not in lm.backend.name
     assert "8 bits" in lm.backend.name
+
+
+def test_of_a_mixture_experts_are_dealt_out_beside_pages(byte_tokenizer, texts, tmp_path, timed, solm):
+    tiny_model("qwen3_moe", torch.float32, num_experts_per_tok=4).save_pretrained(tmp_path / "tiny")
+    byte_tokenizer.save_pretrained(tmp_path / "tiny")
+    out = tmp_path / "run"
+    code, said = solm("fit", tmp_path / "tiny", "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
+    assert not code, said.err
+    assert "the policy will choose how many experts a token visits" in said.err
+    points = [point for point in json.loads(said.out)["points"] if point["context"] == 256]
+    for point in points:
+        assert point["step_ms"] == pytest.approx(10 * point["budget"], rel=0.03), "the budget in time is kept"
+    found = json.loads((out / "allocation.json").read_text())
+    assert {axis: len(units) for axis, units in found["costs"].items()}["mlp"] == 2
+    rules = TrainedPolicy.from_pretrained(out / "policy").config.sparsity
+    assert (rules.mlp_site, rules.thresholds.sites, rules.allocation.sites) == ("experts", 1, 1)
+    lm = load(tmp_path / "tiny", out / "policy", backend="cpu")
+    replies = [lm.generate("Text a says", budget=budget, max_new_tokens=60) for budget in (0.75, 0.85, 0.95)]
+    visited = [reply.compute.realised["mlp"] for reply in replies]
+    assert 0.25 <= visited[0] < visited[1] - 0.02 < visited[2] - 0.04 < 1
+    for reply in replies:
+        assert reply.compute.bytes == pytest.approx(reply.compute.requested["bytes"], abs=0.03)
 
 
 def resumed_costs(folder):

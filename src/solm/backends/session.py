@@ -391,7 +391,7 @@ class Backend(Protocol):
 
     def channel_thresholds(self, windows: "torch.Tensor", sites: int = MLP_SITES) -> ChannelThresholds:
         """The |x| above which every whole percentage of channels lies where windows [N, C] of tokens are read densely,
-        at the first `sites` of `solm.core.sparsity.SITES`: those of the MLP, or all."""
+        at the first `sites` of `solm.core.sparsity.SITES`: those of the MLP, or all; with 1 the limits of experts."""
 
     def pages_held(self) -> tuple[int, int] | None:
         """Pages of keys and values that all sessions hold together, each counted once, and their bytes; None where

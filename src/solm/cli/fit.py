@@ -51,7 +51,10 @@ def fit(
         trust_remote_code=trust_remote_code,
     ).prepare()  # fmt: skip
     assert prepared.source is not None  # with the cpu backend
-    if precision == "nested" or (precision in (None, "auto") and readable_in_part(prepared.source)):
+    if precision != "nested" and prepared.source.spec.experts:
+        say("solm: the policy will choose how many experts a token visits")
+        prepared.sparsity = "experts"
+    elif precision == "nested" or (precision in (None, "auto") and readable_in_part(prepared.source)):
         say("solm: the policy will also choose how many bits of the MLP's weights a step reads")
         prepared.sparsity = "nested"
     sources = checks.read_sources(data, _LEAST_TOKENS)

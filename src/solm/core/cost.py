@@ -158,6 +158,8 @@ def realised_mlp(keep: np.ndarray, sparsity: SparsityConfig, shapes: ModelShapes
     [layers, ...] float64, where layers is 1 if all are alike. Channels whose upper bits alone are read count less."""
     channels = kept_channels(site_shares(keep, sparsity), sparsity, shapes)
     kept = [count / size for count, size in zip(channels, _sizes(sparsity, shapes), strict=False)]
+    if sparsity.mlp_site == "experts" and sparsity.thresholds is not None:  # an average, and no whole number
+        kept = [site_shares(keep, sparsity)[0].clip(min=1 / shapes.experts_used)]
     if sparsity.allocation is not None and sparsity.allocation.has_bits:
         for site in range(MLP_SITES):
             whole = sparsity.allocation.reads_all_bits(keep, site)

@@ -27,7 +27,8 @@ class Allocation(Frozen):
 
     attention: share of the pages that may be skipped (all but sinks and window), a curve for every layer, or for every
     KV head of every layer, layer by layer. mlp, hidden: share of the channels that gate and up read, and of those that
-    down reads, a curve for every layer. qkv, out: the same for the inputs of attention's projections, both or none.
+    down reads, a curve for every layer; without hidden mlp is the share of a mixture's experts. qkv, out: the same for
+    the inputs of attention's projections, both or none.
     input_bits, hidden_bits: where a layer's curve is below a half, steps read only the upper bits of the weights of
     gate and up, or of down; both or none. Curves rise to 1. Their mean need not be the average share, as ledgers count
     realised shares.
@@ -35,7 +36,7 @@ class Allocation(Frozen):
 
     attention: Curves
     mlp: Curves
-    hidden: Curves
+    hidden: Curves | None = None
     qkv: Curves | None = None
     out: Curves | None = None
     input_bits: Curves | None = None
@@ -46,6 +47,8 @@ class Allocation(Frozen):
         for one, other in (("qkv", "out"), ("input_bits", "hidden_bits")):
             if (getattr(self, one) is None) != (getattr(self, other) is None):
                 raise ValueError(f"{one} and {other} need each other")
+            if self.hidden is None and getattr(self, one) is not None:
+                raise ValueError(f"{one} needs curves of hidden channels")
         for name, curves in self._given.items():
             if name not in ("attention", "mlp") and len(curves) != self.layers:
                 raise ValueError(f"{name} needs a curve for each of the {self.layers} layers, got {len(curves)}")
@@ -72,8 +75,8 @@ class Allocation(Frozen):
 
     @property
     def sites(self) -> int:
-        """How many of `SITES` have curves, from the first on: those of the MLP, or all."""
-        return MLP_SITES if self.qkv is None else len(SITES)
+        """How many of `SITES` have curves, from the first on: those of the MLP, or all; or 1, that of experts."""
+        return 1 if self.hidden is None else MLP_SITES if self.qkv is None else len(SITES)
 
     @property
     def has_bits(self) -> bool:
@@ -116,6 +119,10 @@ class ChannelThresholds(Frozen):
     limits: for every layer and site, those of the MLP or all of `SITES`, 101 numbers. The one at place p is the least
     |x| that a step keeps whose action keeps p percent of the site's channels. They fall to 0, with which every channel
     is kept. What a step keeps is known after it has run.
+
+    With one site they are of a mixture's experts: x is the part of the router's probability for a token's experts that
+    one of them and all less likely ones hold. It is 1 for the likeliest, which is always visited; the others follow
+    until so much is held that what is left is below the limit.
     """
 
     limits: tuple[tuple[tuple[float, ...], ...], ...]
@@ -124,8 +131,10 @@ class ChannelThresholds(Frozen):
     @classmethod
     def _check(cls, limits: tuple[tuple[tuple[float, ...], ...], ...]) -> tuple[tuple[tuple[float, ...], ...], ...]:
         sites = {len(layer) for layer in limits}
-        if len(sites) != 1 or not sites <= {MLP_SITES, len(SITES)}:
-            raise ValueError(f"limits need at least one layer, and {MLP_SITES} or {len(SITES)} sites for every layer")
+        if len(sites) != 1 or not sites <= {1, MLP_SITES, len(SITES)}:
+            raise ValueError(
+                f"limits need at least one layer, and 1, {MLP_SITES} or {len(SITES)} sites for every layer"
+            )
         if any(len(site) != PERCENTAGES for layer in limits for site in layer):
             raise ValueError(f"limits need {PERCENTAGES} numbers for every site, of 0 to 100 percent")
         table = np.array(limits, dtype=np.float64)
@@ -179,7 +188,8 @@ class SparsityConfig(Frozen):
     mlp_site: Literal["input", "input+hidden", "experts"] = "input+hidden"
     """Which channels an action drops: those that gate and up read alone, or also those that down reads. With
     ``experts`` the share of the MLP is that of a mixture's experts: of those that a token visits otherwise, rounded up,
-    the likeliest ones, which keep all of their channels."""
+    the likeliest ones, or under thresholds as many as hold enough of the router's probability. They keep all of their
+    channels."""
     hidden_power: Literal[1, 2] = 1
     """With ``input+hidden`` the hidden site keeps ρ to this power: its channels are cheaper to lose. An allocation
     takes its place."""
@@ -207,6 +217,7 @@ class SparsityConfig(Frozen):
     @model_validator(mode="after")
     def _check(self) -> "SparsityConfig":
         allocation, thresholds, hidden = self.allocation, self.thresholds, self.mlp_site == "input+hidden"
+        experts = self.mlp_site == "experts"
         needs = f"needs mlp_site 'input+hidden', got {self.mlp_site!r}"
         for wrong, message in (
             (0 < self.window < self.page_size, f"window {self.window} must be 0 or at least the page size "
@@ -216,8 +227,8 @@ class SparsityConfig(Frozen):
             (self.projection_part and not hidden, f"a projection_part {needs}"),
             (self.bits_site == "weights" and self.bits_group is None,
              "bits_site 'weights' needs a bits_group: channels that share a grid"),
-            (thresholds is not None and self.mlp_site == "experts",
-             "thresholds are of channels, and mlp_site 'experts' drops none"),
+            (thresholds is not None and (thresholds.sites == 1) != experts,
+             "thresholds of one site are of experts: mlp_site 'experts' needs them, and no other takes them"),
             (thresholds is not None and self.projection_part and thresholds.sites < self.sites,
              "a projection_part needs thresholds of attention's projections"),
         ):  # fmt: skip
@@ -227,7 +238,7 @@ class SparsityConfig(Frozen):
             return self
         for wrong, message in (
             (self.window == 0, "an allocation needs a window, got window 0"),
-            (not hidden, f"an allocation {needs}"),
+            (not hidden and not experts, f"an allocation {needs}"),
             (allocation.sites != self.sites, f"an allocation of {allocation.sites} sites does not fit {self.sites} "
              "that drop channels: attention's projections do with a projection_part"),
             (allocation.has_bits and self.bits_site != "weights",
@@ -265,6 +276,11 @@ class SparsityConfig(Frozen):
     def sites(self) -> int:
         """How many of `SITES` drop channels, from the first on."""
         return len(SITES) if self.projection_part else MLP_SITES if self.mlp_site == "input+hidden" else 1
+
+    @property
+    def threshold_sites(self) -> int:
+        """How many sites its thresholds are of: those of the MLP or all of `SITES`, or that of experts."""
+        return 1 if self.mlp_site == "experts" else max(self.sites, MLP_SITES)
 
     @property
     def exact(self) -> "SparsityConfig":

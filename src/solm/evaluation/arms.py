@@ -9,7 +9,7 @@ from solm.backends.session import AnyPolicy
 from solm.core.actions import FULL_BITS, ActionSpace
 from solm.core.cost import equal_mlp
 from solm.core.errors import SolmError
-from solm.core.sparsity import KNOTS, MLP_SITES, PERCENTAGES, Allocation, SparsityConfig
+from solm.core.sparsity import KNOTS, PERCENTAGES, Allocation, SparsityConfig
 from solm.evaluation.texts import TokenStream
 from solm.policies.schedules import Paced, Static, static
 from solm.runtime.language_model import LanguageModel
@@ -92,7 +92,7 @@ def teal(request: BaselineRequest) -> Arm:
         if request.tuning is None:
             raise SolmError("the arm teal needs text to measure its thresholds on: give --tuning")
         windows = request.tuning.spaced(_TEXTS, request.context, torch.Generator().manual_seed(request.seed))
-        thresholds = lm.backend.channel_thresholds(windows, max(plain.sites, MLP_SITES))
+        thresholds = lm.backend.channel_thresholds(windows, plain.threshold_sites)
     return Arm(Paced(fine), plain.model_copy(update={"thresholds": thresholds}))
 
 

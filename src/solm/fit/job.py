@@ -111,7 +111,7 @@ class Job:
     def rules(self) -> SparsityConfig:
         """How actions are carried out: by thresholds, shares of channels count about milliseconds, all layers alike."""
         thresholds = read_model(self.folder.path / THRESHOLDS, ChannelThresholds)
-        return self.lm.sparsity.changed(**worth_parts(self.lm.shapes), thresholds=thresholds)
+        return self.lm.sparsity.changed(**worth_parts(self.lm.shapes, self.lm.sparsity), thresholds=thresholds)
 
     @property
     def plain(self) -> SparsityConfig:

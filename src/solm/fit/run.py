@@ -65,7 +65,8 @@ def fit(
     if not lm.backend.name.startswith("cpu"):
         raise SolmError(f"a fit needs a backend whose steps save time: cpu, not {lm.backend.name}")
     texts = Texts.split(streams, lm.context)
-    lm = lm.with_policy(None, lm.sparsity.changed(projection_part=lm.shapes.projection_part))
+    projections = 0.0 if lm.sparsity.mlp_site == "experts" else lm.shapes.projection_part
+    lm = lm.with_policy(None, lm.sparsity.changed(projection_part=projections))
     minutes = default_minutes(lm.shapes) if minutes is None else minutes
     about = About(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,

@@ -221,7 +221,7 @@ def model_card(config: PolicyConfig, curve: BudgetCurve | None = None) -> str:
     """The README of a saved policy."""
     space = config.space
     kind = "weight" if config.sparsity.bits_site == "weights" else "activation"
-    known = {"allocation": "an allocation", "thresholds": "thresholds on channels"}
+    known = {"allocation": "an allocation", "thresholds": "thresholds"}
     tables = {name: words for name, words in known.items() if getattr(config.sparsity, name) is not None}
     lines = [
         "---", "library_name: solm", "license: apache-2.0",

@@ -39,12 +39,15 @@ def can_calibrate(lm: ControlledModel) -> bool:
     rules = lm.sparsity
     return (
         lm.beside_engine and lm.trained is None and rules.allocation is None and rules.thresholds is None
-        and rules.mlp_site == "input+hidden" and rules.window > 0 and rules.bits_site != "weights"
+        and rules.mlp_site != "input" and rules.window > 0 and rules.bits_site != "weights"
     )  # fmt: skip
 
 
-def worth_parts(shapes: ModelShapes) -> dict[str, float]:
-    """The parts of `SparsityConfig` by which a step's realised share follows its time, estimated."""
+def worth_parts(shapes: ModelShapes, sparsity: SparsityConfig) -> dict[str, float]:
+    """The parts of `SparsityConfig` by which a step's realised share follows its time, estimated; none where the share
+    is one of experts."""
+    if sparsity.mlp_site == "experts":
+        return {}
     inputs, hidden = shapes.up_weights, _HIDDEN * shapes.down_weights
     projections = _PROJECTIONS * shapes.attention_weights
     return {
@@ -72,15 +75,14 @@ def calibrate(lm: ControlledModel, progress: Progress, seconds: float = SECONDS)
     before = min(_BEFORE, (lm.context or 1 << 20) - _SCORED - 1)
     windows = known_text(lm, _TEXTS * (before + _SCORED)).reshape(_TEXTS, -1)
     progress(name, 0, 1)
-    parts = worth_parts(lm.shapes)
-    plain = lm.sparsity.changed(**parts)
+    plain = lm.sparsity.changed(**worth_parts(lm.shapes, lm.sparsity))
     thresholds = lm.backend.channel_thresholds(windows, plain.sites)  # type: ignore[arg-type]
     rules = plain.changed(thresholds=thresholds)
     probing = time.monotonic()
     probes = Probes(lm, windows, before)
     attention = float(probes.losses(rules, (_PAGES, 1.0, FULL_BITS)).mean())
     each = (time.monotonic() - probing) / 3  # reading took about as long as scoring
-    layers, sites = lm.shapes.layers, list(PROBES)
+    layers, sites = lm.shapes.layers, site_axes(rules)
     most = int((seconds - (time.monotonic() - begun)) / (each * len(sites)))
     groups = np.array_split(np.arange(layers), max(1, min(most, layers // _LAYERS_TOGETHER)))
     costs = {site: np.zeros((layers, len(PROBES[site]))) for site in sites}
@@ -99,8 +101,9 @@ def calibrate(lm: ControlledModel, progress: Progress, seconds: float = SECONDS)
     channels = _level_costs(losses, rules.under(allocation), np.array(space.mlp))
     table = (tuple(map(float, pages)), tuple(channels.tolist()), (0.0,) * len(space.bits))
     return Calibration(
-        **parts, thresholds=thresholds, allocation=allocation, space=space, costs=table, groups=len(groups)
-    )
+        input_part=rules.input_part, projection_part=rules.projection_part, thresholds=thresholds,
+        allocation=allocation, space=space, costs=table, groups=len(groups),
+    )  # fmt: skip
 
 
 def alone(rules: SparsityConfig, shapes: ModelShapes, axis: str, units: Iterable[int], share: float) -> SparsityConfig:

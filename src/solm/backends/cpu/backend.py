@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from solm.backends import budgets
-from solm.backends.cpu.border import LEAST_STEPS, MAGNITUDES
+from solm.backends.cpu.border import COUNTED, LEAST_STEPS, MAGNITUDES
 from solm.backends.cpu.call import Cache, EngineCall
 from solm.backends.cpu.engine import Engine
 from solm.backends.cpu.files.layout import FLOATS
@@ -13,7 +13,7 @@ from solm.backends.cpu.session import CpuSession
 from solm.backends.session import Capability
 from solm.backends.weight_sample import sampled
 from solm.core.arrays import Array, as_numpy
-from solm.core.sparsity import MLP_SITES, PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
+from solm.core.sparsity import MLP_SITES, PERCENTAGES, ChannelThresholds, SparsityConfig
 
 if TYPE_CHECKING:
     import torch
@@ -54,14 +54,14 @@ class CpuBackend(Engine):
 
     def channel_thresholds(self, windows: Array, sites: int = MLP_SITES) -> ChannelThresholds:
         """As `Backend.channel_thresholds`."""
-        histogram = np.zeros((self.sizes.layers, len(SITES), MAGNITUDES), np.uint32)
+        histogram = np.zeros((self.sizes.layers, COUNTED, MAGNITUDES), np.uint32)
         call = EngineCall(self, SparsityConfig())
         for window in np.ascontiguousarray(as_numpy(windows), np.int64):
             cache, state = (Cache(self, len(window)),), budgets.uncontrolled(1)
             for first in range(0, len(window), _CHUNK):
                 part = window[None, first : first + _CHUNK]
                 call.run(cache, part, np.array([first]), state, logit_steps=0, histogram=histogram)
-        return ChannelThresholds.of(_limits_of(histogram[:, :sites]))
+        return ChannelThresholds.of(_limits_of(histogram[:, -1:] if sites == 1 else histogram[:, :sites]))
 
     def pages_held(self) -> tuple[int, int]:
         """As `Backend.pages_held`."""

@@ -64,9 +64,9 @@ Sizes, Matrix, Product, Head, Rope, Norm, Mlp, Layer, Model, SparsityRules, Deci
         "RowState", "Call",
     )
 )  # fmt: skip
-PAGE, GROUP, BLOCK, STRIP, LEAST_STEPS, MOST_ROWS, MOST_QUERIES, MAGNITUDES = (
+PAGE, GROUP, BLOCK, STRIP, LEAST_STEPS, MOST_ROWS, MOST_QUERIES, MAGNITUDES, COUNTED = (
     CONSTANTS[name]
-    for name in ("PAGE", "GROUP", "BLOCK", "STRIP", "LEAST_STEPS", "MOST_ROWS", "MOST_QUERIES", "MAGNITUDES")
+    for name in ("PAGE", "GROUP", "BLOCK", "STRIP", "LEAST_STEPS", "MOST_ROWS", "MOST_QUERIES", "MAGNITUDES", "COUNTED")
 )
 
 

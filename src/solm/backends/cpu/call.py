@@ -13,7 +13,7 @@ from solm.backends.cpu.engine import Engine
 from solm.core.actions import AXES, FULL_BITS
 from solm.core.arrays import Array, as_numpy
 from solm.core.errors import DataError, SolmError
-from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
+from solm.core.sparsity import SparsityConfig
 from solm.policies.priced import FALLING_PRICES
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
@@ -132,7 +132,7 @@ def sparsity_rules(sparsity: SparsityConfig) -> Any:
         rules.layers, rules.heads, rules.allocation = allocation.layers, allocation.heads, rules.table.ctypes.data
         rules.own_sites, rules.bit_curves = allocation.sites - 1, allocation.has_bits
     if sparsity.thresholds is not None:
-        sites = max(sparsity.sites, MLP_SITES)
+        sites = sparsity.threshold_sites
         rules.limits = limits = np.array(sparsity.thresholds.array[:, :sites])
         if limits.shape[1] != sites or rules.layers not in (0, len(limits)):
             raise SolmError(
@@ -215,8 +215,9 @@ class How(TypedDict, total=False):
     result of those before. logit_steps: tokens at the end of every row whose logits are wanted, by default all.
     exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where others may be approximate.
     exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may be exact where earlier
-    calls have shown that approximate ones take longer. histogram: [layers, 4, `border.MAGNITUDES`] uint32, to which
-    the call adds how many inputs of the sites lie in every bin of |x|.
+    calls have shown that approximate ones take longer. histogram: [layers, 5, `border.MAGNITUDES`] uint32, to which
+    the call adds how many inputs of the sites lie in every bin of |x|, and after them how many experts by the part of
+    the probability that they and less likely ones hold.
     """
 
     counts: np.ndarray | None
@@ -326,7 +327,7 @@ class EngineCall:
         return Computed(buffers.shape, block, logits)
 
     def _histogram_at(self, histogram: np.ndarray) -> int:
-        wanted = (self._layers, len(SITES), border.MAGNITUDES)
+        wanted = (self._layers, border.COUNTED, border.MAGNITUDES)
         flags = histogram.flags
         if histogram.shape != wanted or histogram.dtype != np.uint32 or not (flags.c_contiguous and flags.writeable):
             raise DataError(f"a histogram must be writable uint32 {wanted}, got {histogram.dtype} {histogram.shape}")

@@ -5,10 +5,12 @@ import torch
 from torch import nn
 
 from solm.backends.torch import triton as kernels
-from solm.backends.torch.families import attention_sites, decoder_layers, mlp_sites, sample_layer
+from solm.backends.torch.experts import held
+from solm.backends.torch.families import attention_sites, decoder_layers, experts_of, mlp_sites, sample_layer
 from solm.backends.torch.hooks import HookedModel
 from solm.backends.torch.session import TorchSession
 from solm.backends.weight_sample import sampled
+from solm.core.errors import UnsupportedModelError
 from solm.core.sparsity import MLP_SITES, PERCENTAGES, ChannelThresholds, SparsityConfig
 
 _TOKENS_KEPT = 1024
@@ -41,10 +43,7 @@ class TorchBackend(HookedModel):
     def channel_thresholds(self, windows: torch.Tensor, sites: int = MLP_SITES) -> ChannelThresholds:
         """As `Backend.channel_thresholds`: of 1,024 tokens of the windows, drawn at random with a fixed seed, or all
         where there are fewer."""
-        layers = [
-            mlp_sites(layer) + (attention_sites(layer) if sites > MLP_SITES else ())
-            for layer in decoder_layers(self.model)
-        ]
+        layers = [_modules(layer, sites) for layer in decoder_layers(self.model)]
         some = torch.randperm(windows.numel(), generator=torch.Generator().manual_seed(0))[:_TOKENS_KEPT]
         steps = np.linspace(1, 0, PERCENTAGES)
         found = np.zeros((len(layers), sites, PERCENTAGES), dtype=np.float32)
@@ -52,6 +51,7 @@ class TorchBackend(HookedModel):
         def measure(layer: int, site: int):  # type: ignore[no-untyped-def]
             def hook(module: nn.Module, args: tuple[torch.Tensor, ...], kwargs: dict[str, torch.Tensor]) -> None:
                 x = args[0] if args else kwargs["hidden_states"]
+                x = held(args[2]) if sites == 1 else x
                 size = x.flatten(0, -2)[some.to(x.device)].abs().float().cpu().numpy()
                 found[layer, site] = np.quantile(size, steps)
 
@@ -82,3 +82,13 @@ class TorchBackend(HookedModel):
         """As `Backend.skipping_rows`: those that the kernels for GPUs take. On a CPU, where budgets are simulated and
         save no time, any number."""
         return kernels.MOST_ROWS if self.device.type == "cuda" else None
+
+
+def _modules(layer: nn.Module, sites: int) -> tuple[nn.Module, ...]:
+    """Those of a decoder layer whose inputs are thresholds'; see `TorchBackend.channel_thresholds`."""
+    if sites == 1:
+        experts = experts_of(layer)
+        if experts is None:
+            raise UnsupportedModelError("a share of the experts needs a mixture of them")
+        return (experts,)
+    return mlp_sites(layer) + (attention_sites(layer) if sites > MLP_SITES else ())

@@ -47,6 +47,13 @@ def _mix(experts: Any, current: ActivePass, x: torch.Tensor, index: torch.Tensor
     return result
 
 
+def held(share: torch.Tensor) -> torch.Tensor:
+    """Of the experts of tokens, the likeliest first, with shares share [T, K]: the part that each and all after it
+    have together, float32, which falls from 1."""
+    after = share.float().flip(-1).cumsum(-1).flip(-1)
+    return after / after[:, :1]
+
+
 def _visited(
     experts: Any, current: ActivePass, index: torch.Tensor, share: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -54,7 +61,12 @@ def _visited(
     makes shares add up to 1, those that are left do so again."""
     if not current.plan.sparse_mlp or current.plan.sparsity.mlp_site != "experts":
         return index, share
-    left_out = torch.arange(index.shape[-1], device=index.device) >= current.plan.channels[0].reshape(-1, 1)
+    if current.plan.limits is None:
+        left_out = torch.arange(index.shape[-1], device=index.device) >= current.plan.channels[0].reshape(-1, 1)
+    else:
+        left_out = held(share) < current.plan.limits[0].reshape(-1, 1)
+        left_out[:, 0] = False
+        current.count(0, (~left_out).double().mean(-1).reshape(current.plan.bits.shape[:2]))
     kept = share.masked_fill(left_out, 0)
     if getattr(experts.config, "norm_topk_prob", True):
         kept = kept / kept.sum(-1, keepdim=True).clamp(min=torch.finfo(kept.dtype).tiny)

@@ -15,8 +15,9 @@ from solm.backends.cpu.border import MAGNITUDES
 from solm.backends.cpu.session import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
+from solm.core.cost import realised_mlp
 from solm.core.errors import DataError, PolicyMismatchError
-from solm.core.sparsity import PERCENTAGES, SITES, ChannelThresholds, SparsityConfig
+from solm.core.sparsity import PERCENTAGES, SITES, Allocation, ChannelThresholds, SparsityConfig
 from solm.policies.schedules import static
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -52,6 +53,35 @@ def test_both_backends_measure_the_same(control, thresholds, all_thresholds):
         ours, theirs = (np.array(some.limits)[..., 1:-1] for some in (found, others))
         assert np.allclose(ours, theirs, rtol=0.03, atol=1e-4)
     assert np.array_equal(np.array(thresholds.limits), np.array(all_thresholds.limits)[:, :2])
+
+
+@pytest.mark.parametrize("family", ["qwen3_moe", "olmoe", "gpt_oss"])
+@pytest.mark.parametrize("dealt", [False, True])
+def test_a_token_visits_experts_until_they_hold_enough_of_the_probability(family, dealt):
+    """On both backends, in stretches and step by step: as many as the limits say, the first one always."""
+    control = TorchBackend(tiny_model(family, torch.float32, num_hidden_layers=4))
+    found, others = measured(control, 1), control.channel_thresholds(tokens(4, 90, seed=6), 1)
+    ours, theirs = (np.array(some.limits)[..., 34:95] for some in (found, others))  # below a third all have limit 1
+    assert np.allclose(ours, theirs, rtol=0.05, atol=1e-3)
+    bends = profile_of(*BENDS)
+    allocation = Allocation(attention=bends.attention, mlp=bends.mlp) if dealt else None
+    sparsity = SPARSITY.changed(mlp_site="experts", thresholds=found, allocation=allocation)
+    for keep in (0.01, 0.7):
+        ours, native = pair(control, sparsity)
+        following, kept = tokens(2, 20, seed=5), keep_of((1.0, keep, 16), 2, 20)
+        for first, last in ((0, 16), *((step, step + 1) for step in range(16, 20))):
+            part, some = following[:, first:last], kept[:, first:last]
+            expected, done = ours.extend(part, some), native.extend(part, some)
+            torch.testing.assert_close(expected.logits, done.logits, atol=1e-3, rtol=0)
+            torch.testing.assert_close(expected.realised, done.realised)
+        visits = done.realised[..., 1] * 4 * 3  # of four layers' three experts
+        torch.testing.assert_close(visits, visits.round())
+        assert keep > 0.5 or (visits == 4).all()
+    known = native.fork(1).extend(tokens(2, 60, seed=8), keep_of((1.0, 0.7, 16), 2, 60)).realised[..., 1]
+    expected = realised_mlp(np.array([0.7]), sparsity, control.shapes).mean()
+    assert float(known.mean()) == pytest.approx(expected, abs=0.05), "limits are those of shares"
+    assert float(known.std()) > 0.01, "which differ by token"
+    control.detach()
 
 
 @pytest.mark.parametrize("rows", [1, 3])
@@ -117,6 +147,8 @@ def test_what_does_not_fit_is_refused(control, thresholds):
         other.check(4)
     with pytest.raises(ValidationError, match="a projection_part needs thresholds of attention's projections"):
         SparsityConfig(window=16, projection_part=0.1, thresholds=thresholds)
+    with pytest.raises(ValidationError, match="thresholds of one site are of experts"):
+        SparsityConfig(window=16, mlp_site="experts", thresholds=thresholds)
     with pytest.raises(ValidationError, match="fall to 0"):
         ChannelThresholds(limits=[[[1.0] * PERCENTAGES] * 2])
     for wrong in (np.zeros((4, 2, 8), np.uint32), np.zeros((4, 2, MAGNITUDES), np.int64)):

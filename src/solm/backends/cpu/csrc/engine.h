@@ -23,6 +23,7 @@ struct Step {
   int32_t number, at, position;
   Plan plan;
   double kept[SITES];  // channels so far, each counted at its cost
+  double visits;       // to experts so far
 };
 
 // Steps of a row of a call.
@@ -125,6 +126,11 @@ struct Engine {
   void reserve(const Call& c);
   // Processes a valid call for which `reserve` has made room. Allocates nothing.
   void run(const Call& c);
+
+  // The histogram of a layer's site, or after all sites of its experts, in the call in progress; null where nothing is counted.
+  uint32_t* histogram_of(int layer, int site) const {
+    return call->histogram ? call->histogram + (size_t(layer) * COUNTED + site) * MAGNITUDES : nullptr;
+  }
 
   const std::shared_ptr<Team> team;
 

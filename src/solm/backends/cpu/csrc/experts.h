@@ -33,7 +33,9 @@ struct ChunkExperts {
       std::copy_n(p.norm(l.mlp_norm, p.stream(t)), H, of(t));
       for (int i = 0; i < s.experts; ++i) products[i] = dot(l.router + size_t(i) * H, of(t), H);
       add_bias(products.data(), l.router_bias, s.experts);
-      p.e.prompt.routing[t] = route(s, steps[t].plan.experts, products.data());
+      p.e.prompt.routing[t] = route(s, layer_plan(*p.e.call->rules, s, steps[t].plan, number), products.data(),
+                                    p.e.histogram_of(number, SITES));
+      steps[t].visits += routing[t].count;
     });
     for (int site : {INPUT, HIDDEN})
       ranges[site].arrange(s, routing.data(), count, [&](int t) {

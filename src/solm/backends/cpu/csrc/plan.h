@@ -16,12 +16,13 @@ namespace solm {
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
 // `page_share` and `channel_share`. limit: under thresholds, the least |x| of a channel that a site keeps, as `layer_plan` finds
-// it; below 0 the numbers of channels hold. experts: that the step visits in a layer that has some. oldest: the first token that a layer's attention sees.
+// it; below 0 the numbers of channels hold. experts: that the step visits in a layer that has some, at most where expert_limit,
+// which `held` must reach, is not below 0. oldest: the first token that a layer's attention sees.
 struct Plan {
   int32_t channels[SITES], upper_only[SITES];
   int32_t bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest, experts;
   double page_share, channel_share;
-  float limit[SITES];
+  float limit[SITES], expert_limit;
 };
 
 // Channels of a site, and whether steps drop any there.
@@ -59,7 +60,7 @@ inline Plan make_plan(const SparsityRules& rules, const Sizes& s, const double* 
   plan.pages = std::min((std::max(budget - always, 0) + PAGE - 1) / PAGE, between);
   plan.between = between, plan.always = always, plan.oldest = 0;
   plan.page_share = std::clamp((keep[0] * kv_length - always) / std::max(between * PAGE, 1), 0.0, 1.0);
-  plan.channel_share = keep[1];
+  plan.channel_share = keep[1], plan.expert_limit = -1;
   plan.experts = rules.experts ? int(ceil_share(keep[1], s.experts_used)) : s.experts_used;
   return plan;
 }
@@ -79,12 +80,14 @@ inline int pages_read(const SparsityRules& rules, const Plan& plan, int layer, i
   return int(ceil_share(allocated_share(rules, curve, plan.page_share), plan.between));
 }
 
+// The sites that thresholds are of.
+inline int threshold_sites(const SparsityRules& rules) { return rules.experts ? 1 : rules.projections ? SITES : 2; }
+
 // The least |x| at which a channel of a site is kept whose share is `share`: a line between the limits of two percentages.
 inline float limit_at(const SparsityRules& rules, int layer, int site, double share) {
   const double place = share * (PERCENTAGES - 1);
   const int below = std::clamp(int(place), 0, PERCENTAGES - 2);
-  const int sites = rules.projections ? SITES : 2;
-  const float* limit = rules.thresholds + (size_t(layer) * sites + site) * PERCENTAGES + below;
+  const float* limit = rules.thresholds + (size_t(layer) * threshold_sites(rules) + site) * PERCENTAGES + below;
   return limit[0] + float(place - below) * (limit[1] - limit[0]);
 }
 
@@ -108,6 +111,11 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
   const double average = plan.channel_share;
   const double share = rules.allocation ? allocated_share(rules, s.layers * rules.heads + layer, average) : average;
   plan.channel_share = share;
+  if (rules.experts) {
+    if (rules.thresholds) plan.experts = s.experts_used, plan.expert_limit = share < 1 ? limit_at(rules, layer, INPUT, share) : -1;
+    else plan.experts = int(ceil_share(share, s.experts_used));
+    return plan;
+  }
   for (int site = 0; site < SITES; ++site) {
     if (!drops(rules, site)) continue;
     double kept = site == HIDDEN && rules.hidden_power == 2 ? share * share : share;
@@ -167,8 +175,11 @@ inline double layer_share(const SparsityRules& rules, const Sizes& s, const Plan
     for (int head = 0; head < rules.heads; ++head) pages += pages_read(rules, whole, layer, head);
     return (whole.always + double(pages * PAGE) / rules.heads) / kv_length;
   }
-  if (rules.experts) return double(whole.experts) / s.experts_used;
   const Plan plan = layer_plan(rules, s, whole, layer);
+  if (rules.experts) {
+    const double visits = rules.thresholds ? std::max(1.0, plan.channel_share * s.experts_used) : plan.experts;
+    return visits / s.experts_used;
+  }
   double kept[SITES];
   for (int site = 0; site < SITES; ++site) kept[site] = plan.channels[site] * channel_cost(rules, plan, site);
   return share_of_kept(rules, s, kept, 1);

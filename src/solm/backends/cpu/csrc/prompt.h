@@ -253,7 +253,7 @@ struct Prompt {
   }
 
   void count_inputs(int layer, int site, const float* x, int n) const {
-    if (uint32_t* histogram = e.call->histogram) count_magnitudes(x, n, histogram + (size_t(layer) * SITES + site) * MAGNITUDES);
+    if (uint32_t* to = e.histogram_of(layer, site)) count_magnitudes(x, n, to);
   }
 
   // The channels of x [n] that a step keeps at a site, rounded to the plan's bits, with zeros for the others, and what the

@@ -6,6 +6,7 @@
 
 #include "layer_math.h"
 #include "plan.h"
+#include "select.h"
 #include "tile_float.h"
 
 namespace solm {
@@ -17,22 +18,36 @@ struct Routing {
   float share[MOST_USED];
 };
 
-// `count` experts, from the products x [experts] of a router, which are overwritten: those of the largest, among equal ones of
-// lower number. One function for steps and chunks, never inlined, so that both get the same bits.
-[[gnu::noinline]] inline Routing route(const Sizes& s, int count, float* x) {
+// Of `count` experts, the likeliest first, the part of their probability x that each and all after it hold: it falls from 1.
+inline void held(const float* x, const int32_t* expert, int count, float* part) {
+  float all = 0;
+  for (int k = count; k-- > 0;) part[k] = all += x[expert[k]];
+  for (int k = 0; k < count; ++k) part[k] /= all;
+}
+
+// The experts of a plan, from the products x [experts] of a router, which are overwritten: those of the largest, among equal ones
+// of lower number; with a limit as long as they hold so much, and always the first. histogram: null, or of the layer's experts. One function for steps
+// and chunks, never inlined, so that both get the same bits.
+[[gnu::noinline]] inline Routing route(const Sizes& s, const Plan& plan, float* x, uint32_t* histogram) {
   Routing found;
-  found.count = count;
+  int count = plan.experts;
   bool chosen[MOST_EXPERTS] = {};
   for (int k = 0; k < count; ++k) {
     int best = -1;
     for (int i = 0; i < s.experts; ++i)
       if (!chosen[i] && (best < 0 || x[i] > x[best])) best = i;
-    chosen[best] = true;
+    chosen[best] = true, found.expert[k] = best;
   }
-  for (int i = 0, k = 0; i < s.experts; ++i)
-    if (chosen[i]) found.expert[k++] = i;
   float total, of_chosen = 0;
   softmax_terms(x, s.experts, total);
+  if (plan.expert_limit >= 0 || histogram) {
+    float part[MOST_USED];
+    held(x, found.expert, count, part);
+    if (histogram) count_magnitudes(part, count, histogram);
+    while (count > 1 && part[count - 1] < plan.expert_limit) --count;
+  }
+  found.count = count;
+  std::sort(found.expert, found.expert + count);
   for (int k = 0; k < count; ++k) of_chosen += x[found.expert[k]];
   for (int k = 0; k < count; ++k) found.share[k] = x[found.expert[k]] / (s.shares_normed ? of_chosen : total);
   return found;

@@ -157,7 +157,7 @@ inline void Engine::plan_steps(const Call& c) {
           if (is_controllable(*c.rules, kv_length, axis)) keep[axis] = c.keep[3 * size_t(at) + axis];
       }
       const Plan plan = make_plan(*c.rules, s, keep, kv_length);
-      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, inside ? d : nullptr, c.tokens[at], r, at, position, plan, {}};
+      steps[i] = {static_cast<Cache*>(c.caches[r]), &row, inside ? d : nullptr, c.tokens[at], r, at, position, plan, {}, 0};
       double* realised = c.realised + 3 * size_t(at);
       for (int axis = 0; axis < 3; ++axis) {
         const bool counted_later = axis == 1 && c.rules->thresholds;
@@ -175,7 +175,8 @@ inline void Engine::plan_steps(const Call& c) {
 inline void Engine::count_kept(const Call& c) {
   for (int i = 0; i < step_count; ++i) {
     double& realised = c.realised[3 * size_t(steps[i].at) + 1];
-    const double share = share_of_kept(*c.rules, s, steps[i].kept, s.layers);
+    const double share = c.rules->experts ? steps[i].visits / (double(s.experts_used) * s.layers)
+                                          : share_of_kept(*c.rules, s, steps[i].kept, s.layers);
     if (steps[i].decider) steps[i].row->spent[1] += share - realised, realised = share;
     else realised += share;
   }

@@ -200,7 +200,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   void mix_experts(int number, const float* x, Step* steps, int rows, const Prefetch& after) {
     const Layer& l = e.layers[number];
     const Prefetch last = e.s.shared_width ? first_rows(l.shared.gate_up, H, rows) : after;
-    visit_experts(l, x, rows);
+    visit_experts(number, x, steps, rows);
     take(number, INPUT, x, steps, rows);
     Inputs kept[MOST_ROWS];
     std::copy_n(inputs, rows, kept);
@@ -240,7 +240,8 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   // Lists the visits of steps with inputs x [rows, H], ordered by experts.
-  void visit_experts(const Layer& l, const float* x, int rows) {
+  void visit_experts(int number, const float* x, Step* steps, int rows) {
+    const Layer& l = e.layers[number];
     const int E = e.s.experts;
     for (int i = E * thread / threads; i < E * (thread + 1) / threads; ++i)
       for (int r = 0; r < rows; ++r) partial(thread)[r * E + i] = dot(l.router + size_t(i) * H, x + size_t(r) * H, H);
@@ -251,7 +252,8 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
         std::copy(partial(t) + r * E + E * t / threads, partial(t) + r * E + E * (t + 1) / threads,
                   &values[size_t(E) * t / threads]);
       add_bias(values.data(), l.router_bias, E);
-      const Routing found = route(e.s, plans[r].experts, values.data());
+      const Routing found = route(e.s, plans[r], values.data(), thread > 0 ? nullptr : e.histogram_of(number, SITES));
+      if (thread == 0) steps[r].visits += found.count;
       for (int k = 0; k < found.count; ++k) visits.push_back({found.expert[k], r, found.share[k]});
     }
     half = !half;
@@ -291,7 +293,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const int found = keep_channels(x, size, plan.channels[site], plan.limit[site], plan, input);
     if (thread > 0) return;
     step.kept[site] += found * channel_cost(*e.call->rules, plan, site) / booked_parts(e.s, site);
-    if (uint32_t* to = e.call->histogram) count_magnitudes(x, size, to + (size_t(layer) * SITES + site) * MAGNITUDES);
+    if (uint32_t* to = e.histogram_of(layer, site)) count_magnitudes(x, size, to);
   }
 
   // The residual streams of all steps [rows, H], normed if there is a norm.

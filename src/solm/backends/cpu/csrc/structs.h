@@ -128,6 +128,7 @@ struct Model {
 // projections read and what the output projection of attention reads.
 enum Site : int32_t { INPUT = 0, HIDDEN = 1, QKV = 2, OUT = 3 };
 constexpr int SITES = 4;
+constexpr int COUNTED = 5;  // of a histogram: the sites, and experts
 
 // How an action is carried out (solm.core.sparsity). input_site, hidden_site: flags of the MLP's sites. projections: the flag of
 // those of attention. group: channels that share a rounding scale, 0 for all. weight_bits: the bits of an action are those of
@@ -138,7 +139,7 @@ constexpr int SITES = 4;
 // the share of the MLP being that of the experts that a step visits, and not of channels. input_part: what input channels count of the
 // MLP's share where both of its sites are in use. projection_part: what the projections of attention count of the share of
 // channels. thresholds: null, or [layers, 2 or with projections SITES, PERCENTAGES], the least |x| that a step keeps at a site
-// whose share is that percentage, in place of an exact number of channels.
+// whose share is that percentage, in place of an exact number of channels; with `experts` [layers, 1, PERCENTAGES], see `held`.
 struct SparsityRules {
   int32_t sinks, window, input_site, hidden_site, hidden_power, group, weight_bits, layers, heads, own_sites, projections,
       bit_curves, experts;
@@ -181,7 +182,8 @@ struct RowState {
 // steps.
 // With thresholds, the share of the MLP is counted while the steps run, and corrected in `states` after them.
 //
-// histogram: null, or [layers, SITES, MAGNITUDES], to which the call adds how many inputs of every site lie in every bin.
+// histogram: null, or [layers, COUNTED, MAGNITUDES], to which the call adds how many inputs of every site lie in every bin, and
+// after these how many experts: see `held`.
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
 // head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last

@@ -150,12 +150,12 @@ inline bool valid_rules(const Engine& e, const SparsityRules& rules, char* messa
     return refuse(message, "upper_bits_part must be above 0 and at most 1, got %g", rules.upper_bits_part);
   if (rules.thresholds && rules.layers != s.layers)
     return refuse(message, "the thresholds are for %d layers, and the model has %d", rules.layers, s.layers);
-  for (int i = 0; rules.thresholds && i < (rules.projections ? SITES : 2) * s.layers * PERCENTAGES; ++i)
+  for (int i = 0; rules.thresholds && i < threshold_sites(rules) * s.layers * PERCENTAGES; ++i)
     if (!(rules.thresholds[i] >= 0 && rules.thresholds[i] <= FLT_MAX))
       return refuse(message, "thresholds must be finite and at least 0, got %g", rules.thresholds[i]);
   if (!(rules.input_part > 0 && rules.input_part < 1))
     return refuse(message, "input_part must lie between 0 and 1, got %g", rules.input_part);
-  if (rules.experts && (!s.experts || rules.input_site || rules.hidden_site || rules.allocation || rules.thresholds))
+  if (rules.experts && (!s.experts || rules.input_site || rules.hidden_site))
     return refuse(message, "a share of the experts needs a mixture of them, and goes with no share of channels");
   if (rules.projections && !(rules.projection_part > 0 && rules.projection_part < 1))
     return refuse(message, "projection_part must lie between 0 and 1, got %g", rules.projection_part);
