@@ -238,6 +238,29 @@ def kv_cache(result: Result) -> str:
 
 
 @kind(
+    "mixture",
+    "Experts of a small mixture",
+    "A model of a few million weights that was trained for minutes: what is large here may be small in another. Loss, "
+    "nats per token above dense steps with 95 % intervals over texts, of steps that read this share of the bytes. *by "
+    "probability*: tokens visit experts until these hold enough of the router's probability; *by number*: always as "
+    "many; *channels*: all experts, with fewer channels; *policy*: of `solm fit --experts`, also with fewer pages.",
+)
+def mixture(result: Result) -> str:
+    found, about = result["results"], result["results"]["training"]
+    kinds = {"probability": "by probability", "number": "by number", "channels": "channels", "policy": "policy"}
+    rows = []
+    for name, told in found["arms"].items():
+        if name.startswith("probability"):
+            place = name.removeprefix("probability")
+            columns = (found["arms"].get(f"{kind}{place}", {}) for kind in kinds)
+            losses = [interval(column.get("minus_dense")) for column in columns]
+            rows.append([number(told["bytes"]), number(told["mlp"], 2), *losses])
+    trained = f"{about['weights'] / 1e6:.1f} million weights, {about['tokens'] / 1e6:.1f} million tokens in "
+    trained += f"{about['minutes']:.0f} minutes; dense steps lose {found['nats']:.2f} nats per token."
+    return f"{trained}\n\n{markdown(('bytes', 'experts visited', *kinds.values()), rows, words=0)}"
+
+
+@kind(
     "graded",
     "Problems solved",
     "Free replies to problems, graded. *policy − arm*: the share that the policy solves minus that of the arm at the "

@@ -193,9 +193,9 @@ def test_of_a_mixture_experts_are_dealt_out_beside_pages(byte_tokenizer, texts, 
     tiny_model("qwen3_moe", torch.float32, num_experts_per_tok=4).save_pretrained(tmp_path / "tiny")
     byte_tokenizer.save_pretrained(tmp_path / "tiny")
     out = tmp_path / "run"
-    code, said = solm("fit", tmp_path / "tiny", "--data", texts, "--minutes", MINUTES, "--out", out, "--json")
+    asked = ("--data", texts, "--minutes", MINUTES, "--out", out, "--experts", "--json")
+    code, said = solm("fit", tmp_path / "tiny", *asked)
     assert not code, said.err
-    assert "the policy will choose how many experts a token visits" in said.err
     points = [point for point in json.loads(said.out)["points"] if point["context"] == 256]
     for point in points:
         assert point["step_ms"] == pytest.approx(10 * point["budget"], rel=0.03), "the budget in time is kept"
@@ -258,6 +258,7 @@ def test_an_interrupted_fit_goes_on_and_ends_where_it_would_have(tiny_folder, te
         (["--data", "nowhere.txt"], "nowhere.txt"),
         (["--minutes", "0.0001"], "--minutes: 0.0001 is too short"),
         (["--precision", "int3"], "--precision: unknown precision 'int3'"),
+        (["--experts"], "a share of the experts needs a mixture of them"),
     ],
 )
 def test_mistakes_are_one_line(tiny_folder, texts, tmp_path, solm, arguments, message):

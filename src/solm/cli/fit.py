@@ -22,6 +22,7 @@ def fit(
     seed: Seed = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
+    experts: bool = False,
 ) -> Result:
     """Make a policy for a model: time this machine, find an allocation, train, compare, and write policy and report.
 
@@ -36,6 +37,7 @@ def fit(
     Args:
         out: Folder for the fit; an interrupted one there continues.
         minutes: Minutes to take, on this machine; by default 75 per billion weights, at least 5.
+        experts: Of a mixture, leave out whole experts in place of channels.
     """
     from solm.backends.cpu.files.layout import readable_in_part
     from solm.core.files import KEPT
@@ -51,8 +53,7 @@ def fit(
         trust_remote_code=trust_remote_code,
     ).prepare()  # fmt: skip
     assert prepared.source is not None  # with the cpu backend
-    if precision != "nested" and prepared.source.spec.experts:
-        say("solm: the policy will choose how many experts a token visits")
+    if experts:
         prepared.sparsity = "experts"
     elif precision == "nested" or (precision in (None, "auto") and readable_in_part(prepared.source)):
         say("solm: the policy will also choose how many bits of the MLP's weights a step reads")

@@ -49,9 +49,8 @@ def trusted(result: dict[str, Any]) -> Allocation:
     for axis in CHECKED:
         if not sum(row["even"] - row["allocation"] for row in result["checked"] if row["axis"] == axis) > 0:
             changes[axis] = (UNIFORM,) * len(getattr(allocation, axis))
-            if (
-                axis == "mlp" and allocation.hidden is not None
-            ):  # hidden channels are cheaper to lose, as with `SparsityConfig.hidden_power`
+            # Hidden channels are cheaper to lose, as with `SparsityConfig.hidden_power`.
+            if axis == "mlp" and allocation.hidden is not None:
                 changes["hidden"] = (tuple(share**2 for share in UNIFORM),) * allocation.layers
                 others = SITES[MLP_SITES : allocation.sites]
                 changes |= dict.fromkeys(others, changes[axis]) | dict.fromkeys(BIT_PROBES)

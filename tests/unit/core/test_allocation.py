@@ -16,6 +16,7 @@ from solm.paper.config import SPARSITY as PAPER
         ({"attention": (EVEN,)}, "points for every layer"),
         ({"attention": (EVEN[:-1], EVEN[:-1])}, "points for every layer"),
         ({"mlp": ((*EVEN[:3], 0.05, *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
+        ({"hidden": None, "qkv": (EVEN,) * 2, "out": (EVEN,) * 2}, "qkv needs curves of hidden channels"),
         ({"mlp": ((*EVEN[:3], float("nan"), *EVEN[4:]), EVEN)}, "rise from at least 0 to 1"),
     ],
 )

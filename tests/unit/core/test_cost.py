@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from solm.core.cost import ModelShapes, relative_bytes
-from solm.core.sparsity import SparsityConfig
+from solm.core.cost import ModelShapes, realised_mlp, relative_bytes
+from solm.core.sparsity import KNOTS, PERCENTAGES, Allocation, ChannelThresholds, SparsityConfig
 
+EVEN = np.arange(KNOTS) / (KNOTS - 1)
 SHAPES = ModelShapes(
     layers=30, hidden=576, intermediate=1536, heads=9, kv_heads=3, head_dim=64, vocabulary=49152, gated=True
 )
@@ -35,6 +36,22 @@ def test_bytes_count_every_number_with_the_bits_in_which_it_is_stored():
     assert found == pytest.approx(step / dense)
     assert found < relative_bytes(np.array([pages, 1, 1]), length, SHAPES, SparsityConfig()) - 0.04
     assert "weight_bits" not in stored.model_dump()  # what is stored and shown are the sizes alone
+
+
+def test_experts_that_a_token_visits_are_a_number_and_under_thresholds_an_average():
+    shapes = SHAPES.model_copy(update={"experts_used": 4, "layers": 2})
+    exact = SparsityConfig(mlp_site="experts")
+    limits = ChannelThresholds.of(np.linspace(1, 0, PERCENTAGES)[None, None].repeat(2, 0))
+    keep = np.array([0.1, 0.3, 0.6, 1.0])
+    assert realised_mlp(keep, exact, shapes).tolist() == [[0.25, 0.5, 0.75, 1.0]]
+    average = exact.changed(thresholds=limits)
+    assert realised_mlp(keep, average, shapes).tolist() == [[0.25, 0.3, 0.6, 1.0]]
+    more, less = (tuple((share**power).tolist()) for share, power in ((EVEN, 0.5), (EVEN, 2)))
+    dealt = average.under(Allocation(attention=(more, less), mlp=(more, less)))
+    assert np.allclose(realised_mlp(np.array([0.25, 0.8]), dealt, shapes), [[0.5, 0.8**0.5], [0.25, 0.64]], atol=0.01)
+    assert relative_bytes(np.array([1, 0.5, 1]), 0, shapes, dealt) == pytest.approx(
+        1 - 0.5 * 2 * 12 * 576 * 1536 / (2 * shapes.layer_weights + shapes.head_weights)
+    )
 
 
 def test_an_expert_that_all_tokens_share_is_read_in_full():

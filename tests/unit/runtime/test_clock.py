@@ -72,6 +72,20 @@ def test_any_model_takes_budgets_in_time(plain_lm, known, cache):
     assert sum(file.suffix == ".json" for file in cache.iterdir()) == 2
 
 
+def test_budgets_of_a_mixture_leave_out_the_experts_that_hold_least(byte_tokenizer, cache, known):
+    model = tiny_model("qwen3_moe", torch.float32, num_experts_per_tok=4)
+    with solm.attach(model, tokenizer=byte_tokenizer, backend="cpu", sparsity="experts") as lm:
+        rules = lm.timed().sparsity
+        assert (rules.thresholds.sites, rules.allocation.sites) == (1, 1)
+        lm.timed().clock = RunningClock(made_clock(model=lm.name, backend=lm.backend.name))
+        visited = []
+        for budget in (0.8, 0.9):
+            reply = lm.generate(PROMPT, budget=budget, max_new_tokens=120, eos_token_id=-1)
+            assert reply.compute.realised["time"] == pytest.approx(budget, abs=0.02)
+            visited.append(reply.compute.realised["mlp"])
+        assert 0.25 <= visited[0] < visited[1] < 1
+
+
 def test_a_clock_that_is_unsure_refuses_only_what_bytes_rule_out(plain_lm, known):
     known_budgets = plain_lm.timed().budgets()
     unsure, sure = (

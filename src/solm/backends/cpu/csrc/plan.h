@@ -16,8 +16,8 @@ namespace solm {
 //
 // Under an allocation, pages and channels are those of the average layer until `layer_plan` and `pages_read` apply it to
 // `page_share` and `channel_share`. limit: under thresholds, the least |x| of a channel that a site keeps, as `layer_plan` finds
-// it; below 0 the numbers of channels hold. experts: that the step visits in a layer that has some, at most where expert_limit,
-// which `held` must reach, is not below 0. oldest: the first token that a layer's attention sees.
+// it; below 0 the numbers of channels hold. experts: the most that the step visits in a layer that has some. expert_limit: under
+// thresholds, the least that `held` gives for one of them, below 0: any. oldest: the first token that a layer's attention sees.
 struct Plan {
   int32_t channels[SITES], upper_only[SITES];
   int32_t bits, high_halves_only, group, sparse, sinks, window_start, pages, between, always, oldest, experts;
@@ -112,8 +112,8 @@ inline Plan layer_plan(const SparsityRules& rules, const Sizes& s, Plan plan, in
   const double share = rules.allocation ? allocated_share(rules, s.layers * rules.heads + layer, average) : average;
   plan.channel_share = share;
   if (rules.experts) {
-    if (rules.thresholds) plan.experts = s.experts_used, plan.expert_limit = share < 1 ? limit_at(rules, layer, INPUT, share) : -1;
-    else plan.experts = int(ceil_share(share, s.experts_used));
+    plan.experts = rules.thresholds ? s.experts_used : int(ceil_share(share, s.experts_used));
+    if (rules.thresholds && share < 1) plan.expert_limit = limit_at(rules, layer, INPUT, share);
     return plan;
   }
   for (int site = 0; site < SITES; ++site) {

@@ -26,8 +26,8 @@ inline void held(const float* x, const int32_t* expert, int count, float* part) 
 }
 
 // The experts of a plan, from the products x [experts] of a router, which are overwritten: those of the largest, among equal ones
-// of lower number; with a limit as long as they hold so much, and always the first. histogram: null, or of the layer's experts. One function for steps
-// and chunks, never inlined, so that both get the same bits.
+// of lower number; under a limit those whose part of `held` reaches it, and always the first. histogram: null, or of the layer's
+// experts. One function for steps and chunks, never inlined, so that both get the same bits.
 [[gnu::noinline]] inline Routing route(const Sizes& s, const Plan& plan, float* x, uint32_t* histogram) {
   Routing found;
   int count = plan.experts;
