@@ -31,7 +31,6 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
     "quality": ("Quality at equal time", {
         "fitted-0.5b-1024": f"{SMALL} after 1,024 tokens", "divergences-1.5b-1024": f"{LARGE} after 1,024 tokens",
         "fitted-0.5b-8192": f"{SMALL} after 8,192 tokens", "settings-0.5b": SMALL, "settings-1.5b": LARGE,
-        "mixture": "4 of 16 experts",
     }),
     "context": ("Long contexts", {
         "long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL, "kv-cache-0.5b": SMALL, "kv-cache-1.5b": LARGE,
