@@ -90,7 +90,7 @@ def decider(layer: int, hidden: int = 64, **changes) -> Decider:
         "trust": torch.ones(3),
     }  # fmt: skip
     options = {
-        "layer": layer, "clamp": True, "network": network, "levels": levels, "own_cost": costs,
+        "layer": layer, "network": network, "levels": levels, "own_cost": costs,
         "fixed_cost": [0 * cost for cost in costs], "prices": np.linspace(2, 0, 5),
         "curves": [np.linspace(axis[0] / axis[-1], 1, 5) for axis in levels],
     }  # fmt: skip

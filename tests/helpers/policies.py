@@ -91,7 +91,8 @@ def allocate(policy, costs, levels, target, ledger, remaining, expected=None) ->
     arrays = ([np.asarray(axis) for axis in axes] for axes in (costs, levels))
     known = ledger.spent if expected is None else expected
     budget = (part.numpy() for part in (target, ledger.spent, known, ledger.steps))
-    action, due = policy.allocate(*arrays, *budget, remaining)
+    later = tuple(np.stack([np.asarray(axis)[:, end] for axis in levels], 1) for end in (0, -1))
+    action, due = policy.allocate(*arrays, *budget, remaining, later)
     if expected is not None:
         expected += torch.from_numpy(due)
     return torch.from_numpy(action)

@@ -20,19 +20,14 @@ def log_probabilities(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tenso
 
 
 def divergences(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL in nats from reference [M, V] to logits [M, R, V]: [M, R] float32, sliced likewise."""
-    step = max(1, _LOGITS_PER_SLICE // logits.shape[1])
-    parts = []
-    for ours, theirs in zip(logits.split(step), reference.split(step), strict=True):
-        expected = theirs.float().log_softmax(-1)
-        parts.append(torch.einsum("mv,mrv->mr", expected.exp(), expected[:, None] - ours.float().log_softmax(-1)))
-    return torch.cat(parts).clamp(min=0)  # rounding
-
-
-def divergences_of_forks(logits: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
-    """KL in nats from reference [M, Q, V] to logits [M * R, Q, V], of R adjacent forks of each: [M * R, Q] float32."""
-    forks = len(logits) // len(reference)
-    parts = [
-        divergences(ours.transpose(0, 1), theirs).T for ours, theirs in zip(logits.split(forks), reference, strict=True)
-    ]
-    return torch.cat(parts)
+    """KL in nats from reference [M, Q, V] to logits [M * R, Q, V], of R adjacent forks of each: [M * R, Q] float32,
+    sliced likewise."""
+    forks, rows = len(logits) // len(reference), []
+    step = max(1, _LOGITS_PER_SLICE // forks)
+    for ours, theirs in zip(logits.split(forks), reference, strict=True):
+        parts = []
+        for part, known in zip(ours.split(step, 1), theirs.split(step), strict=True):
+            expected = known.float().log_softmax(-1)
+            parts.append(torch.einsum("qv,rqv->rq", expected.exp(), expected - part.float().log_softmax(-1)))
+        rows.append(torch.cat(parts, 1))
+    return torch.cat(rows).clamp(min=0)  # rounding

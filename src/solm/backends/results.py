@@ -85,11 +85,11 @@ class Scored(Result):
         keep_logits: bool = False,
     ) -> "Scored":
         """What `result` says of the tokens that follow [N, Q]. reference, keep_logits: as for `Session.score`."""
-        from solm.backends.logits import divergences_of_forks, log_probabilities
+        from solm.backends.logits import divergences, log_probabilities
 
         result = result.tensors()
         known: dict[str, Any] = vars(result) | {"logits": result.logits if keep_logits else None}
-        apart = None if reference is None else divergences_of_forks(result.logits, reference)
+        apart = None if reference is None else divergences(result.logits, reference)
         return cls(**known, log_probabilities=log_probabilities(result.logits, following), divergences=apart)
 
 

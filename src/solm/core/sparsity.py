@@ -231,19 +231,14 @@ class SparsityConfig(Frozen):
              "thresholds of one site are of experts: mlp_site 'experts' needs them, and no other takes them"),
             (thresholds is not None and self.projection_part and thresholds.sites < self.sites,
              "a projection_part needs thresholds of attention's projections"),
-        ):  # fmt: skip
-            if wrong:
-                raise ValueError(message)
-        if allocation is None:
-            return self
-        for wrong, message in (
-            (self.window == 0, "an allocation needs a window, got window 0"),
-            (not hidden and not experts, f"an allocation {needs}"),
-            (allocation.sites != self.sites, f"an allocation of {allocation.sites} sites does not fit {self.sites} "
-             "that drop channels: attention's projections do with a projection_part"),
-            (allocation.has_bits and self.bits_site != "weights",
+            (allocation and self.window == 0, "an allocation needs a window, got window 0"),
+            (allocation and not hidden and not experts, f"an allocation {needs}"),
+            (allocation and allocation.sites != self.sites,
+             f"an allocation of other sites does not fit {self.sites} that drop channels: attention's projections do "
+             "with a projection_part"),
+            (allocation and allocation.has_bits and self.bits_site != "weights",
              f"an allocation of weight bits needs bits_site 'weights', got {self.bits_site!r}"),
-            (thresholds is not None and thresholds.layers != allocation.layers,
+            (allocation and thresholds and thresholds.layers != allocation.layers,
              "thresholds and allocation are of models with different numbers of layers"),
         ):  # fmt: skip
             if wrong:

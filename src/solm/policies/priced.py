@@ -1,7 +1,5 @@
 """Buying compute at a price: the level of the lowest level cost plus price times share."""
 
-from typing import NamedTuple
-
 import numpy as np
 
 from solm.core.actions import AXES
@@ -23,12 +21,8 @@ _HALVINGS = 64
 """Of the range of prices, which is wide where the rates of two axes are far apart."""
 
 
-class LevelCosts(NamedTuple):
-    """Per axis [..., levels] float64: what a level costs, in nats per token above the dense level."""
-
-    attention: np.ndarray
-    mlp: np.ndarray
-    bits: np.ndarray
+LevelCosts = tuple[np.ndarray, ...]
+"""Per axis [..., levels] float64: what a level costs, in nats per token above the dense level."""
 
 
 class PriceCurve:

@@ -70,15 +70,16 @@ class ValuePolicy:
     same budget, so that nothing the policy reads depends on its own earlier decisions: known tokens are decided in one
     pass.
 
-    curves: per axis the average share that every price gives. clamp: rule out actions after which the budget could no
-    longer be met. own_cost: per axis [levels] float64, the part of a level's cost that is multiplied with the token's
-    sensitivity; fixed_cost: the part that is not. Raises `PolicyMismatchError` where the space has levels below the
-    grid's.
+    Actions after which the budget could no longer be met are ruled out.
+
+    curves: per axis the average share that every price gives. own_cost: per axis [levels] float64, the part of a
+    level's cost that is multiplied with the token's sensitivity; fixed_cost: the part that is not. Raises
+    `PolicyMismatchError` where the space has levels below the grid's.
     """
 
     reads_model = True
 
-    def __init__(self, network: "ValueNetwork | ValueWeights", space: ActionSpace, clamp: bool = True):
+    def __init__(self, network: "ValueNetwork | ValueWeights", space: ActionSpace):
         """network: what predicts, or its weights alone, which is all that the compiled engine needs."""
         self.weights = network if isinstance(network, ValueWeights) else network.weights()
         self._network = None if isinstance(network, ValueWeights) else network
@@ -90,8 +91,8 @@ class ValuePolicy:
             borne = cost * (np.interp(wanted, known[:-1], part) if part else 1.0)
             own.append(borne)
             fixed.append(cost - borne)
-        self.own_cost, self.fixed_cost = LevelCosts(*own), LevelCosts(*fixed)
-        self.space, self.layer, self.clamp = space, config.layer, clamp
+        self.own_cost, self.fixed_cost = tuple(own), tuple(fixed)
+        self.space, self.layer = space, config.layer
         self.training_costs = self.level_costs(self.weights.arrays["training_sensitivities"])
         """Level costs [M, levels] of tokens seen in training."""
         self.curves = [PriceCurve(cost, shares) for cost, shares in zip(self.training_costs, space.shares, strict=True)]
@@ -128,7 +129,7 @@ class ValuePolicy:
         """Level costs [..., levels] float64 of tokens of sensitivities [..., 3]."""
         of_axes = np.moveaxis(sensitivities.astype(np.float64)[..., None], -2, 0)
         own_and_fixed = zip(of_axes, self.own_cost, self.fixed_cost, strict=True)
-        return LevelCosts(*(fixed + sensitivity * own for sensitivity, own, fixed in own_and_fixed))
+        return tuple(fixed + sensitivity * own for sensitivity, own, fixed in own_and_fixed)
 
     def costs(self, hidden: "torch.Tensor", before: "torch.Tensor") -> LevelCosts:
         """Level costs [N, Q, levels], from the residual stream hidden [N, Q, H] that enters the layer and the numbers
@@ -150,7 +151,7 @@ class ValuePolicy:
         expected: np.ndarray,
         counted: np.ndarray,
         remaining: Count,
-        later: tuple[np.ndarray, np.ndarray] | None = None,
+        later: tuple[np.ndarray, np.ndarray],
     ) -> tuple[np.ndarray, np.ndarray]:
         """The action [N] int64 of one step, at the price that the rest of the budget sets per remaining step, and the
         shares [N, 3] that the price was set for.
@@ -158,7 +159,7 @@ class ValuePolicy:
         costs, levels: per axis [N, levels], level costs in nats and the shares that the levels would realise. target,
         spent: [N, 3] shares asked for, and the sums of those realised over `counted` [N, 3] steps. expected: [N, 3] the
         sums of those that prices were set for. remaining: steps left, this one included. later: lowest and highest
-        average shares [N, 3] that the steps after this one can realise, by default this step's.
+        average shares [N, 3] that the steps after this one can realise.
         """
         # In NumPy: these are a few numbers a row, and a call of torch takes about ten times as long to start.
         horizon = np.maximum(remaining, SHORTEST_HORIZON)
@@ -175,10 +176,9 @@ class ValuePolicy:
             # are read whole.
             price = curve.price(nominal_share(due[:, axis], realised, curve.shares))
             score = cost.astype(np.float64) + price[:, None] * curve.shares
-            if self.clamp:
-                ends = (realised[:, 0], realised[:, -1]) if later is None else (later[0][:, axis], later[1][:, axis])
-                allowed = feasible_levels(realised, target[:, axis], spent[:, axis], counted[:, axis], remaining, ends)
-                score = np.where(allowed, score, np.inf)
+            ends = later[0][:, axis], later[1][:, axis]
+            allowed = feasible_levels(realised, target[:, axis], spent[:, axis], counted[:, axis], remaining, ends)
+            score = np.where(allowed, score, np.inf)
             # Axes share neither costs nor budgets: the best action has the best level of each.
             action = action * size + score.argmin(1)
         return action, due

@@ -40,7 +40,7 @@ def test_every_row_meets_its_budget_and_saves_where_it_costs_least(shares, horiz
         share = SPACE.table[action] / torch.tensor([1, 1, 16])
         ledger = ledger.add(share, torch.ones(8, 3, dtype=torch.bool))
         levels.append(torch.unravel_index(action, SPACE.shape)[1])
-        costs.append(torch.from_numpy(predicted.mlp[:, 0]))
+        costs.append(torch.from_numpy(predicted[1][:, 0]))
     # The coarsest level gap is 0.5625 bits-share: half of it is left over at worst, once, at the end.
     assert (ledger.average - target).abs().max() <= max(0.002, 0.6 * 0.5625 / horizon)
     levels, costs = torch.cat(levels), torch.cat(costs)

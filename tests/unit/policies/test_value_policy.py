@@ -45,7 +45,7 @@ def test_a_fine_space_is_used_between_the_levels_that_were_learned(floor):
     one, target = torch.ones(1, 1, dtype=torch.float64), torch.tensor([[1.0, 0.68, 1.0]], dtype=torch.float64)
     ledger, taken = Ledger(torch.zeros(1, 3).double(), torch.zeros(1, 3).long()), []
     for step in range(64):
-        costs = (one * 0, torch.from_numpy(policy.own_cost.mlp)[None], one * 0)
+        costs = (one * 0, torch.from_numpy(policy.own_cost[1])[None], one * 0)
         taken.append(int(allocate(policy, costs, (one, shares, one), target, ledger, 64 - step)))
         spent = float(shares[0, taken[-1]])
         ledger = ledger.add(torch.tensor([[1.0, spent, 1.0]], dtype=torch.float64), torch.tensor([True]))

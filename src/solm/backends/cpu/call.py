@@ -47,12 +47,11 @@ class Decider:
     """A value policy in the engine's terms: a network with one hidden layer over the residual stream, and per axis the
     costs of levels; or the static schedule. Rows' records point to it, and it must outlive them.
 
-    layer: the one before which it decides; beyond the last one: the schedule, which needs levels alone. clamp: exclude
-    actions after which the budget could no longer be met. network: weights as `ValueWeights` has them: ``read``
-    [width, H + 3] and ``head`` [3, width], and ``scale`` and ``trust`` [3]. levels: per axis the action space's levels
-    (attention, MLP, bits). own_cost, fixed_cost: per axis [levels] float64 in nats, at least 0; a level costs
-    fixed_cost + sensitivity * own_cost. curves: per axis the average shares, ascending, of tokens that pay `prices`,
-    [points] each.
+    layer: the one before which it decides; beyond the last one: the schedule, which needs levels alone. network:
+    weights as `ValueWeights` has them: ``read`` [width, H + 3] and ``head`` [3, width], and ``scale`` and ``trust``
+    [3]. levels: per axis the action space's levels (attention, MLP, bits). own_cost, fixed_cost: per axis [levels]
+    float64 in nats, at least 0; a level costs fixed_cost + sensitivity * own_cost. curves: per axis the average shares,
+    ascending, of tokens that pay `prices`, [points] each.
     """
 
     def __init__(
@@ -64,7 +63,6 @@ class Decider:
         fixed_cost: Sequence[np.ndarray] = (),
         curves: Sequence[np.ndarray] = (),
         prices: np.ndarray = FALLING_PRICES,
-        clamp: bool = False,
     ):
         floats: dict[str, Array] = {}
         tables: dict[str, Sequence[np.ndarray]] = {"levels": levels}
@@ -80,7 +78,7 @@ class Decider:
         self._tables = {name: [np.array(part, np.float64) for part in table] for name, table in tables.items()}
         self._prices = np.array(prices, np.float64)
         self._struct = border.Decider(
-            layer=layer, width=0 if network is None else len(read), clamp=clamp, points=len(prices),
+            layer=layer, width=0 if network is None else len(read), clamp=True, points=len(prices),
             hidden=0 if network is None else read.shape[1] - _AXES,
             sizes=tuple(len(part) for part in levels), prices=self._prices.ctypes.data,
             **{name: values.ctypes.data for name, values in self._floats.items()},
@@ -105,7 +103,7 @@ def decider_of(engine: Engine, policy: ValuePolicy | Static) -> Decider:
         made = Decider(engine.sizes.layers, levels)
     else:
         curves, costs = [curve.rising for curve in policy.curves], (policy.own_cost, policy.fixed_cost)
-        made = Decider(policy.layer, levels, policy.weights.arrays, *costs, curves, clamp=policy.clamp)
+        made = Decider(policy.layer, levels, policy.weights.arrays, *costs, curves)
     return engine.deciders.setdefault(policy, made)  # what another thread has made meanwhile
 
 

@@ -150,13 +150,8 @@ def library(flags: str | None = None) -> ctypes.CDLL:
 @cache
 def _library(requested: str, flags: str) -> ctypes.CDLL:
     choice = choose_engine(requested, flags)
-    return _loaded(built(choice.flags) if choice.path is None else choice.path)
-
-
-@cache
-def _loaded(path: Path) -> ctypes.CDLL:
+    path = built(choice.flags) if choice.path is None else choice.path
     try:
-        loaded = ctypes.CDLL(str(path))
+        return declare(ctypes.CDLL(str(path)))
     except OSError as error:
         raise SolmError(f"the cpu backend cannot be loaded: {error}; delete {path}, or set SOLM_CACHE") from error
-    return declare(loaded)

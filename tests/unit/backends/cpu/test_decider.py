@@ -9,7 +9,7 @@ import torch
 from helpers.engine import engine_of
 from helpers.models import tiny_model, tokens
 from helpers.policies import BENDS, profile_of, sparsity_of, with_hidden
-from solm.backends.cpu.session import CpuSession
+from solm.backends.cpu.backend import CpuSession
 from solm.backends.torch.backend import TorchBackend
 from solm.core.actions import ActionSpace
 from solm.core.sparsity import SparsityConfig
@@ -35,7 +35,7 @@ def engine():
     control.detach()
 
 
-def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy:
+def policy_of(space: ActionSpace, layer: int) -> ValuePolicy:
     """A policy whose sensitivities differ widely from token to token."""
     torch.manual_seed(3)
     own = tuple(0.9 - 0.2 * level for level in range(len(space.attention) - 1))
@@ -45,7 +45,7 @@ def policy_of(space: ActionSpace, layer: int, clamp: bool = True) -> ValuePolicy
         network.head.weight.normal_(0, 2)
         network.training_sensitivities.copy_(torch.rand(64, 3) * 2)
         network.trust.copy_(torch.tensor([1.0, 0.9, 0.7]))
-    return ValuePolicy(network, space, clamp)
+    return ValuePolicy(network, space)
 
 
 def limits_of_any_text(engine):
@@ -73,21 +73,21 @@ def both(engine, policy, target, horizon, rows=3, context=30, sparsity=SPARSITY)
 
 
 @pytest.mark.parametrize(
-    ("dealt", "name", "layer", "clamp"),
+    ("dealt", "name", "layer"),
     [
-        ("evenly", "joint", 1, True),
-        ("evenly", "one axis", 0, False),
-        ("evenly", "two axes", 3, True),
-        ("by an allocation", "joint", 0, False),
-        ("hidden channels apart", "joint", 3, True),
-        ("weights' bits", "joint", 1, False),
-        ("thresholds", "joint", 1, True),
-        ("evenly", "joint", None, False),
-        ("by an allocation", "one axis", None, False),
-        ("thresholds", "joint", None, False),
+        ("evenly", "joint", 1),
+        ("evenly", "one axis", 0),
+        ("evenly", "two axes", 3),
+        ("by an allocation", "joint", 0),
+        ("hidden channels apart", "joint", 3),
+        ("weights' bits", "joint", 1),
+        ("thresholds", "joint", 1),
+        ("evenly", "joint", None),
+        ("by an allocation", "one axis", None),
+        ("thresholds", "joint", None),
     ],
 )
-def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
+def test_decisions_equal_the_policys(engine, name, layer, dealt):
     """layer: of a value policy; None: the static schedule."""
     sparsity = {
         "evenly": SPARSITY, "by an allocation": sparsity_of(0.9, -0.6, -0.7, 0.4),
@@ -98,7 +98,7 @@ def test_decisions_equal_the_policys(engine, name, layer, clamp, dealt):
         "thresholds": SPARSITY.model_copy(update={"thresholds": limits_of_any_text(engine[1])}),
     }[dealt]  # fmt: skip
     space = SPACES[name]
-    policy = static(space, sparsity) if layer is None else policy_of(space, layer, clamp)
+    policy = static(space, sparsity) if layer is None else policy_of(space, layer)
     if sparsity.bits_site == "weights":
         engine = engine[0], engine_of(engine[0].model, sparsity, "nested")
     lows = torch.tensor([low for low, _ in space.ranges], dtype=torch.float64)
