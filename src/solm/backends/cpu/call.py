@@ -78,7 +78,7 @@ class Decider:
         self._tables = {name: [np.array(part, np.float64) for part in table] for name, table in tables.items()}
         self._prices = np.array(prices, np.float64)
         self._struct = border.Decider(
-            layer=layer, width=0 if network is None else len(read), clamp=True, points=len(prices),
+            layer=layer, width=0 if network is None else len(read), points=len(prices),
             hidden=0 if network is None else read.shape[1] - _AXES,
             sizes=tuple(len(part) for part in levels), prices=self._prices.ctypes.data,
             **{name: values.ctypes.data for name, values in self._floats.items()},

@@ -163,7 +163,7 @@ inline int decide(const Decider& d, const LevelShares& own, const SparsityRules&
       const double price = interpolate(nominal_share(expected, here, nominal, size), d.curve[axis], d.prices, d.points);
       for (int l = 0; l < size; ++l) {
         const double cost = d.fixed_cost[axis][l] + sensitivity[axis] * d.own_cost[axis][l] + price * nominal[l];
-        if ((d.clamp && miss[l] > least + 1e-9) || cost >= lowest) continue;
+        if (miss[l] > least + 1e-9 || cost >= lowest) continue;
         lowest = cost, level[axis] = l;
       }
     }

@@ -151,10 +151,10 @@ struct SparsityRules {
 // A value policy (solm.policies.value_policy). Its network: read [hidden + 3, width] and bias, head [3, width] and bias, scale
 // and trust [3]. Per axis: levels as numbers of an action and as shares; the cost of a level in nats, which is fixed_cost +
 // sensitivity * own_cost; and `curve`, the average share, ascending, that tokens take at every one of `prices` [points].
-// clamp: exclude actions after which the budget could no longer be met. With `layer` beyond the last one: a schedule
-// (solm.policies.schedules.Static, under thresholds Paced), of which `levels` and `sizes` are all there is.
+// With `layer` beyond the last one: a schedule (solm.policies.schedules.Static, under thresholds Paced), of which
+// `levels` and `sizes` are all there is.
 struct Decider {
-  int32_t layer, width, hidden, clamp, points, sizes[3];
+  int32_t layer, width, hidden, points, sizes[3];
   const float *read, *read_bias, *head, *head_bias, *scale, *trust;
   const double *levels[3], *shares[3], *own_cost[3], *fixed_cost[3], *curve[3], *prices;
 };
