@@ -84,6 +84,10 @@ class Session(ABC):
         that are forks.
         """
 
+    @abstractmethod
+    def read_on(self, tokens: Array, lengths: Array) -> None:
+        """Read tokens [N, C] densely, as many as lengths [N] say, in rows that have read before and may be forks."""
+
     def control(
         self,
         policy: AnyPolicy,

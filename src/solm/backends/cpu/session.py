@@ -56,6 +56,21 @@ class CpuSession(Session):
 
     def prefill(self, tokens: Array, lengths: Array | None = None, every_logit: bool = False) -> Any:
         """As `Session.prefill`. Rows that have stepped or are forks may go on reading, too."""
+        read = self._prefill(tokens, lengths, None if every_logit else 1)
+        if not every_logit:
+            return in_kind(np.stack([logits[-1] for logits in read]), tokens)
+        padded = np.zeros((len(read), max(map(len, read)), self.engine.sizes.vocabulary), np.float32)
+        for row, logits in enumerate(read):
+            padded[row, : len(logits)] = logits
+        return in_kind(padded, tokens)
+
+    def read_on(self, tokens: Array, lengths: Array) -> None:
+        """As `Session.read_on`. Every row reads its own tokens alone, so that padding takes neither time nor memory."""
+        self._prefill(tokens, lengths, 0)
+
+    def _prefill(self, tokens: Array, lengths: Array | None, logits: int | None) -> list[np.ndarray]:
+        """Read tokens [S, C] densely, of which lengths count as for `prefill`. Per row the logits [L, V] after no token
+        (logits=0), the last one (1) or every one (None)."""
         rows, count = tokens.shape
         if not count or (self.rows and rows != self.rows):
             raise DataError(f"prefill needs [{self.rows or 'rows'}, at least 1] tokens, got {list(tokens.shape)}")
@@ -73,22 +88,17 @@ class CpuSession(Session):
         self._make_room(held + counts)
         ids = as_numpy(tokens)
         try:
-            read = [self._read(row, ids[row, : counts[row]], every_logit) for row in range(rows)]
+            read = [self._read(row, ids[row, : counts[row]], logits) for row in range(rows)]
         except SolmError:
             if fresh:  # a session that has read nothing is bound to no number of rows
                 self._caches, self._held, self._dense = (), held[:0], held[:0]
             raise
         self._dense = np.where(self._dense == held, held + counts, self._dense)
         self._held = held + counts
-        if not every_logit:
-            return in_kind(np.stack([logits[-1] for logits in read]), tokens)
-        padded = np.zeros((rows, int(counts.max()), self.engine.sizes.vocabulary), np.float32)
-        for row, logits in enumerate(read):
-            padded[row, : len(logits)] = logits
-        return in_kind(padded, tokens)
+        return read
 
-    def _read(self, row: int, tokens: np.ndarray, every_logit: bool) -> np.ndarray:
-        """Read tokens [C] of one row densely: logits [L, V] after the last one, or after all."""
+    def _read(self, row: int, tokens: np.ndarray, logits: int | None) -> np.ndarray:
+        """Read tokens [C] of one row densely: logits [L, V] as `_prefill` has them."""
         call, state = EngineCall(self.engine, self._sparsity), budgets.uncontrolled(1)
         parts, at = [], int(self._held[row])
         end = at + len(tokens)
@@ -97,7 +107,7 @@ class CpuSession(Session):
             # in the last bits.
             count = min(end, (at // _CHUNK + 1) * _CHUNK) - at
             part, tokens = tokens[:count], tokens[count:]
-            wanted = count if every_logit else int(at + count == end)
+            wanted = count if logits is None else logits if at + count == end else 0
             read = call.run((self._caches[row],), part[None], np.array([at]), state, logit_steps=wanted, blocks=True)
             parts.append(read.logits[0])
             at += count

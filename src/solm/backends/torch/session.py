@@ -66,6 +66,12 @@ class TorchSession(Session):
             self._branch(1)
         return logits if every_logit else logits[:, -1]
 
+    def read_on(self, tokens: Array, lengths: Array) -> None:
+        """As `Session.read_on`: padding is read, too, and forgotten."""
+        counts, before = as_tensor(lengths), self._lengths
+        self.extend(tokens, keep_logits=(counts[:, None] - 1).clamp(min=0))
+        self.truncate(before + counts)
+
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
         """As `Session.fork`. Rows that own nothing but a whole sequence share its whole pages; rows that are forks
         already keep sharing their prefix, and what they decoded since is copied."""
