@@ -34,6 +34,8 @@ class About(BaseModel):
     backend: str
     processor: str
     threads: int
+    mlp_site: str
+    """What its budgets leave out, as `SparsityConfig.mlp_site` has it: channels, or experts."""
     data: dict[str, str]
     minutes: float
     seed: int
@@ -42,7 +44,7 @@ class About(BaseModel):
 class _Manifest(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    format: Literal[1] = 1
+    format: Literal[2] = 2
     about: About
     sizes: dict[str, Sizes] = Field(default_factory=dict)
     done: dict[str, tuple[str, str]] = Field(default_factory=dict)

@@ -70,7 +70,7 @@ def fit(
     minutes = default_minutes(lm.shapes) if minutes is None else minutes
     about = About(
         model=lm.identity.model_dump_json(exclude={"name"}), backend=lm.backend.name,
-        processor=environment()["machine"]["processor"], threads=lm.threads,
+        processor=environment()["machine"]["processor"], threads=lm.threads, mlp_site=lm.sparsity.mlp_site,
         data={stream.name: stream.fingerprint for stream in streams}, minutes=minutes, seed=seed,
     )  # fmt: skip
     with FitFolder.opened(out, about) as folder:
