@@ -74,7 +74,10 @@ def cache(action: str = "list", names: list[str] | None = None, /) -> Result:
                 raise SolmError(f"cannot remove {entry.path}: {error.strerror}") from error
     total = sum(entry.nbytes for entry in found)
     listed = [{"name": entry.name, "kind": entry.kind, "bytes": entry.nbytes} for entry in found]
-    return Result({"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total})
+    lines = [f"{entry.nbytes / 1e6:10,.1f} MB  {entry.kind:16}  {entry.name}" for entry in found]
+    done = "removed from" if action == "clear" else "in"
+    content = {"folder": str(folder), "removed" if action == "clear" else "entries": listed, "bytes": total}
+    return Result(content, [*lines, f"{total / 1e6:10,.1f} MB  {done} {folder}"])
 
 
 def entries(folder: Path) -> list[Entry]:

@@ -6,7 +6,9 @@ from solm.core.errors import DamagedFileError, RunMismatchError
 from solm.fit.folder import MANIFEST, About, FitFolder
 from solm.fit.plan import Sizes
 
-ABOUT = About(model="{}", backend="cpu int8", processor="p", threads=2, mlp_site="input", data={"a": "1"}, minutes=5, seed=0)
+ABOUT = About(
+    model="{}", backend="cpu int8", processor="p", threads=2, mlp_site="input", data={"a": "1"}, minutes=5, seed=0
+)  # fmt: skip
 SIZES = Sizes(
     context=64, timing_seconds=1.0, threshold_texts=1, allocation_axes=("mlp",), allocation_texts=2,
     allocation_length=8, sample_batches=4, sample_length=8, cost_texts=1, cost_length=8, comparisons=(),
