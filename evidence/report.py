@@ -27,7 +27,11 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
         "engine-0.5b": SMALL, "engine-1.5b": LARGE, "engine-0.5b-rows": f"{SMALL}, several rows",
         "variants-0.5b": SMALL,
     }),
-    "guesses": ("Guesses and the clock", {"guess-0.5b": SMALL, "guess-1.5b": LARGE, "clock-0.5b": SMALL}),
+    "guesses": ("Guesses and the clock", {
+        "guess-0.5b": SMALL, "guess-1.5b": LARGE, "clock-0.5b": SMALL,
+        "clock-0.5b-calibrated": f"{SMALL}, calibrated, without a policy", "clock-1.5b": LARGE,
+        "clock-135m": "SmolLM2-135M",
+    }),
     "quality": ("Quality at equal time", {
         "fitted-0.5b-1024": f"{SMALL} after 1,024 tokens", "divergences-1.5b-1024": f"{LARGE} after 1,024 tokens",
         "fitted-0.5b-8192": f"{SMALL} after 8,192 tokens", "settings-0.5b": SMALL, "settings-1.5b": LARGE,
