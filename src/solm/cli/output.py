@@ -68,7 +68,8 @@ def print_result(result: Result, as_json: bool) -> None:
 
 
 def in_lines(content: Mapping[str, Any], indent: str = "") -> Iterator[str]:
-    """A JSON object for people: a line for every value that is there, and below it the parts of a long one."""
+    """A JSON object for people: a line for every value that is there, and below it the parts of a long one. Whole
+    numbers of a million and more are bytes in all that is printed so."""
     for name, value in content.items():
         line, below = f"{indent}{name:{22 - len(indent)}} {_in_words(value)}", f"{indent}  "
         if isinstance(value, Mapping | list) and len(line) > _LONGEST:
@@ -85,7 +86,7 @@ def _in_words(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int):
-        return f"{value:,}" if value < 1_000_000 else f"{value / 1e6:,.1f} M"
+        return f"{value:,}" if value < 1_000_000 else f"{value / 1e6:,.1f} MB"
     return ", ".join(map(_in_words, value)) if isinstance(value, list) else str(value)
 
 

@@ -28,7 +28,7 @@ def test_a_result_without_words_of_its_own_is_shown_value_by_value(capsys):
     }  # fmt: skip
     print_result(Result(content), as_json=False)
     assert [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()] == [
-        "name x", "bytes 96.4 M", "runs yes", "parts a (b 1), d 2", "listed", *["a word " * 8 + "a word"] * 2,
+        "name x", "bytes 96.4 MB", "runs yes", "parts a (b 1), d 2", "listed", *["a word " * 8 + "a word"] * 2,
     ]  # fmt: skip
 
 
