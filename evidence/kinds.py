@@ -256,7 +256,7 @@ def mixture(result: Result) -> str:
             losses = [interval(column.get("minus_dense")) for column in columns]
             rows.append([number(told["bytes"]), number(told["mlp"], 2), *losses])
     trained = f"{about['weights'] / 1e6:.1f} million weights, {about['tokens'] / 1e6:.1f} million tokens in "
-    trained += f"{about['minutes']:.0f} minutes; dense steps lose {found['nats']:.2f} nats per token."
+    trained += f"{about['minutes']:.0f} minutes; the loss of dense steps is {found['nats']:.2f} nats per token."
     return f"{trained}\n\n{markdown(('bytes', 'experts visited', *kinds.values()), rows, words=0)}"
 
 
