@@ -1,6 +1,6 @@
 """A small mixture of experts, trained for minutes: what it loses where tokens visit fewer of their experts.
 
-    python evidence/studies/mixture.py --model FOLDER --text TEXTS --minutes 30 --data FOLDER/held-out.txt
+    python evidence/studies/mixture.py --model FOLDER --text TEXTS --minutes 60 --data FOLDER/held-out.txt
     solm fit FOLDER --data FOLDER/fit.txt --minutes 10 --out RUN
     python evidence/studies/mixture.py --model FOLDER --data FOLDER/held-out.txt --policy RUN/policy --out mixture.json
 
@@ -32,8 +32,8 @@ from solm.evaluation.texts import documents, stream_of, token_stream
 from solm.runtime.language_model import LanguageModel
 
 _SIZES = {
-    "vocab_size": 1024, "hidden_size": 128, "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "head_dim": 32, "moe_intermediate_size": 128, "num_experts": 16, "num_experts_per_tok": 4, "norm_topk_prob": True,
+    "vocab_size": 2048, "hidden_size": 192, "num_hidden_layers": 4, "num_attention_heads": 6, "num_key_value_heads": 2,
+    "head_dim": 32, "moe_intermediate_size": 192, "num_experts": 32, "num_experts_per_tok": 4, "norm_topk_prob": True,
     "max_position_embeddings": 1024, "tie_word_embeddings": True, "bos_token_id": 0, "eos_token_id": 0,
 }  # fmt: skip
 _LENGTH, _BATCH, _RATE, _WARM, _BALANCE = 256, 8, 3e-3, 50, 0.01
@@ -45,7 +45,7 @@ TRAINING = "training.json"
 class Options(TextOptions):
     model: str = Field(description="Folder of the model, made if need be.")
     text: str | None = Field(None, exclude=True, description="What to train on: a folder of JSON lines or texts.")
-    minutes: float = Field(30, gt=0, exclude=True, description="Minutes of training.")
+    minutes: float = Field(60, gt=0, exclude=True, description="Minutes of training.")
     shares: Numbers = Field((0.25, 0.4, 0.5, 0.6, 0.75, 0.9), description="Of the experts that tokens visit.")
     budgets: Numbers = Field((0.7, 0.8, 0.9), description="Of the policy: shares of the dense step's bytes.")
 
@@ -72,7 +72,7 @@ def train(folder: Path, text: str, minutes: float, seed: int) -> None:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytes_alone, eos_token="</s>", pad_token="</s>")
     tokens = stream_of(known, tokenizer, text).tokens.long()
     config = Qwen3MoeConfig(**_SIZES, output_router_logits=True, router_aux_loss_coef=_BALANCE)
-    config._experts_implementation = "eager"
+    config._experts_implementation = "grouped_mm"  # one product for all experts of a layer
     model = Qwen3MoeForCausalLM(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     begun, step = time.monotonic(), 0
