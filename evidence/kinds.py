@@ -261,6 +261,33 @@ def mixture(result: Result) -> str:
 
 
 @kind(
+    "experts",
+    "Steps of a large mixture of experts",
+    "The sizes of Qwen3-30B-A3B with random weights and few layers: time, not quality. *read*: bytes of weights that "
+    "the kernel had to map for a step with every logit; *computed*: what the sizes say. *experts 0.5*: a token visits "
+    "half of its experts. Milliseconds are medians of rounds in which the engines took turns.",
+)
+def experts(result: Result) -> str:
+    found, settings = result["results"], result["settings"]
+    rows = []
+    for name, engine in found["engines"].items():
+        for setting, by_rows in engine["step_ms"].items():
+            share = setting.removeprefix("experts ")
+            read = (found[key].get(share) if name == "solm" else None for key in ("read_bytes", "computed_bytes"))
+            cells = [number(each and each / 1e9) for each in read]
+            speed = number(engine["prefill_tokens_per_second"]["median"], 0)
+            rows.append([f"{name}, {setting}", *cells, *map(median, by_rows.values()), speed])
+    head = ("", "read, GB", "computed, GB", "1 row, ms", f"{settings['rows']} rows, ms", "prompt, tokens/s")
+    about = (
+        f"{settings['layers']} layers, after {settings['context']} tokens; peak memory {found['peak_gib']:.1f} GiB, "
+    )
+    about += (
+        f"of which the file of {found['file_bytes'] / (1 << 30):.1f} GiB once as it is and once in the engine's order."
+    )
+    return f"{about}\n\n{markdown(head, rows)}"
+
+
+@kind(
     "graded",
     "Problems solved",
     "Free replies to problems, graded. *policy − arm*: the share that the policy solves minus that of the arm at the "

@@ -207,10 +207,11 @@ def main() -> None:
         file.with_suffix(".part").replace(file)
     asked.model = str(file)
     lm = solm.load(asked.model, backend="cpu", sparsity=solm.SparsityConfig.preset("experts"))
-    results = {"file_bytes": file.stat().st_size, "bandwidth_gb_per_second": memory_bandwidth(), **measure(lm, asked)}
+    results = {"file_bytes": file.stat().st_size, "bandwidth_gb_per_second": memory_bandwidth()}
+    results["engines"] = measure(lm, asked)
+    results["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     del lm
     results |= read_by_share(asked.model, asked.context)
-    results["peak_gib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20)
     finish("experts", asked, results, [f"{name}: {told}" for name, told in results.items()])
 
 
