@@ -278,12 +278,8 @@ def experts(result: Result) -> str:
             speed = number(engine["prefill_tokens_per_second"]["median"], 0)
             rows.append([f"{name}, {setting}", *cells, *map(median, by_rows.values()), speed])
     head = ("", "read, GB", "computed, GB", "1 row, ms", f"{settings['rows']} rows, ms", "prompt, tokens/s")
-    about = (
-        f"{settings['layers']} layers, after {settings['context']} tokens; peak memory {found['peak_gib']:.1f} GiB, "
-    )
-    about += (
-        f"of which the file of {found['file_bytes'] / (1 << 30):.1f} GiB once as it is and once in the engine's order."
-    )
+    about = f"{settings['layers']} layers, after {settings['context']} tokens; a file of "
+    about += f"{found['file_bytes'] / (1 << 30):.1f} GiB, and {found['peak_gib']:.1f} GiB of memory at most."
     return f"{about}\n\n{markdown(head, rows)}"
 
 

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ValidationError
@@ -80,8 +80,7 @@ def place_of(path: Path) -> Path:
 
 
 def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
-    """Write `parts`, one after another, through a temporary file in the same folder, fsync, rename. The old file
-    survives any failure. Symlinks stay, and devices and pipes are written to as they are.
+    """Write `parts`, one after another, as `replacing` does. Devices and pipes are written to as they are.
 
     Raises `SolmError` where the disk is full or the folder cannot be written.
     """
@@ -91,6 +90,14 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
         except OSError as error:
             raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
         return
+    with replacing(path) as file:
+        file.writelines(parts)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new temporary file beside `path`, to be written; after the block it is synced, and takes the place of `path`.
+    The old file survives any failure. Symlinks stay. Raises as `write_bytes` does."""
     path = place_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,8 +105,8 @@ def write_bytes(path: Path, *parts: bytes | memoryview) -> None:
     except OSError as error:
         raise SolmError(f"cannot write {path}: {error.strerror or error}") from error
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.writelines(parts)
+        with os.fdopen(handle, "w+b") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

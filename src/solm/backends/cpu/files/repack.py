@@ -43,12 +43,13 @@ def repack(
     library: ctypes.CDLL,
     threads: int,
     progress: Progress | None = None,
+    memory: NDArray[np.uint8] | None = None,
 ) -> NDArray[np.uint8]:
-    """All weights of a source in `layout`, written to new memory one tensor after another.
+    """All weights of a source in `layout`, written one tensor after another to `memory` of zeros, or to new memory.
 
     Raises `DamagedFileError` with file and tensor for weights that are not finite, `SolmError` without memory.
     """
-    memory, count = _zeroed(layout.nbytes), len(layout.layers) + 1
+    memory, count = _zeroed(layout.nbytes) if memory is None else memory, len(layout.layers) + 1
     address: int = memory.ctypes.data
     for number, layer in enumerate(layout.layers):
         for part in (part for parts in layer.values() for part in parts):

@@ -11,6 +11,7 @@ import logging
 import mmap
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -23,8 +24,9 @@ from solm.backends.cpu.build import sources_digest
 from solm.backends.cpu.files.layout import Layout
 from solm.backends.cpu.files.repack import Progress, repack
 from solm.backends.cpu.files.sources import WeightSource
+from solm.backends.machine import free_memory
 from solm.core.errors import SolmError
-from solm.core.files import cache_folder, write_bytes
+from solm.core.files import cache_folder, replacing
 
 SUFFIX = ".weights"
 _LONGEST_HEADER = 1 << 20
@@ -53,7 +55,8 @@ def load_weights(
     otherwise repacked and kept. So the first start, too, holds them once, and shares them with other processes.
 
     A file of another layout, engine or source is replaced, and so is one of which any byte has changed. A folder that
-    cannot be read or written costs time and a line in the log, nothing else. progress, and errors: as of `repack`.
+    cannot be read or written costs time and a line in the log, nothing else, unless the weights are larger than the
+    free memory: then `SolmError` is raised. progress, and other errors: as of `repack`.
     """
     identity, made = source.identity, partial(repack, source, layout, library, threads, progress)
     if identity is None:
@@ -66,8 +69,13 @@ def load_weights(
     mapped = _mapped(library, path, expected, threads)
     if mapped is not None:
         return mapped
-    weights = made()
-    if not _keep(library, path, expected, weights, threads):
+    weights = made() if layout.nbytes <= free_memory() else None
+    try:
+        _keep(library, path, expected, made if weights is None else weights, threads)
+    except SolmError as error:
+        if weights is None:
+            raise
+        _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
         return weights
     del weights  # before the file is mapped: there may not be enough memory for both
     mapped = _mapped(library, path, expected, threads)
@@ -89,7 +97,7 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
             checksum = header.pop("checksum")
             if header != expected:
                 raise ValueError("it was made from another file or by another version")
-            start = -(-file.tell() // _ALIGNED) * _ALIGNED
+            start = file.tell()
             if size != start + expected["nbytes"]:
                 raise ValueError("it is damaged")
             weights = np.frombuffer(map_file(file.fileno()), np.uint8)[start:]
@@ -103,25 +111,40 @@ def _mapped(library: ctypes.CDLL, path: Path, expected: dict[str, Any], threads:
     return weights
 
 
-def _keep(library: ctypes.CDLL, path: Path, header: dict[str, Any], weights: NDArray[np.uint8], threads: int) -> bool:
-    """Write the weights to `path`, after the length of a header and the header, and return whether that was done."""
-    checksum = library.solm_checksum(weights.ctypes.data, len(weights), threads)
-    text = json.dumps(header | {"checksum": checksum}).encode()
-    begin = len(text).to_bytes(8, "little") + text
-    try:
-        write_bytes(path, begin.ljust(-(-len(begin) // _ALIGNED) * _ALIGNED, b"\0"), weights.data)
-    except SolmError as error:
-        _log.warning("the repacked weights are not kept, so that the next start takes as long: %s", error)
-        return False
-    return True
+def _keep(
+    library: ctypes.CDLL,
+    path: Path,
+    header: dict[str, Any],
+    weights: NDArray[np.uint8] | Callable[..., NDArray[np.uint8]],
+    threads: int,
+) -> None:
+    """Write the weights to `path`, after the length of a header and the header. Those that do not fit into memory are
+    made in the file: the kernel writes to the disk what it has no room for."""
+    length = len(json.dumps(header | {"checksum": (1 << 64) - 1})) + 8
+    start = -(-length // _ALIGNED) * _ALIGNED
+    with replacing(path) as file:
+        if callable(weights):
+            os.posix_fallocate(file.fileno(), 0, start + header["nbytes"])  # a full disk is told now
+            weights = weights(memory=np.frombuffer(mmap.mmap(file.fileno(), 0), np.uint8)[start:])
+        else:
+            file.seek(start)
+            file.write(weights.data)
+        checksum = library.solm_checksum(weights.ctypes.data, len(weights), threads)
+        file.seek(0)
+        file.write(
+            (start - 8).to_bytes(8, "little") + json.dumps(header | {"checksum": checksum}).encode().ljust(start - 8)
+        )
 
 
 def map_file(file: int) -> mmap.mmap:
     """The content of an open file, read into huge pages where the system has them for its file system.
 
     Where less than three quarters of it lie in huge ones, it is read from the disk once more: another program may have
-    read it into small pages, or huge ones were short. That changes nothing while another process maps the file.
+    read it into small pages, or huge ones were short. That changes nothing while another process maps the file. Of a
+    file that is larger than the free memory parts are read when they are used.
     """
+    if os.fstat(file).st_size > free_memory():
+        return mmap.mmap(file, 0, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ)
     map_ = _map(file)
     if len(map_) <= _TRIAL or huge_part(map_) >= _ENOUGH:
         return map_

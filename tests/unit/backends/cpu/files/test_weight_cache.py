@@ -14,6 +14,7 @@ from solm.backends.cpu.files.layout import layout_of
 from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.files.weight_cache import SUFFIX, load_weights
 from solm.backends.cpu.library import library
+from solm.core.errors import SolmError
 from solm.core.files import cache_folder
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -97,6 +98,32 @@ def test_a_changed_file_code_or_layout_is_noticed(path, folder, tmp_path, monkey
     monkeypatch.setattr("solm.backends.cpu.files.layout.Layout.digest", lambda self: "other")
     assert load(GgufFile(copy))[1]
     assert len(kept(folder)) == 1
+
+
+def test_weights_that_do_not_fit_into_memory_are_made_in_the_file(path, folder, monkeypatch):
+    first, _ = load(GgufFile(path))
+    (file,) = kept(folder)
+    content = file.read_bytes()
+    file.unlink()
+    monkeypatch.setattr(weight_cache, "free_memory", lambda: len(first) - 1)
+    monkeypatch.setattr("solm.backends.cpu.files.repack._zeroed", lambda nbytes: pytest.fail("it does not fit"))
+    found, repacked = load(GgufFile(path))
+    assert repacked
+    np.testing.assert_array_equal(found, first)
+    assert file.read_bytes() == content
+    assert not load(GgufFile(path))[1]
+    assert list(folder.iterdir()) == [file]
+
+
+def test_weights_that_fit_nowhere_are_an_error(path, folder, monkeypatch):
+    def full(file, start, length):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(weight_cache, "free_memory", lambda: 0)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(SolmError, match=r"cannot write .*tiny-auto-.*: No space left on device"):
+        load(GgufFile(path))
+    assert list(folder.iterdir()) == []
 
 
 def test_processes_may_start_at_once(path, folder):
