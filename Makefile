@@ -17,7 +17,7 @@ test: $(INSTALLED_DEV)
 
 test-all: $(INSTALLED_DEV)
 	$(PIP) -e '.[clients,scale]' torchao
-	$(BIN)/python -m pytest -m "" -rs
+	$(BIN)/python -m pytest -m "" -rs -n 2 --dist loadfile
 	$(MAKE) fuzz SECONDS=60
 
 lint: $(INSTALLED_DEV)
