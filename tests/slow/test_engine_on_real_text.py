@@ -48,7 +48,7 @@ def test_an_approximate_tail_chooses_the_same_token_on_real_text(real_model, pre
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "agreement"),
-    [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.95), ("auto", 0.95), ("auto beside a cache of bytes", 0.95)],
+    [("float32", 1.0), ("bfloat16", 0.98), ("int8", 0.94), ("auto", 0.95), ("auto beside a cache of bytes", 0.95)],
 )
 def test_real_text_gets_the_torch_backends_predictions(real_model, precision, agreement):
     model, tokenizer = real_model

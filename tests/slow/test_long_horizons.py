@@ -27,10 +27,10 @@ def test_a_budget_is_met_over_a_thousand_tokens_that_the_model_writes(asked, thr
             sparsity = sparsity.model_copy(update={"thresholds": lm.backend.channel_thresholds(windows)})
         session = lm.session(capacity=_STEPS + 64, sparsity=sparsity)
         logits = session.prefill(text.tokens[None, :32].numpy())
-        session.control(lm.policy("policy"), asked.array(1), _STEPS // 2)
+        session.control(lm.policy("policy"), np.array([asked.shares]), _STEPS // 2)
         draw = np.random.default_rng(0)
         for step in range(1, _STEPS + 1):
             token = (logits[0] + draw.gumbel(size=logits.shape[-1])).argmax()
             logits = session.step(np.array([token])).logits[:, 0]
             if step in (_STEPS // 2, _STEPS):
-                assert abs(session.ledger.average[0, :2] - asked.array(1)[0, :2]).max() < 0.01
+                assert abs(np.asarray(session.ledger.average)[0, :2] - asked.shares[:2]).max() < 0.01

@@ -26,7 +26,7 @@ import json, sys, solm
 from solm.backends.cpu.library import asked_engine, choose_engine
 choice = choose_engine(*asked_engine())
 lm = solm.load(sys.argv[1], backend="cpu")
-texts = [lm.generate("the fox", max_new_tokens=24, budget=budget, seed=0).text for budget in (1.0, 0.7)]
+texts = [lm.generate("the fox", max_new_tokens=24, budget=budget, seed=0).text for budget in ("keep=1", "keep=0.7")]
 print(json.dumps({"home": solm.__file__, "variant": choice.variant, "ready": choice.path is not None, "texts": texts}))
 """
 
@@ -86,7 +86,7 @@ def test_it_runs_the_full_engine_without_a_compiler(installed, tiny_folder, tmp_
 
 
 def test_it_is_small_and_runs_on_common_systems(wheel):
-    assert wheel.stat().st_size < 6e6
+    assert wheel.stat().st_size < 8e6
     if shutil.which("auditwheel", path=Path(sys.executable).parent) is None:
         pytest.skip("auditwheel is not installed")
     command = [str(Path(sys.executable).parent / "auditwheel"), "show", str(wheel)]
@@ -100,7 +100,7 @@ def test_a_wheel_for_arm_has_all_instruction_sets_of_arm(tmp_path):
     """Whether they run is for tests/unit/backends/cpu/test_arm.py to say."""
     built = build(tmp_path, "aarch64")
     assert built.name.endswith("-py3-none-linux_aarch64.whl")
-    assert built.stat().st_size < 6e6
+    assert built.stat().st_size < 8e6
     with zipfile.ZipFile(built) as content:
         names = {name for name in content.namelist() if "/prebuilt/" in name}
         kinds = sorted(Path(name).name.split("-")[1] for name in names)

@@ -32,6 +32,10 @@ _FEWEST_TRIED, _HOPED = 4, 0.9
 it is taken to be at least this: a draft model guesses some replies much better than others."""
 _READING = 0.6
 """Time per token of a long text over that of a pass of many tokens."""
+_SHORT, _PATIENCE = 8.0, 0.5
+"""Passes of one token up to which reading a row's text is short. The draft model begins to read a longer one when
+guesses that it could not make for the row would have saved this part of the time: how long a reply will be, and how
+often its text tells as much, is not known before."""
 _ALONG = len(_TOPS) + 1
 """The class of all guesses of the draft model together, of all replies."""
 _PRIORS = {
@@ -225,6 +229,8 @@ class Guesser:
         self._kinds: dict[tuple[str, int, bool], _Acceptance] = {}
         self._drafted = WeakKeyDictionary[Any, _Acceptance]()
         """By row the same of all guesses of the draft model for it."""
+        self._missed = WeakKeyDictionary[Any, float]()
+        """By row seconds that guesses of the draft model should have saved while it had not read the row's text."""
         self._lock = threading.Lock()
 
     def choose(self, rows: Sequence[Text], drafting: Drafting | None = None) -> list[Guess]:
@@ -350,22 +356,23 @@ class Guesser:
     ) -> list[int]:
         """The places of the rows that the draft model should guess for; none where it should not pay. made: what is
         guessed without it, which should give `speed` tokens per second."""
-        places, behind, given, size = list[int](), 0, float(len(rows)), len(rows)
+        behind, given, size = dict[int, int](), float(len(rows)), len(rows)
         for place, (row, guess) in enumerate(zip(rows, made, strict=True)):
             unread = drafting.behind(row) if row.drafting and row.guess != 0 and row.most > 0 else None
             known = guess.tokens and row.guess is None  # what is guessed without it
             if unread is None or (known and guess.kinds[0].probability > self._along(row).probability):
                 given, size = given + sum(guess.chances()), size + len(guess.tokens)
             else:
-                places.append(place)
-                behind += unread
+                behind[place] = unread
+        places = list(behind)
         if not places or any(rows[place].guess for place in places):
             return places
         step = self._draft_seconds(len(places), drafting)
         # What it has to read besides the last tokens, such as the prompt, pays off over the rest of the reply.
-        reading = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
+        each = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
+        reading = {place: each * max(0, unread - 2) for place, unread in behind.items()}
         passes = max(1.0, max(rows[place].left for place in places) / _PER_PASS)
-        spent = step + reading * max(0, behind - 2 * len(places)) / passes
+        spent = step + sum(reading.values()) / passes
         chances = [self._along(rows[place]) for place in places]
         hoped = [max(each.probability, _HOPED * (each.tried < _FEWEST_TRIED)) for each in chances]
         for number in range(1, MOST_GUESSES + 1):
@@ -373,8 +380,17 @@ class Guesser:
                 if number <= rows[place].most:
                     given += chance**number
                     size += 1
-            if given / (self.pace.seconds(size) + spent) > speed:
-                return places
+            taken = self.pace.seconds(size) + spent
+            if given / taken > speed:
+                for place in places:
+                    row = rows[place]
+                    self._missed[row] = self._missed.get(row, 0.0) + (given / speed - taken) / len(places)
+                short = _SHORT * self.pace.seconds(1)
+                return [
+                    place
+                    for place, seconds in reading.items()
+                    if seconds <= short or self._missed[rows[place]] >= _PATIENCE * seconds
+                ]
             spent += step
         return []
 

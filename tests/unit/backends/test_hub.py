@@ -53,8 +53,8 @@ def test_a_file_is_chosen_downloaded_kept_and_removed(tmp_path, files):
     name = f"hf:{NAME}:tiny-Q4_K_M.gguf"
     listed = json.loads(run(tmp_path, "cache", "--json").stdout)["entries"]
     assert {"name": name, "kind": "file of the hub", "bytes": len(files["tiny-Q4_K_M.gguf"])} in listed
-    assert "removed 0" in run(tmp_path, "cache", "clear").stdout  # not without its name
-    assert "removed 1" in run(tmp_path, "cache", "clear", name).stdout
+    assert json.loads(run(tmp_path, "cache", "clear", "--json").stdout)["removed"] == []  # not without its name
+    assert json.loads(run(tmp_path, "cache", "clear", name, "--json").stdout)["removed"][0]["name"] == name
     gone = run(tmp_path, "inspect", f"hf:{NAME}:Q4_K_M")
     assert (gone.returncode, gone.stderr.count("\n")) == (2, 1)
 

@@ -86,7 +86,7 @@ class HookedModel:
         self, tokens: torch.Tensor, positions: torch.Tensor, cache: PagedCache, keep_logits: int | torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One pass over tokens [N, Q] at positions [N, Q]: logits [N, L, V] of the positions keep_logits [N, L] (0: of
-        all), and what the head read for them [N, L, H], on `device`."""
+        all, 1: of the last one), and what the head read for them [N, L, H], on `device`."""
         if isinstance(keep_logits, torch.Tensor):
             keep_logits = keep_logits.to(self._end)
         output = self.model(

@@ -58,7 +58,7 @@ class TorchSession(Session):
             self._sequences = len(ids)
             self._lengths = self._base = torch.zeros(len(ids), dtype=torch.int64)
             self._open(len(ids))
-        wanted = 0 if every_logit else (counts - 1)[:, None]
+        wanted = 0 if every_logit else 1 if lengths is None else (counts - 1)[:, None]
         self._cache.write_to(None)
         logits, _ = self.model.forward(ids, self._positions(ids.shape[1]), self._cache, wanted)
         self._lengths = self._lengths + counts
