@@ -69,6 +69,8 @@ class Arm:
     def timed(self, prompt: Messages, tokens: int) -> tuple[float, Any]:
         """Milliseconds per token after the first one, and the reply."""
         self.lm.draft, self.lm.guesser = self.draft, self.guesser
+        if self.draft is not None:
+            vars(self.draft).pop("prefixes", None)  # or it would have read the prompt for another arm
         stream = self.lm.stream(prompt, guess=self.guess, max_new_tokens=tokens)
         next(stream)
         begun = time.perf_counter()
