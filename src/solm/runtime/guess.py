@@ -372,7 +372,8 @@ class Guesser:
         each = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
         reading = {place: each * max(0, unread - 2) for place, unread in behind.items()}
         passes = max(1.0, max(rows[place].left for place in places) / _PER_PASS)
-        spent = step + sum(reading.values()) / passes
+        paid_off = sum(reading.values()) / passes
+        spent = step + paid_off
         chances = [self._along(rows[place]) for place in places]
         hoped = [max(each.probability, _HOPED * (each.tried < _FEWEST_TRIED)) for each in chances]
         for number in range(1, MOST_GUESSES + 1):
@@ -384,7 +385,7 @@ class Guesser:
             if given / taken > speed:
                 for place in places:
                     row = rows[place]
-                    self._missed[row] = self._missed.get(row, 0.0) + (given / speed - taken) / len(places)
+                    self._missed[row] = self._missed.get(row, 0.0) + (given / speed - taken + paid_off) / len(places)
                 short = _SHORT * self.pace.seconds(1)
                 return [
                     place

@@ -235,11 +235,11 @@ class Certain:
 
     weight = 0.2
 
-    def __init__(self):
-        self.asked, self.probability = 0, 0.0
+    def __init__(self, unread=1):
+        self.asked, self.probability, self.unread = 0, 0.0, unread
 
     def behind(self, row):
-        return 1
+        return self.unread
 
     def draft(self, rows):
         self.asked += 1
@@ -261,6 +261,19 @@ def test_another_reply_is_tried_anew():
 
     assert passes(0.3, accepts=False) < 10
     assert passes(0.99, accepts=True) == 20
+
+
+def test_a_long_text_is_read_when_guesses_were_missed_for_a_while():
+    passes, guesser = {}, Guesser()
+    guesser.pace, guesser.draft_pace = Fixed(1.0, 0.1), Fixed(0.2, 0.02)
+    for unread in (100, 1000, 2000):
+        draft, text = Certain(unread), Text()
+        draft.probability, text.left, passes[unread] = 0.9, 500, 0
+        while not draft.asked and passes[unread] < 100:
+            guesser.choose([text], draft)
+            passes[unread] += 1
+    assert passes[100] == 1
+    assert 1 < passes[1000] < passes[2000] < 100
 
 
 def test_torch_drafts_where_a_number_is_asked_for(tiny_lm, byte_tokenizer):
