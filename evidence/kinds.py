@@ -240,7 +240,7 @@ def kv_cache(result: Result) -> str:
 @kind(
     "mixture",
     "Experts of a small mixture",
-    "A model of a few million weights that was trained for minutes: what is large here may be small in another. Loss, "
+    "A small model that was trained for an hour: what is large here may be small in another. Loss, "
     "nats per token above dense steps with 95 % intervals over texts, of steps that read this share of the bytes. *by "
     "probability*: tokens visit experts until these hold enough of the router's probability; *by number*: always as "
     "many; *channels*: all experts, with fewer channels; *policy*: of `solm fit --experts`, also with fewer pages.",
@@ -265,7 +265,8 @@ def mixture(result: Result) -> str:
     "Steps of a large mixture of experts",
     "The sizes of Qwen3-30B-A3B with random weights and few layers: time, not quality. *read*: bytes of weights that "
     "the kernel had to map for a step with every logit; *computed*: what the sizes say. *experts 0.5*: a token visits "
-    "half of its experts. Milliseconds are medians of rounds in which the engines took turns.",
+    "half of its experts, and the logits are those of greedy steps. Milliseconds are medians of rounds in which the "
+    "engines took turns.",
 )
 def experts(result: Result) -> str:
     found, settings = result["results"], result["settings"]

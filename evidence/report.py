@@ -44,6 +44,9 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
         "graded-0.5b-gsm8k": f"GSM8K, {SMALL}", "graded-0.5b-humaneval": f"HumanEval, {SMALL}",
         "free-running-0.5b": SMALL,
     }),
+    "experts": ("Mixtures of experts", {
+        "experts": "Qwen3-30B-A3B's sizes, 12 of 48 layers", "mixture": "A small model that was trained for this",
+    }),
     "serving": ("Serving", {
         "serve-0.5b": "Prompts of 128 tokens", "serve-0.5b-1024": "Prompts of 1,024 tokens",
         "serve-0.5b-shared-4096": "Prompts of 64 tokens after 4,096 that all share", "shedding-0.5b": SMALL,

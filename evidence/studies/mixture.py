@@ -1,4 +1,4 @@
-"""A small mixture of experts, trained for minutes: what it loses where tokens visit fewer of their experts.
+"""A small mixture of experts, trained for an hour: what it loses where tokens visit fewer of their experts.
 
     python evidence/studies/mixture.py --model FOLDER --text TEXTS --minutes 60 --data FOLDER/held-out.txt
     solm fit FOLDER --data FOLDER/fit.txt --minutes 10 --out RUN
