@@ -198,6 +198,11 @@ def main() -> None:
     options.add_argument("--peers", nargs="?", const="llama.cpp", default="", help="beside llama.cpp")
     options.add_argument("--peer-python", action="append", default=[], help="the Python of another environment with it")
     asked = options.parse_args()
+    for name in ("layers", "context", "rows", "rounds"):
+        if getattr(asked, name) < 1:
+            options.error(f"--{name} {getattr(asked, name)}: must be at least 1")
+    if not asked.tokenizer.is_file():
+        options.error(f"--tokenizer {asked.tokenizer}: there is no such file")
     asked.peers = asked.peers.split(",") if asked.peers else []
     file = cache_folder() / f"qwen3-30b-a3b-{asked.layers}-layers-random.gguf"
     if not file.exists():
