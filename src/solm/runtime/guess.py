@@ -32,10 +32,10 @@ _FEWEST_TRIED, _HOPED = 4, 0.9
 it is taken to be at least this: a draft model guesses some replies much better than others."""
 _READING = 0.6
 """Time per token of a long text over that of a pass of many tokens."""
-_SHORT, _PATIENCE = 8.0, 0.5
+_SHORT, _PATIENCE = 8.0, 1.0
 """Passes of one token up to which reading a row's text is short. The draft model begins to read a longer one when
-guesses that it could not make for the row would have saved this part of the time: how long a reply will be, and how
-often its text tells as much, is not known before."""
+guesses that it could not make for the row would have saved so many times what reading takes: how long a reply will be,
+and how often its text tells as much, is not known before."""
 _ALONG = len(_TOPS) + 1
 """The class of all guesses of the draft model together, of all replies."""
 _PRIORS = {
