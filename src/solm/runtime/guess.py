@@ -30,12 +30,11 @@ _PER_PASS = 3
 _FEWEST_TRIED, _HOPED = 4, 0.9
 """Guesses of the draft model for a reply from which on their acceptance decides whether it guesses at all. Until then
 it is taken to be at least this: a draft model guesses some replies much better than others."""
-_READING = 0.6
+_READING = 1.0
 """Time per token of a long text over that of a pass of many tokens."""
-_SHORT, _PATIENCE = 8.0, 1.0
-"""Passes of one token up to which reading a row's text is short. The draft model begins to read a longer one when
-guesses that it could not make for the row would have saved so many times what reading takes: how long a reply will be,
-and how often its text tells as much, is not known before."""
+_SHORT = 8.0
+"""Passes of one token up to which reading a row's text is short. The draft model begins to read a longer one when its
+guesses would have saved as much as reading takes: how long a reply will be is not known before."""
 _ALONG = len(_TOPS) + 1
 """The class of all guesses of the draft model together, of all replies."""
 _PRIORS = {
@@ -368,32 +367,36 @@ class Guesser:
         if not places or any(rows[place].guess for place in places):
             return places
         step = self._draft_seconds(len(places), drafting)
-        # What it has to read besides the last tokens, such as the prompt, pays off over the rest of the reply.
         each = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
         reading = {place: each * max(0, unread - 2) for place, unread in behind.items()}
-        passes = max(1.0, max(rows[place].left for place in places) / _PER_PASS)
-        paid_off = sum(reading.values()) / passes
-        spent = step + paid_off
         chances = [self._along(rows[place]) for place in places]
+
+        def saved(probabilities: Sequence[float]) -> float:
+            """Seconds that this pass saves with the best number of guesses, without what has to be read before."""
+            most, tokens, passed = -math.inf, given, size
+            for number in range(1, MOST_GUESSES + 1):
+                for place, probability in zip(places, probabilities, strict=True):
+                    if number <= rows[place].most:
+                        tokens += probability**number
+                        passed += 1
+                found = tokens / speed - self.pace.seconds(passed) - number * step
+                if found <= most:
+                    break
+                most = found
+            return most
+
+        # What it has to read besides the last tokens, such as the prompt, pays off over the rest of the reply.
+        passes = max(1.0, max(rows[place].left for place in places) / _PER_PASS)
         hoped = [max(each.probability, _HOPED * (each.tried < _FEWEST_TRIED)) for each in chances]
-        for number in range(1, MOST_GUESSES + 1):
-            for place, chance in zip(places, hoped, strict=True):
-                if number <= rows[place].most:
-                    given += chance**number
-                    size += 1
-            taken = self.pace.seconds(size) + spent
-            if given / taken > speed:
-                for place in places:
-                    row = rows[place]
-                    self._missed[row] = self._missed.get(row, 0.0) + (given / speed - taken + paid_off) / len(places)
-                short = _SHORT * self.pace.seconds(1)
-                return [
-                    place
-                    for place, seconds in reading.items()
-                    if seconds <= short or self._missed[rows[place]] >= _PATIENCE * seconds
-                ]
-            spent += step
-        return []
+        if saved(hoped) <= sum(reading.values()) / passes:
+            return []
+        short, missed = _SHORT * self.pace.seconds(1), self._missed
+        waiting = [place for place, seconds in reading.items() if seconds > short]
+        if waiting and self.pace.known:
+            part = max(0.0, saved([each.probability for each in chances])) / len(places)
+            for place in waiting:
+                missed[rows[place]] = missed.get(rows[place], 0.0) + part
+        return [place for place in places if place not in waiting or missed.get(rows[place], 0.0) >= reading[place]]
 
     def _goes_on(self, rows: Sequence[Text], found: Sequence[Guess], drafted: Sequence[int], spent: float) -> bool:
         """Whether another step of the draft model should pay: whether it gives more tokens per second than the pass
