@@ -265,8 +265,8 @@ def mixture(result: Result) -> str:
     "Steps of a large mixture of experts",
     "The sizes of Qwen3-30B-A3B with random weights and few layers: time, not quality. *read*: bytes of weights that "
     "the kernel had to map for a step with every logit; *computed*: what the sizes say. *experts 0.5*: a token visits "
-    "half of its experts, and the logits are those of greedy steps. Milliseconds are medians of rounds in which the "
-    "engines took turns.",
+    "half of its experts, and the logits are those of greedy steps; llama.cpp computes every logit. Milliseconds are "
+    "medians of rounds in which the engines took turns.",
 )
 def experts(result: Result) -> str:
     found, settings = result["results"], result["settings"]

@@ -5,8 +5,7 @@
 Bytes of weights that a step reads, by the pages that the kernel has to map for it, beside what the model's sizes say;
 milliseconds of steps that visit all of a token's experts or fewer, and of one row and several; prompts; memory; beside
 llama.cpp on the same file. Random routers spread tokens over all experts alike. What leaving out experts loses cannot
-be seen from random weights. The file lies in the cache folder; its tokenizer is of --tokenizer, whose vocabulary
-must have as many tokens.
+be seen from random weights. The file is made once, in the cache folder; its tokens are those of the file --tokenizer.
 """
 
 import argparse
@@ -55,7 +54,7 @@ def write_model(path: Path, tokenizer: Path, layers: int) -> None:
     writer.add_block_count(layers)
     writer.add_context_length(32768)
     writer.add_embedding_length(HIDDEN)
-    writer.add_feed_forward_length(6144)
+    writer.add_feed_forward_length(VISITED * WIDTH)  # of layers without experts, of which there are none
     writer.add_expert_count(EXPERTS)
     writer.add_expert_used_count(VISITED)
     writer.add_expert_feed_forward_length(WIDTH)
@@ -100,7 +99,7 @@ def write_model(path: Path, tokenizer: Path, layers: int) -> None:
 
 
 def random_blocks(draw: np.random.Generator, kind: TensorType, outputs: int, inputs: int) -> np.ndarray:
-    """Rows of K-quants, uint8 [outputs, bytes], whose weights have a mean of about 0 and a deviation of about 0.02."""
+    """Rows of K-quants, uint8 [outputs, bytes], whose weights have a mean of about 0 and deviate by 0.02 to 0.03."""
     values, size = GGML_QUANT_SIZES[kind]
     count = outputs * inputs // values
     blocks = np.frombuffer(draw.bytes(count * size), np.uint8).reshape(count, size).copy()

@@ -54,6 +54,7 @@ def doctor(model: str = DEFAULT_MODEL, revision: str | None = None, trust_remote
         reason, weights = reason or prepared.reason, round(prepared.weight_bytes())
         if weights > free:
             told = f"its weights take {weights / 1e9:.1f} GB, and {free / 1e9:.1f} GB of memory are free"
+            told += "" if reason else ", so that steps read from the disk"
             fixes.append(f"{told}: choose a file of fewer bits, or a smaller model")
     except SolmError as error:
         reason = model_error = str(error)

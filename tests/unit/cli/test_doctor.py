@@ -24,7 +24,7 @@ def test_weights_that_are_larger_than_memory_are_told(tiny_folder, quick, monkey
     monkeypatch.setattr("solm.backends.machine.free_memory", lambda: 1000)
     found = doctor(model=str(tiny_folder)).content
     assert found["free_bytes"] == 1000 < found["model"]["bytes"]
-    assert any("GB of memory are free: choose a file of fewer bits" in fix for fix in found["fixes"])
+    assert any("GB of memory are free, so that steps read from the disk: choose" in fix for fix in found["fixes"])
     monkeypatch.setattr("solm.backends.machine.free_memory", lambda: found["model"]["bytes"])
     assert not any("fewer bits" in fix for fix in doctor(model=str(tiny_folder)).content["fixes"])
 
