@@ -28,7 +28,7 @@ from solm.backends.machine import free_memory
 from solm.core.errors import SolmError
 from solm.core.files import cache_folder, replacing
 
-SUFFIX = ".weights"
+SUFFIX, _FORMAT = ".weights", 2
 _LONGEST_HEADER = 1 << 20
 _ALIGNED = 1 << 12
 _POPULATE_READ = 22
@@ -64,7 +64,7 @@ def load_weights(
     path = cache_folder() / _name_of(source, identity, precision)
     expected = {
         "identity": identity, "times": source.times, "precision": precision, "layout": layout.digest(),
-        "nbytes": layout.nbytes, "code": sources_digest(),
+        "nbytes": layout.nbytes, "code": sources_digest(), "format": _FORMAT,
     }  # fmt: skip
     mapped = _mapped(library, path, expected, threads)
     if mapped is not None:
