@@ -225,16 +225,39 @@ def kv_drift(result: Result) -> str:
 
 @kind(
     "kv-cache",
-    "Keys and values in int8",
-    "Against a cache of 16 bits, dense steps, nats per token with 95 % intervals over texts. *loss*: of the scored "
-    "tokens. *divergence*: KL of the predictions.",
+    "Keys and values in fewer bits",
+    "*int8-int4*: keys in 8 bits, values in 4. Against a cache of 16 bits, dense steps, nats per token with 95 % "
+    "intervals over texts. *loss*: of the scored tokens. *divergence*: KL of the predictions.",
 )
 def kv_cache(result: Result) -> str:
     found, settings = result["results"], result["settings"]
-    head = ("texts", "after", "scored tokens each", "bytes per token, 16 bits", "int8", "loss", "divergence")
-    counts = (settings["texts"], settings["context"], settings["length"], *found["bytes"])
-    cells = [f"{count:,.0f}" for count in counts]
-    return markdown(head, [[*cells, interval(found["loss"]), interval(found["divergence"])]])
+    rows = [
+        [_cache(dtype), f"{told['bytes']:,.0f}"]
+        + [interval(told[name]) if name in told else "" for name in ("loss", "divergence")]
+        for dtype, told in found.items()
+    ]
+    about = "{texts} texts, {length:,} scored tokens each after {context:,}.".format(**settings)
+    return about + "\n\n" + markdown(("cache", "bytes per token", "loss", "divergence"), rows)
+
+
+@kind(
+    "context-memory",
+    "Memory of a long context",
+    "One row of random tokens. *peak*: resident memory of the process, with the libraries of the benchmark. *pages*: "
+    "of the KV cache. *arithmetic*: the model's file, and its keys and values in as many bits.",
+)
+def context_memory(result: Result) -> str:
+    head = ("cache", "tokens", "before reading, GiB", "peak, GiB", "pages, GiB", "arithmetic, GiB", "peak / arithmetic")
+    rows = []
+    for dtype, told in result["results"].items():
+        gib = [f"{told[name] / 2**30:.2f}" for name in ("before", "peak", "pages", "arithmetic")]
+        tokens = f"{result['settings']['context']:,}"
+        rows.append([_cache(dtype), tokens, *gib, f"{told['peak'] / told['arithmetic']:.2f}"])
+    return markdown(head, rows)
+
+
+def _cache(dtype: str) -> str:
+    return "16 bits" if dtype == "auto" else dtype
 
 
 @kind(

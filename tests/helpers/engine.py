@@ -14,6 +14,10 @@ ACTIONS = {
 }  # fmt: skip
 
 
+KV_CACHES = {"": "auto", "kv": "int8", "kv4": "int8-int4"}
+"""Dtypes of KV caches by what names of cases in tests end in."""
+
+
 def engine_of(model, sparsity=SPARSITY, precision="float32", threads=None, kv_cache_dtype="auto", **options):
     """The engine over a loaded model. precision ``packed``: the model's matrices become random blocks of GGUF types."""
     source = QuantisedModel(model, *MIXED) if precision == "packed" else LoadedModel(model)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from gguf.constants import GGMLQuantizationType as TensorType
 
-from helpers.engine import engine_of
+from helpers.engine import KV_CACHES, engine_of
 from helpers.gguf_files import ALL_TYPES, repacked, tensor_of, values_of
 from helpers.head import FORMS, HeadEngine, random_head, rounded_states
 from helpers.models import tiny_model, tokens
@@ -117,11 +117,19 @@ def dense_equals_the_model(built) -> None:
 
 def prompts_equal_steps(built) -> None:
     """What is read at once against dense steps; to the last bit whatever else is read with it and however it is cut."""
-    off = {"float32": 1e-5, "bfloat16": 1e-3, "int8": 0.02, "packed": 0.02, "nested": 0.02, "int8 kv": 0.04}
+    off = {
+        "float32": 1e-5,
+        "bfloat16": 1e-3,
+        "int8": 0.02,
+        "packed": 0.02,
+        "nested": 0.02,
+        "int8 kv": 0.04,
+        "int8 kv4": 0.2,
+    }
     for name, most in off.items():
         model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
         precision, _, kv = name.partition(" ")
-        engine = engine_of(model, SPARSITY, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
+        engine = engine_of(model, SPARSITY, precision, kv_cache_dtype=KV_CACHES[kv], library=built)
         ids = tokens(2, 310)
         stepped, cut, whole = Rows(engine, 2), Rows(engine, 2), Rows(engine, 2)
         expected = [stepped.run(part, (1.0, 1.0, 16)).stream for part in ids.split([45, 133, 132], 1)]
@@ -153,13 +161,13 @@ def steps_do_not_depend_on_their_neighbours(built) -> None:
     gives what it gives beside dense ones, and with integers, or one of two, what its steps give alone."""
     dense = tiny_model("llama", torch.float32, intermediate_size=352, **GRID_SIZES)
     mixture = tiny_model("mixtral", torch.float32, intermediate_size=352, **GRID_SIZES)
-    names = ("float32", "bfloat16", "int8", "packed", "nested", "packed kv")
+    names = ("float32", "bfloat16", "int8", "packed", "nested", "packed kv", "int8 kv4")
     for model, precision in [*((dense, name) for name in names), *((mixture, name) for name in names[:5])]:
         precision, _, kv = precision.partition(" ")
         changes = {"bits_site": "weights" if precision == "nested" else "input"}
         changes |= {"mlp_site": "experts"} if model is mixture and precision in ("int8", "bfloat16") else {}
         sparsity = SPARSITY.model_copy(update=changes)
-        engine = engine_of(model, sparsity, precision, kv_cache_dtype="int8" if kv else "auto", library=built)
+        engine = engine_of(model, sparsity, precision, kv_cache_dtype=KV_CACHES[kv], library=built)
         for count in (2, 5, 19) if precision == "packed" else (2, 5):
             alone = of_many_lengths(engine, count, sparsity)
             together = Rows.beside(alone)
@@ -192,14 +200,18 @@ def tokens_are_the_same_alone_and_among_others(built) -> None:
     counts = np.array([1, 5, 2, 16])
     ids, last = tokens(4, 16, seed=5), tokens(4, 1, seed=6)
     cases = (
-        [(model, name) for model in (dense, mixture) for name in ("int8", "packed", "nested", "int8 kv", "packed kv")]
+        [
+            (model, name)
+            for model in (dense, mixture)
+            for name in ("int8", "packed", "nested", "int8 kv", "packed kv", "packed kv4")
+        ]
         + [(model, "int8") for model in (capped, biased, parallel, shared)]
         + [(biased, "int8 kv"), (shared, "packed")]
     )
     for model, name in cases:
         precision, _, kv = name.partition(" ")
         for threads in range(1, min(3, usable_cores().hardware_threads) + 1) if name == "packed" else (None,):
-            kv_cache = {"kv_cache_dtype": "int8" if kv else "auto"}
+            kv_cache = {"kv_cache_dtype": KV_CACHES[kv]}
             engine = engine_of(model, SPARSITY, precision, threads, **kv_cache, library=built)
             alone = of_many_lengths(engine, 4, SPARSITY)
             together = Rows.beside(alone)
@@ -223,7 +235,7 @@ def _going_on(rows: Rows, cut: int, seed: int) -> torch.Tensor:
 def forks_go_on_alone(built) -> None:
     """Forks, forks of forks, and rows that are cut back into pages that they share."""
     model = tiny_model("llama", torch.float32)
-    for kv in ("auto", "int8"):
+    for kv in KV_CACHES.values():
         engine = engine_of(model, SPARSITY, "int8", kv_cache_dtype=kv, library=built)
         for context in (15, 16, 40, 300):
             parent = Rows(engine)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.engine import engine_of
+from helpers.engine import KV_CACHES, engine_of
 from helpers.engine_edges import SPARSITY, Rows, tokens
 from helpers.models import tiny_model
 from helpers.replay import Recorder
@@ -18,7 +18,7 @@ from solm.backends.tokenizer import model_tokenizer
 
 MODEL, QUESTION = "builtin:smollm2-135m", "Why is the sky blue, and why is it red in the evening?"
 
-PRECISIONS = ("float32", "bfloat16", "int8", "packed", "nested", "int8 kv")
+PRECISIONS = ("float32", "bfloat16", "int8", "packed", "nested", "int8 kv", "int8 kv4")
 
 
 def recorded(precision, built=None):
@@ -27,7 +27,7 @@ def recorded(precision, built=None):
     model = tiny_model("qwen3", torch.float32, intermediate_size=352, **GRID_SIZES)
     recorder = Recorder(built or library())
     name, _, kv = precision.partition(" ")
-    engine = engine_of(model, SPARSITY, name, 1, "int8" if kv else "auto", library=recorder)
+    engine = engine_of(model, SPARSITY, name, 1, KV_CACHES[kv], library=recorder)
     rows, alone = Rows(engine, 2), Rows(engine)
     rows.run(tokens(2, 70))
     rows.run(tokens(2, 1, seed=1), (1.0, 1.0, 16))

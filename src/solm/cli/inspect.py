@@ -115,7 +115,7 @@ def _structure(
 
 def _memory(source: "WeightSource") -> dict[str, Any]:
     """Bytes on the cpu backend with precision auto: weights, and the cache of one row at several contexts."""
-    from solm.backends.cpu.engine import shapes_of
+    from solm.backends.cpu.engine import VALUE_BITS, shapes_of
     from solm.backends.cpu.files.layout import cache_memory, layout_of
 
     layout, shapes, longest = layout_of(source, "auto"), shapes_of(source.spec), source.spec.context
@@ -127,9 +127,9 @@ def _memory(source: "WeightSource") -> dict[str, Any]:
         "contexts": [
             {"tokens": tokens}
             | {
-                name: {"cache": cache, "total": layout.nbytes + cache}
-                for name in ("bfloat16", "int8")
-                for cache in [cache_memory(shapes, tokens, float32=False, int8=name == "int8")]
+                "bfloat16" if dtype == "auto" else dtype: {"cache": cache, "total": layout.nbytes + cache}
+                for dtype, bits in VALUE_BITS.items()
+                for cache in [cache_memory(shapes, tokens, False, bits)]
             }
             for tokens in contexts
         ],

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from solm.backends.cpu.backend import CpuBackend
-from solm.backends.cpu.engine import check_precision, shapes_of, unsuited
+from solm.backends.cpu.engine import VALUE_BITS, check_precision, shapes_of, unsuited
 from solm.backends.cpu.files.layout import FLOATS, cache_memory, layout_of, readable_in_part, with_stored_bits
 from solm.backends.cpu.files.repack import Progress
 from solm.backends.cpu.files.sources import LoadedModel, WeightSource, source_of
@@ -74,8 +74,9 @@ def load(
         precision: of the weights of the cpu backend; by default ``auto``: the types of a GGUF file as they are, int8
             for floats. Actions that choose weight bits have ``nested``, unless the MLP weights of a GGUF file all have
             6 or 8 bits. ``int4`` rounds what has more than 4 bits, and loses more than a 4-bit GGUF file does.
-        kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits) or
-            ``int8``; by default auto, and int8 for the built-in model, where no loss could be measured.
+        kv_cache_dtype: of the keys and values of the cpu backend: ``auto`` (that of the weights, at least 16 bits),
+            ``int8`` or ``int8-int4`` (values in 4 bits); by default auto, and int8 for the built-in model, where no
+            loss could be measured.
         threads: threads of the cpu backend's steps; by default one per usable core.
         timings: a file of ``solm bench``, or the ``clock`` of a reply in JSON, so that budgets in time stay as they
             are; by default this machine is timed at the first one.
@@ -355,7 +356,7 @@ class Prepared:
         if self.source is not None:
             precision, cache = self._numbers
             layout = layout_of(self.source, precision)
-            shapes = with_stored_bits(shapes, layout, precision == "float32", cache == "int8")
+            shapes = with_stored_bits(shapes, layout, precision == "float32", VALUE_BITS[cache])
         if self.trained is not None:
             space, overhead = self.trained.config.space, int(getattr(self.trained.policy(), "size", 0))
             curve = self.trained.curve
@@ -368,12 +369,12 @@ class Prepared:
         """Bytes of the keys and values of one row of so many tokens."""
         if self.source is not None:
             precision, cache = self._numbers
-            return cache_memory(self.facts.shapes, tokens, precision == "float32", cache == "int8")
+            return cache_memory(self.facts.shapes, tokens, precision == "float32", VALUE_BITS[cache])
         import torch
 
         from solm.backends.torch.load import resolve_dtype
 
-        return cache_memory(self.facts.shapes, tokens, resolve_dtype(self.dtype) == torch.float32, False)
+        return cache_memory(self.facts.shapes, tokens, resolve_dtype(self.dtype) == torch.float32, 0)
 
     @property
     def _numbers(self) -> tuple[str, str]:
@@ -448,7 +449,7 @@ def announced(lm: LanguageModel, reason: str | None = None) -> LanguageModel:
     """`lm`, after saying what it runs on: backend, precision, KV cache and threads. reason: why it is not the cpu
     backend."""
     backend, parts = lm.backend, [lm.backend.name]
-    if isinstance(backend, CpuBackend) and not backend.sizes.kv_int8:
+    if isinstance(backend, CpuBackend) and not backend.sizes.value_bits:
         parts.append(f"{'float32' if backend.precision == 'float32' else 'bfloat16'} KV cache")
     parts.append(counted(lm.threads, "thread"))
     # On another device torch is what one expects; on the CPU it saves no time.

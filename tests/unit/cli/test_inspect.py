@@ -9,7 +9,7 @@ from gguf.constants import GGMLQuantizationType as TensorType
 import solm
 from helpers.gguf_files import WIDE, write_gguf
 from helpers.models import tiny_model
-from solm.backends.cpu.engine import Engine
+from solm.backends.cpu.engine import VALUE_BITS, Engine
 from solm.backends.cpu.files.layout import cache_memory
 from solm.backends.cpu.files.sources import GgufFile
 from solm.backends.cpu.files.spec import FAMILIES
@@ -67,13 +67,19 @@ def test_memory_is_what_the_engine_takes(tmp_path, monkeypatch):
     assert memory["weights"] == engine._weights.nbytes
     assert set(memory["forms"]) == {"5 bits", "6 bits"}
     for at in memory["contexts"]:
-        assert at["int8"]["cache"] < at["bfloat16"]["cache"] < at["bfloat16"]["total"]
+        assert at["int8-int4"]["cache"] < at["int8"]["cache"] < at["bfloat16"]["cache"] < at["bfloat16"]["total"]
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 @pytest.mark.parametrize(
     ("precision", "kv_cache_dtype", "number", "bound"),
-    [("float32", "auto", 4, 4), ("bfloat16", "auto", 2, 2), ("int8", "auto", 2, 2), ("int8", "int8", 1 + 4 / 64, 2)],
+    [
+        ("float32", "auto", 4, 4),
+        ("bfloat16", "auto", 2, 2),
+        ("int8", "auto", 2, 2),
+        ("int8", "int8", 1 + 4 / 64, 2),
+        ("int8", "int8-int4", 0.75 + 4 / 64, 2),
+    ],
 )
 def test_the_cache_of_a_row_is_what_the_engine_takes(precision, kv_cache_dtype, number, bound):
     with solm.attach(
@@ -83,7 +89,7 @@ def test_the_cache_of_a_row_is_what_the_engine_takes(precision, kv_cache_dtype, 
         session = lm.session()
         session.prefill(np.zeros((1, 300), dtype=np.int64))
         held = lm.backend.page_memory()
-        told = cache_memory(lm.shapes, 300, precision == "float32", kv_cache_dtype == "int8")
+        told = cache_memory(lm.shapes, 300, precision == "float32", VALUE_BITS[kv_cache_dtype])
     # Two layers of two heads of 64, for 300 tokens: 19 pages, and 2 tiles of bounds.
     assert told == 2 * 2 * 2 * (19 * 16 * 64 * number + 2 * 16 * 64 * bound)
     assert (held.pages, held.tiles) == (19, 2)

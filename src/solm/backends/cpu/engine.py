@@ -27,7 +27,8 @@ from solm.core.sparsity import SparsityConfig
 from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 
-KV_CACHE_DTYPES = ("auto", "int8")
+VALUE_BITS = {"auto": 0, "int8": 8, "int8-int4": 4}
+"""What values have beside keys in int8, by KV cache dtype."""
 
 
 def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
@@ -62,11 +63,11 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
     """Raises `SolmError` for a precision or a KV cache dtype that no engine has."""
     if precision not in PRECISIONS:
         raise SolmError(f"unknown precision {precision!r}; choose one of {', '.join(PRECISIONS)}")
-    if kv_cache_dtype not in KV_CACHE_DTYPES:
-        raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(KV_CACHE_DTYPES)}")
-    if kv_cache_dtype == "int8" and precision in FLOATS:
+    if kv_cache_dtype not in VALUE_BITS:
+        raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(VALUE_BITS)}")
+    if VALUE_BITS[kv_cache_dtype] and precision in FLOATS:
         others = ", ".join(name for name in PRECISIONS if name not in FLOATS)
-        raise SolmError(f"an int8 KV cache goes with precision {others}, not {precision}")
+        raise SolmError(f"a KV cache in {kv_cache_dtype} goes with precision {others}, not {precision}")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Engine:
 
     threads: None for `default_threads`. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
-    head, at half the size of bfloat16. library: of `solm.backends.cpu.library.library`, for another build. progress:
+    head, at half the size of bfloat16; ``int8-int4`` so with values in 4 bits. library: of
+    `solm.backends.cpu.library.library`, for another build. progress:
     called with how many of how many parts are repacked. Raises `UnsupportedModelError` for a model or sparsity that it
     cannot run, `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of
     threads, or where there is no compiler or memory.
@@ -127,7 +129,7 @@ class Engine:
         self.handle = made.value
         self.sizes = described.sizes
         self.shapes = with_stored_bits(
-            shapes_of(self.spec), self.layout, precision == "float32", kv_cache_dtype == "int8"
+            shapes_of(self.spec), self.layout, precision == "float32", VALUE_BITS[kv_cache_dtype]
         )
         self.deciders: WeakKeyDictionary[ValuePolicy | Static, Any] = WeakKeyDictionary()
         """What rows' records of this engine point to, see `solm.backends.cpu.call.decider_of`."""
@@ -148,7 +150,8 @@ class Engine:
         others = [form for form in forms if not form.endswith(" bits")]
         if numbers:
             others.insert(0, (", ".join(numbers[:-1]) + " and " if numbers[1:] else "") + numbers[-1] + " bits")
-        return f"cpu {', '.join(others)}" + (", int8 KV cache" if self.sizes.kv_int8 else "")
+        cache = {bits: name for name, bits in VALUE_BITS.items()}[self.sizes.value_bits]
+        return f"cpu {', '.join(others)}" + (f", {cache} KV cache" if self.sizes.value_bits else "")
 
     def page_memory(self) -> PageMemory:
         """What the KV caches of all sessions hold now."""
@@ -210,7 +213,7 @@ class Engine:
             layers=spec.layers, hidden=spec.hidden, intermediate=spec.intermediate, heads=spec.heads,
             kv_heads=spec.kv_heads, head_dim=spec.head_dim, vocabulary=spec.vocabulary, positions=spec.context,
             precision={"float32": 0, "bfloat16": 1}.get(self.precision, 2), embedding=embedding.type,
-            kv_int8=kv_cache_dtype == "int8", threads=threads, whole_norms=spec.description.whole_norms,
+            value_bits=VALUE_BITS[kv_cache_dtype], threads=threads, whole_norms=spec.description.whole_norms,
             layer_norms=bool(spec.description.layer_norm), parallel=spec.parallel,
             activation=get_args(Activation).index(spec.activation), gated=spec.description.gated, experts=spec.experts,
             experts_used=spec.experts_used, shares_normed=spec.shares_normed, shared_width=spec.shared,

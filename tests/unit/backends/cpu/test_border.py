@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.engine import engine_of
+from helpers.engine import KV_CACHES, engine_of
 from helpers.engine_edges import SPARSITY, Rows, decider, tokens, under
 from helpers.models import tiny_model
 from solm.backends.budgets import ROW_STATE
@@ -155,11 +155,11 @@ def counting():
 
 
 @pytest.mark.slow  # a build of its own
-@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "packed", "nested", "int8 kv"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "int8", "packed", "nested", "int8 kv", "int8 kv4"])
 def test_a_step_allocates_nothing(counting, precision):
     precision, _, kv = precision.partition(" ")
     model = tiny_model("llama", torch.float32, vocab_size=300)
-    engine = engine_of(model, SPARSITY, precision, 2, "int8" if kv else "auto", library=counting)
+    engine = engine_of(model, SPARSITY, precision, 2, KV_CACHES[kv], library=counting)
     rows, policy = Rows(engine, 3), decider(1)
     rows.run(tokens(3, 65))
     known = []

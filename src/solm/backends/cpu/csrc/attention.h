@@ -55,7 +55,7 @@ struct Attention {
     pages.reserve(most_pages);
   }
 
-  int pages_ahead() const { return std::max(1, int(PREFETCHED / (page_size<K>(D) * sizeof(K)))); }
+  int pages_ahead(int bits = 8) const { return std::max(1, int(PREFETCHED / (page_size<K>(D, bits) * sizeof(K)))); }
 
   // The pages between sinks and window, [first, end).
   static std::pair<int, int> between(const Plan& plan) {
@@ -184,13 +184,9 @@ struct Attention {
     const int group = Q / KV;
     if constexpr (sizeof(K) == 1) {
       auto page = [&](int p) { return values[pages[from + p]]; };
-      for (int g = 0; g < group; g += 4)
-        switch (std::min(4, group - g)) {
-          case 4: mix_int8<4>(page, to - from, D, pages_ahead(), weights + g, out + g); break;
-          case 3: mix_int8<3>(page, to - from, D, pages_ahead(), weights + g, out + g); break;
-          case 2: mix_int8<2>(page, to - from, D, pages_ahead(), weights + g, out + g); break;
-          default: mix_int8<1>(page, to - from, D, pages_ahead(), weights + g, out + g);
-        }
+      const int ahead = pages_ahead(s.value_bits);
+      if (s.value_bits == 8) mix_int8_all<8>(page, to - from, D, ahead, group, weights, out);
+      else mix_int8_all<4>(page, to - from, D, ahead, group, weights, out);
     } else {
       for (int p = from; p < to; ++p) {
         const float* here[MOST_QUERIES];

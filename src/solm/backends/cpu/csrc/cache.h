@@ -20,27 +20,35 @@ using BoundOf = std::conditional_t<sizeof(K) == 1, bf16, K>;
 template <typename Use>
 void with_kv_type(const Sizes& s, Use use) {
   if (s.precision == 0) use(float());
-  else if (s.kv_int8) use(uint8_t());
+  else if (s.value_bits) use(uint8_t());
   else use(bf16());
 }
 
 // All pages of an engine's caches, [layers, kv_heads, keys or values, page], and the bounds of their keys in tiles of 16 pages,
-// [layers, kv_heads, least or largest, 16 D]; float32, bfloat16, or int8 with bounds in bfloat16. The layout of a page is in
+// [layers, kv_heads, least or largest, 16 D]; float32, bfloat16, or int8 (values in 8 or 4 bits) with bounds in bfloat16. The layout of a page is in
 // pages.h and kv_int8.h.
 struct PageStore {
   BlockPool pages, tiles;
 
-  explicit PageStore(const Sizes& s) : pages(pool(s, page_bytes(s))), tiles(pool(s, tile_bytes(s))) {}
+  explicit PageStore(const Sizes& s)
+      : pages(pool(s, key_bytes(s), value_bytes(s))), tiles(pool(s, bound_bytes(s), bound_bytes(s))) {}
 
-  static size_t page_bytes(const Sizes& s) {
+  static size_t key_bytes(const Sizes& s) {
     size_t bytes = 0;
     with_kv_type(s, [&]<typename K>(K) { bytes = page_size<K>(s.head_dim) * sizeof(K); });
     return bytes;
   }
-  static size_t tile_bytes(const Sizes& s) { return size_t(PAGE) * s.head_dim * (s.precision == 0 ? 4 : 2); }
+  static size_t value_bytes(const Sizes& s) {
+    size_t bytes = 0;
+    with_kv_type(s, [&]<typename K>(K) { bytes = page_size<K>(s.head_dim, s.value_bits) * sizeof(K); });
+    return bytes;
+  }
+  static size_t bound_bytes(const Sizes& s) { return size_t(PAGE) * s.head_dim * (s.precision == 0 ? 4 : 2); }
 
  private:
-  static BlockPool pool(const Sizes& s, size_t part) { return {size_t(s.layers) * s.kv_heads * 2 * part, part}; }
+  static BlockPool pool(const Sizes& s, size_t first, size_t second) {
+    return {size_t(s.layers) * s.kv_heads * (first + second), first};
+  }
 };
 
 // The part of every page, or tile, that belongs to one head of a layer.
@@ -71,26 +79,31 @@ struct Cache {
 
   template <typename K>
   PageRange<K> keys(const Sizes& s, int layer, int head) const {
-    return range<K>(pages, s, layer, head, 0, page_size<K>(s.head_dim));
+    return range<K>(pages, s, layer, head, 0, page_size<K>(s.head_dim), page_size<K>(s.head_dim, s.value_bits));
   }
   template <typename K>
   PageRange<K> values(const Sizes& s, int layer, int head) const {
-    return range<K>(pages, s, layer, head, 1, page_size<K>(s.head_dim));
+    return range<K>(pages, s, layer, head, 1, page_size<K>(s.head_dim), page_size<K>(s.head_dim, s.value_bits));
   }
   // Tiles of the bounds of keys of type K: the least ones, the largest ones.
   template <typename K>
   PageRange<BoundOf<K>> low(const Sizes& s, int layer, int head) const {
-    return range<BoundOf<K>>(tiles, s, layer, head, 0, size_t(PAGE) * s.head_dim);
+    return range<BoundOf<K>>(tiles, s, layer, head, 0, bounds(s), bounds(s));
   }
   template <typename K>
   PageRange<BoundOf<K>> high(const Sizes& s, int layer, int head) const {
-    return range<BoundOf<K>>(tiles, s, layer, head, 1, size_t(PAGE) * s.head_dim);
+    return range<BoundOf<K>>(tiles, s, layer, head, 1, bounds(s), bounds(s));
   }
 
  private:
+  static size_t bounds(const Sizes& s) { return size_t(PAGE) * s.head_dim; }
+
+  // The first or the second of two parts of these sizes.
   template <typename K>
-  static PageRange<K> range(const std::vector<Block*>& of, const Sizes& s, int layer, int head, int part, size_t size) {
-    return {of.data(), sizeof(Block) + ((size_t(layer) * s.kv_heads + head) * 2 + part) * size * sizeof(K)};
+  static PageRange<K> range(const std::vector<Block*>& of, const Sizes& s, int layer, int head, bool second, size_t first_size,
+                            size_t second_size) {
+    const size_t before = (size_t(layer) * s.kv_heads + head) * (first_size + second_size) + (second ? first_size : 0);
+    return {of.data(), sizeof(Block) + before * sizeof(K)};
   }
 };
 
@@ -128,7 +141,7 @@ void append(const Cache& cache, const Sizes& s, int layer, int head, int positio
   const int page = position / PAGE, slot = position % PAGE, D = s.head_dim;
   K* keys = cache.keys<K>(s, layer, head)[page];
   store_key(keys, slot, key, D);
-  store_value(cache.values<K>(s, layer, head)[page], slot, value, D);
+  store_value(cache.values<K>(s, layer, head)[page], slot, value, D, s.value_bits);
   // Bounds are only read of pages before the window, which is at least a page long: those are complete.
   if (slot < PAGE - 1) return;
   Bound* low = cache.low<K>(s, layer, head)[page / PAGE];

@@ -1,6 +1,7 @@
 // Keys and values in int8, half the size of bfloat16: numbers plus 128, and after a page's numbers the float32 scales of its
 // 16 tokens. Keys are stored as [D / 4, 16, 4], values as [4, D, 4] (groups of four channels and of four tokens), the order
-// in which DotI8 reads. Queries and attention weights are rounded to int16, whose error is negligible beside that of int8.
+// in which DotI8 reads. Values of 4 bits are [2, D, 4]: a byte has the number plus 8 of a token, and above it that of the
+// fourth token after it. Queries and attention weights are rounded to int16, whose error is negligible beside that of int8.
 #pragma once
 
 #include "arch/dot_i16.h"
@@ -9,29 +10,43 @@
 namespace solm {
 
 template <>
-constexpr size_t page_size<uint8_t>(int dim) { return size_t(16) * dim + 16 * sizeof(float); }
+constexpr size_t page_size<uint8_t>(int dim, int bits) { return size_t(2) * bits * dim + 16 * sizeof(float); }
 
-inline float* scales(uint8_t* page, int dim) { return reinterpret_cast<float*>(page + size_t(16) * dim); }
-inline const float* scales(const uint8_t* page, int dim) {
-  return reinterpret_cast<const float*>(page + size_t(16) * dim);
+template <typename Byte>
+auto scales(Byte* page, int dim, int bits = 8) {
+  return reinterpret_cast<std::conditional_t<std::is_const_v<Byte>, const float, float>*>(page + size_t(2) * bits * dim);
 }
 
 inline size_t key_byte(int token, int channel) { return size_t(channel / 4) * 64 + token * 4 + channel % 4; }
 
-// Writes x [dim] in int8, number d to page[at(d)]; returns the scale.
-template <typename At>
-float quantise_int8(uint8_t* page, const float* x, int dim, At at) {
+// The byte of a value of 8 bits, and that of one of 4, whose upper half it is for every other four tokens.
+inline size_t value_byte(int token, int channel, int dim) { return size_t(token / 4) * 4 * dim + channel * 4 + token % 4; }
+inline size_t half_byte(int token, int channel, int dim) { return size_t(token / 8) * 4 * dim + channel * 4 + token % 4; }
+inline bool is_upper(int token) { return token / 4 % 2; }
+
+// Calls write(d, number) for x [dim] in whole numbers of at most `most`; returns their scale.
+template <typename Write>
+float quantise(const float* x, int dim, int most, Write write) {
   const float peak = peak_of(x, dim);
-  const float inverse = 127 / std::max(peak, 1.17549435e-36f);
-  for (int d = 0; d < dim; ++d) page[at(d)] = uint8_t(int32_t(std::nearbyint(x[d] * inverse)) + 128);
-  return peak / 127;
+  const float inverse = float(most) / std::max(peak, 1.17549435e-36f);
+  for (int d = 0; d < dim; ++d) write(d, int32_t(std::nearbyint(x[d] * inverse)));
+  return peak / float(most);
 }
 inline void store_key(uint8_t* page, int token, const float* x, int dim) {
-  scales(page, dim)[token] = quantise_int8(page, x, dim, [&](int d) { return key_byte(token, d); });
+  scales(page, dim)[token] = quantise(x, dim, 127, [&](int d, int32_t n) { page[key_byte(token, d)] = uint8_t(n + 128); });
 }
-inline void store_value(uint8_t* page, int token, const float* x, int dim) {
-  scales(page, dim)[token] =
-      quantise_int8(page, x, dim, [&](int d) { return size_t(token / 4) * 4 * dim + d * 4 + token % 4; });
+inline void store_value(uint8_t* page, int token, const float* x, int dim, int bits) {
+  if (bits == 8) {
+    auto write = [&](int d, int32_t n) { page[value_byte(token, d, dim)] = uint8_t(n + 128); };
+    scales(page, dim)[token] = quantise(x, dim, 127, write);
+  } else {
+    const int shift = is_upper(token) ? 4 : 0;
+    auto write = [&](int d, int32_t n) {
+      uint8_t& byte = page[half_byte(token, d, dim)];
+      byte = uint8_t((byte & ~(15 << shift)) | ((n + 8) & 15) << shift);
+    };
+    scales(page, dim, 4)[token] = quantise(x, dim, 7, write);
+  }
 }
 inline float key_of(const uint8_t* page, int token, int channel, int dim) {
   return scales(page, dim)[token] * float(int(page[key_byte(token, channel)]) - 128);
@@ -41,9 +56,9 @@ inline float key_of(const uint8_t* page, int token, int channel, int dim) {
 // bytes apart. `fetched` will be read later and is prefetched.
 template <int T, typename Use>
 void dot_int8(const uint8_t* from, size_t stride, int quads, const Int16s* x, const uint8_t* fetched, Use use) {
-  DotI16 sum[T];
+  DotI16<128> sum[T];
 #pragma GCC unroll 4
-  for (int j = 0; j < T; ++j) sum[j] = DotI16::begin(x[j]);
+  for (int j = 0; j < T; ++j) sum[j] = DotI16<128>::begin(x[j]);
   each_part([&](auto part) {
     for (int i = 0; i < quads; ++i) {
       if (!part.value) fetch_line(fetched, i * stride);
@@ -101,18 +116,18 @@ struct Queries<uint8_t> {
 // Pages whose attention weights share a scale and whose products are added up in int32, which cannot overflow for so many.
 constexpr int CHUNK = 16;
 
-// out[j] [dim] += attention weights j [count * 16] times the values of `count` pages, for T queries. page(i) is page i, which
+// out[j] [dim] += attention weights j [count * 16] times the values of `count` pages in BITS, for T queries. page(i) is page i, which
 // is prefetched `ahead` pages before it is read. Weights of tokens beyond the last must be 0. The weights are multiplied with
 // the values' scales in place.
-template <int T, typename PageOf>
+template <int T, int BITS, typename PageOf>
 void mix_int8(PageOf page, int count, int dim, int ahead, float* const* weights, float* const* out) {
   int16_t room[T][CHUNK * PAGE];
   for (int first = 0; first < count; first += CHUNK) {
     const int here = std::min(CHUNK, count - first);
     Int16s form[T];
     for (int p = first; p < first + here; ++p) {
-      fetch_line(scales(page(std::min(p + CHUNK, count - 1)), dim), 0);
-      const Lanes per_token = Lanes::load(scales(page(p), dim));
+      fetch_line(scales(page(std::min(p + CHUNK, count - 1)), dim, BITS), 0);
+      const Lanes per_token = Lanes::load(scales(page(p), dim, BITS));
       for (int j = 0; j < T; ++j) {
         Lanes scaled = Lanes::zero();
         scaled.add(Lanes::load(weights[j] + p * PAGE), per_token);
@@ -121,17 +136,22 @@ void mix_int8(PageOf page, int count, int dim, int ahead, float* const* weights,
     }
     for (int j = 0; j < T; ++j) form[j] = Int16s::of(weights[j] + first * PAGE, here * PAGE, room[j]);
     for (int d = 0; d < dim; d += 16) {
-      DotI16 sum[T];
-      for (int j = 0; j < T; ++j) sum[j] = DotI16::begin(form[j]);
+      using Sum = DotI16<BITS == 8 ? 128 : 8>;
+      Sum sum[T];
+      for (int j = 0; j < T; ++j) sum[j] = Sum::begin(form[j]);
       each_part([&](auto part) {
         for (int p = 0; p < here; ++p) {
           const uint8_t* from = page(first + p) + size_t(4) * d + part * Bytes::WIDTH;
           const uint8_t* fetched = page(std::min(first + p + ahead, count - 1)) + size_t(4) * d;
-          for (int i = 0; i < PAGE / 4; ++i) {
-            if (!part.value) fetch_line(fetched, size_t(4) * dim * i);
-            const Bytes bytes = Bytes::load(from + size_t(4) * dim * i);
+          auto add = [&](const Bytes& bytes, int i) SOLM_INLINE {
 #pragma GCC unroll 4
             for (int j = 0; j < T; ++j) sum[j].add(part, bytes, form[j], p * PAGE / 4 + i);
+          };
+          for (int i = 0; i < BITS / 2; ++i) {
+            if (!part.value) fetch_line(fetched, size_t(4) * dim * i);
+            const Bytes bytes = Bytes::load(from + size_t(4) * dim * i);
+            if constexpr (BITS == 8) add(bytes, i);
+            else add(bytes.low(), 2 * i), add(bytes.high(), 2 * i + 1);
           }
         }
       });
@@ -142,6 +162,18 @@ void mix_int8(PageOf page, int count, int dim, int ahead, float* const* weights,
       }
     }
   }
+}
+
+// The same for any number of queries, up to four at a time.
+template <int BITS, typename PageOf>
+void mix_int8_all(PageOf page, int count, int dim, int ahead, int queries, float* const* weights, float* const* out) {
+  for (int g = 0; g < queries; g += 4)
+    switch (std::min(4, queries - g)) {
+      case 4: mix_int8<4, BITS>(page, count, dim, ahead, weights + g, out + g); break;
+      case 3: mix_int8<3, BITS>(page, count, dim, ahead, weights + g, out + g); break;
+      case 2: mix_int8<2, BITS>(page, count, dim, ahead, weights + g, out + g); break;
+      default: mix_int8<1, BITS>(page, count, dim, ahead, weights + g, out + g);
+    }
 }
 
 }  // namespace solm

@@ -23,16 +23,16 @@ constexpr size_t value_at(int token, int channel, int dim) {
   else return size_t(token / 2) * 2 * dim + channel * 2 + token % 2;
 }
 
-// Numbers of type K in the keys of a page, or in its values.
+// Numbers of type K in the keys of a page, or in its values. bits: of a number, where that is not what K has.
 template <typename K>
-constexpr size_t page_size(int dim) { return size_t(16) * dim; }
+constexpr size_t page_size(int dim, int = 8) { return size_t(16) * dim; }
 
 template <typename K>
 void store_key(K* page, int token, const float* x, int dim) {
   for (int d = 0; d < dim; ++d) page[tile_at<K>(d, token)] = store<K>(x[d]);
 }
 template <typename K>
-void store_value(K* page, int token, const float* x, int dim) {
+void store_value(K* page, int token, const float* x, int dim, int) {
   for (int d = 0; d < dim; ++d) page[value_at<K>(token, d, dim)] = store<K>(x[d]);
 }
 template <typename K>

@@ -9,7 +9,7 @@ namespace solm {
 
 // A page's keys as floats [D, 16], and its values as floats [16, D].
 inline void widen_keys(const float* page, int dim, float* to) { std::copy_n(page, size_t(PAGE) * dim, to); }
-inline void widen_values(const float* page, int dim, float* to) { std::copy_n(page, size_t(PAGE) * dim, to); }
+inline void widen_values(const float* page, int dim, int, float* to) { std::copy_n(page, size_t(PAGE) * dim, to); }
 
 // The first and the second numbers of `count` pairs.
 inline void widen_pairs(const bf16* pairs, int count, float* first, float* second) {
@@ -18,7 +18,7 @@ inline void widen_pairs(const bf16* pairs, int count, float* first, float* secon
 inline void widen_keys(const bf16* page, int dim, float* to) {
   for (int d = 0; d < dim; d += 2) widen_pairs(page + PAGE * d, PAGE, to + PAGE * d, to + PAGE * (d + 1));
 }
-inline void widen_values(const bf16* page, int dim, float* to) {
+inline void widen_values(const bf16* page, int dim, int, float* to) {
   for (int t = 0; t < PAGE; t += 2) widen_pairs(page + t * dim, dim, to + t * dim, to + (t + 1) * dim);
 }
 
@@ -29,10 +29,15 @@ inline void widen_keys(const uint8_t* page, int dim, float* to) {
     for (int k = 0; k < 4; ++k)
       for (int t = 0; t < PAGE; ++t) to[(d + k) * PAGE + t] = scale[t] * number_of(page[d * PAGE + 4 * t + k]);
 }
-inline void widen_values(const uint8_t* page, int dim, float* to) {
-  const float* scale = scales(page, dim);
-  for (int t = 0; t < PAGE; ++t)
-    for (int d = 0; d < dim; ++d) to[t * dim + d] = scale[t] * number_of(page[t / 4 * 4 * dim + 4 * d + t % 4]);
+inline void widen_values(const uint8_t* page, int dim, int bits, float* to) {
+  const float* scale = scales(page, dim, bits);
+  for (int t = 0; t < PAGE; ++t, to += dim)
+    if (bits == 8) {
+      for (int d = 0; d < dim; ++d) to[d] = scale[t] * number_of(page[value_byte(t, d, dim)]);
+    } else {
+      const int shift = is_upper(t) ? 4 : 0;
+      for (int d = 0; d < dim; ++d) to[d] = scale[t] * float((page[half_byte(t, d, dim)] >> shift & 15) - 8);
+    }
 }
 
 // One thread's part. Blocks of keys start at the same positions whatever the tokens are, so that a token's result does not
@@ -75,7 +80,7 @@ struct PromptAttention {
       const int here = std::min(KEYS, seen - first), begin = std::max(0, oldest(0) - first) / PAGE * PAGE;
       for (int t = begin; t < here; t += PAGE) {
         widen_keys(key_pages[(first + t) / PAGE], D, &keys[size_t(t) * D]);
-        widen_values(value_pages[(first + t) / PAGE], D, &values[size_t(t) * D]);
+        widen_values(value_pages[(first + t) / PAGE], D, s.value_bits, &values[size_t(t) * D]);
       }
       for (int r = 0; r < rows; r += FLOAT_ROWS) {
         const int last = position + std::min(r + FLOAT_ROWS - 1, rows - 1) / group;  // the last position of these rows

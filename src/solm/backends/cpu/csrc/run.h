@@ -15,7 +15,7 @@ inline Engine::Engine(const Model& model)
     : s(model.sizes), layers(model.layers, model.layers + model.sizes.layers), embedding(model.embedding),
       head(model.head), head_bias(model.head_bias), final_norm(model.final_norm), team(Team::shared(s.threads)) {
   for (int i = 0; i < model.rope_count; ++i) ropes.push_back({model.ropes[i], {}, {}});
-  if (s.kv_int8) balance_keys();
+  if (s.value_bits) balance_keys();
   for (const Layer& layer : layers)
     for (int m = 0; m < std::max(1, s.experts); ++m)
       for (const Product* p : {&layer.mlps[m].gate_up, &layer.mlps[m].down})
@@ -28,7 +28,7 @@ inline Engine::Engine(const Model& model)
   for (int t = 0; t < s.threads; ++t)
     workers.push_back(s.precision == 0   ? make_worker<float, float>(*this, t)
                       : s.precision == 1 ? make_worker<bf16, bf16>(*this, t)
-                      : s.kv_int8        ? make_worker<int8_t, uint8_t>(*this, t)
+                      : s.value_bits     ? make_worker<int8_t, uint8_t>(*this, t)
                                          : make_worker<int8_t, bf16>(*this, t));
 }
 

@@ -78,7 +78,7 @@ inline bool valid_model(const Model& model, char* message) {
       {"experts_used", s.experts_used, s.experts ? 1 : 0, std::min(s.experts, MOST_USED)},
       {"shared_width", s.shared_width, 0, s.experts ? 1 << 24 : 0},
       {"parallel", s.parallel, 0, s.experts ? 0 : 1},
-      {"kv_int8", s.kv_int8, 0, s.precision >= 2}, {"threads", s.threads, 1, 1 << 12},
+      {"value_bits", s.value_bits, 0, s.precision >= 2 ? 8 : 0}, {"threads", s.threads, 1, 1 << 12},
   };
   for (const auto& range : ranges)
     if (range.value < range.least || range.value > range.most)
@@ -90,8 +90,9 @@ inline bool valid_model(const Model& model, char* message) {
     return refuse(message, "embeddings of %d channels cannot be of type %d", s.hidden, s.embedding);
   if (!model.layers || !model.final_norm.weight || (model.rope_count && !model.ropes))
     return refuse(message, "layers, the last norm or rotary frequencies are missing");
-  if (s.kv_int8 && s.head_dim > 512)  // sums of AVX2 would overflow
-    return refuse(message, "head_dim must be at most 512 with keys and values in int8, got %d", s.head_dim);
+  if (s.value_bits % 4) return refuse(message, "value_bits must be 0, 4 or 8, got %d", s.value_bits);
+  if (s.value_bits && s.head_dim > 512)  // sums of AVX2 would overflow
+    return refuse(message, "head_dim must be at most 512 with keys in int8, got %d", s.head_dim);
   if (int64_t(s.heads + 2 * int64_t(s.kv_heads)) * s.head_dim > 1 << 24)
     return refuse(message, "%d heads of %d are too many", s.heads, s.head_dim);
   for (int i = 0; i < model.rope_count; ++i) {

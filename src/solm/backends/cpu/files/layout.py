@@ -193,10 +193,10 @@ def names_of(spec: ModelSpec, site: str) -> tuple[str, ...]:
     return tuple(name for name in SITES[site] if name in spec.description.names)
 
 
-def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, int8: bool) -> ModelShapes:
-    """`shapes` with the bits of a stored number, of weights in `layout`, and of keys and values in float32, in int8 or
-    else in bfloat16. As csrc/cache.h has them: int8 with a scale of 4 bytes per token and head, and bounds in
-    bfloat16. Of experts, those of average size count that a token visits."""
+def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, value_bits: int) -> ModelShapes:
+    """`shapes` with the bits of a stored number, of weights in `layout`, of keys in int8 and values in `value_bits`, or
+    with 0 of both in float32 or bfloat16. As csrc/cache.h has them: int8 with a scale of 4 bytes per token and head,
+    and bounds in bfloat16. Of experts, those of average size count that a token visits."""
     floats, head = 32 if float32 else 16, layout.head.places()["end"]
     experts = max((part.expert + 1 for _, part in layout.parts() if part.expert is not None), default=1)
     read = sum(
@@ -206,22 +206,22 @@ def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, int8: b
         update={
             "weight_bits": 8 * read / (shapes.layers * shapes.layer_weights),
             "head_bits": 8 * head / shapes.head_weights,
-            "cache_bits": 8 * (shapes.head_dim + 4) / shapes.head_dim if int8 else floats,
+            "cache_bits": (8 + value_bits) / 2 + 32 / shapes.head_dim if value_bits else floats,
             "bound_bits": floats,
         }
     )
 
 
-def cache_memory(shapes: ModelShapes, tokens: int, float32: bool, int8: bool) -> int:
+def cache_memory(shapes: ModelShapes, tokens: int, float32: bool, value_bits: int) -> int:
     """Bytes of keys, values and the bounds of keys of one row of `tokens`, held as in `with_stored_bits`.
 
     Between pages the engine leaves up to 4 KiB, for the processor's caches, that are not counted here.
     """
     pages = -(-tokens // PAGE)
     tiles = -(-pages // PAGE)
-    tile = PAGE * shapes.head_dim * (4 if float32 else 2)
-    page = PAGE * (shapes.head_dim + 4) if int8 else tile
-    return 2 * shapes.layers * shapes.kv_heads * (pages * page + tiles * tile)
+    tile = 2 * PAGE * shapes.head_dim * (4 if float32 else 2)
+    page = PAGE * (shapes.head_dim * (8 + value_bits) // 8 + 8) if value_bits else tile
+    return shapes.layers * shapes.kv_heads * (pages * page + tiles * tile)
 
 
 def readable_in_part(source: WeightSource) -> bool:

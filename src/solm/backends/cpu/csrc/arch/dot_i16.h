@@ -16,7 +16,7 @@ inline float peak_of(const float* x, int count) {
 }
 
 // Int16s: a vector of int16 numbers and their scale. DotI16: sixteen sums, each of four products of an int16 number with a
-// byte that is stored with 128 added.
+// byte that is stored with BIAS added.
 constexpr float MOST_INT16 = 127 * 254;  // the largest number, of two digits from -127 to 127
 
 #if defined(DOT_I8_AVX2)
@@ -34,6 +34,7 @@ struct Int16s {
 };
 
 // Every lane has two neighbouring sums of 32 bits: lanes 0 to 3 in a, 4 to 7 in b, and so on.
+template <int BIAS>
 struct DotI16 {
   __m256i a, b, c, d;
   static DotI16 begin(const Int16s&) {
@@ -44,7 +45,7 @@ struct DotI16 {
   void add(Part, const Bytes& bytes, const Int16s& wide, int i) {
     int64_t quad;
     std::memcpy(&quad, wide.number + 4 * i, sizeof quad);
-    const __m256i number = _mm256_xor_si256(bytes.v, _mm256_set1_epi8(-128)), x = _mm256_set1_epi64x(quad);
+    const __m256i number = _mm256_sub_epi8(bytes.v, _mm256_set1_epi8(char(BIAS))), x = _mm256_set1_epi64x(quad);
     const __m256i low = _mm256_cvtepi8_epi16(_mm256_castsi256_si128(number));
     const __m256i high = _mm256_cvtepi8_epi16(_mm256_extracti128_si256(number, 1));
     __m256i &first = Part::value ? c : a, &second = Part::value ? d : b;
@@ -82,10 +83,11 @@ struct Int16s {
   }
 };
 
+template <int BIAS>
 struct DotI16 {
-  DotI8<128> upper, lower;
+  DotI8<BIAS> upper, lower;
   static DotI16 begin(const Int16s& wide) {
-    return {DotI8<128>::begin(wide.upper_sum), DotI8<128>::begin(wide.lower_sum)};
+    return {DotI8<BIAS>::begin(wide.upper_sum), DotI8<BIAS>::begin(wide.lower_sum)};
   }
   template <typename Part>
   void add(Part part, const Bytes& bytes, const Int16s& wide, int i) {
