@@ -54,6 +54,17 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("kind", ["\n\0", "x" * 10_000])
+def test_what_a_client_sent_is_repeated_in_one_short_line(address, kind):
+    body = {"model": "tiny", "input": [{"type": kind, "content": "a"}]}
+    answer = httpx.post(f"{address}/v1/responses", json=body)
+    message = answer.json()["error"]["message"]
+    assert answer.status_code == 400
+    assert message.startswith("input.0: ")
+    assert message.isprintable()
+    assert len(message) < 500
+
+
 @pytest.mark.parametrize("name", BAD)
 def test_malformed_bodies_are_refused(address, name):
     answer = httpx.post(

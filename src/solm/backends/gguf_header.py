@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGUF_MAGIC, GGMLQuantizationType, GGUFReader, GGUFValueType
 
-from solm.core.errors import DamagedFileError, SolmError, damaged
+from solm.core.errors import DamagedFileError, SolmError, damaged, printable
 
 _VERSIONS = (2, 3)
 _MOST_DIMENSIONS = 4
@@ -128,8 +128,7 @@ class _Reader:
         self.size, self.place = len(self.content), 0
 
     def damaged(self, field: str, reason: str) -> DamagedFileError:
-        shown = "".join(letter if letter.isprintable() else "?" for letter in field[:_LONGEST_SHOWN])
-        return damaged(self.path, shown, reason)
+        return damaged(self.path, printable(field[:_LONGEST_SHOWN]), reason)
 
     def header(self) -> GgufHeader:
         if self._integer(4, "magic") != GGUF_MAGIC:

@@ -76,6 +76,11 @@ def counted(count: float, noun: str) -> str:
     return f"{number} {noun}{'' if count == 1 else 's'}"
 
 
+def printable(text: str) -> str:
+    """`text` in one line, with a question mark for every letter that a terminal does not show."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an error says, or its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]

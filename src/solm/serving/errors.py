@@ -10,16 +10,18 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ValidationError
 from starlette.exceptions import HTTPException
 
-from solm.core.errors import BudgetError, ContextLengthError, SolmError
+from solm.core.errors import BudgetError, ContextLengthError, SolmError, printable
 from solm.serving.schema import Strict
 
 _SHOWN = 80  # characters of a bad value in a message
+_LONGEST = 300  # of what is wrong with it, which may repeat it, too
 
 
 class ApiError(Exception):
     """A response with a status other than 200."""
 
     def __init__(self, status: int, message: str, param: str | None = None, code: str | None = None):
+        message = printable(message)  # it may repeat what a client sent
         super().__init__(message)
         self.status, self.message, self.param, self.code = status, message, param, code
 
@@ -66,7 +68,7 @@ def from_validation(error: ValidationError) -> ApiError:
         return ApiError(400, f"{place} is missing", place, "missing_required_parameter")
     got = repr(first.get("input"))
     shown = got if len(got) <= _SHOWN else got[:_SHOWN] + "..."
-    return ApiError(400, f"{place or 'body'}: {first['msg']} (got {shown})", place or None, "invalid_value")
+    return ApiError(400, f"{place or 'body'}: {first['msg'][:_LONGEST]} (got {shown})", place or None, "invalid_value")
 
 
 def handle_errors(app: FastAPI) -> None:
