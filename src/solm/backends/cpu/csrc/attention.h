@@ -55,6 +55,7 @@ struct Attention {
     pages.reserve(most_pages);
   }
 
+  // bits: of values, where they are in integers.
   int pages_ahead(int bits = 8) const { return std::max(1, int(PREFETCHED / (page_size<K>(D, bits) * sizeof(K)))); }
 
   // The pages between sinks and window, [first, end).

@@ -25,8 +25,8 @@ void with_kv_type(const Sizes& s, Use use) {
 }
 
 // All pages of an engine's caches, [layers, kv_heads, keys or values, page], and the bounds of their keys in tiles of 16 pages,
-// [layers, kv_heads, least or largest, 16 D]; float32, bfloat16, or int8 (values in 8 or 4 bits) with bounds in bfloat16. The layout of a page is in
-// pages.h and kv_int8.h.
+// [layers, kv_heads, least or largest, 16 D]; float32, bfloat16, or int8 (values in 8 or 4 bits) with bounds in bfloat16. The
+// layout of a page is in pages.h and kv_int8.h.
 struct PageStore {
   BlockPool pages, tiles;
 

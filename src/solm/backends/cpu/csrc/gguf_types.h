@@ -18,8 +18,8 @@ enum GgufType : int32_t {
   IQ4_NL = 20, IQ4_XS = 23, BF16 = 30, MXFP4 = 39,
 };
 
-// values: of a block, which takes `bytes`. bits: of a number as the engine keeps it, 0 for floats. group: values that share a step. centre: the number
-// that means zero, or -1 where groups have lowest values of their own.
+// values: of a block, which takes `bytes`. bits: of a number as the engine keeps it, 0 for floats. group: values that share a
+// step. centre: the number that means zero, or -1 where groups have lowest values of their own.
 struct TypeInfo {
   int32_t values, bytes, bits, group, centre;
 };

@@ -116,9 +116,9 @@ struct Queries<uint8_t> {
 // Pages whose attention weights share a scale and whose products are added up in int32, which cannot overflow for so many.
 constexpr int CHUNK = 16;
 
-// out[j] [dim] += attention weights j [count * 16] times the values of `count` pages in BITS, for T queries. page(i) is page i, which
-// is prefetched `ahead` pages before it is read. Weights of tokens beyond the last must be 0. The weights are multiplied with
-// the values' scales in place.
+// out[j] [dim] += attention weights j [count * 16] times the values of `count` pages, which have BITS, for T queries. page(i)
+// is page i, which is prefetched `ahead` pages before it is read. Weights of tokens beyond the last must be 0. The weights are
+// multiplied with the values' scales in place.
 template <int T, int BITS, typename PageOf>
 void mix_int8(PageOf page, int count, int dim, int ahead, float* const* weights, float* const* out) {
   int16_t room[T][CHUNK * PAGE];

@@ -49,7 +49,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   }
 
   static int widest(const Sizes& s) {
-    return std::max({2 * s.intermediate, 2 * s.shared_width, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden, s.heads * s.head_dim});
+    return std::max({2 * s.intermediate, 2 * s.shared_width, s.experts, (s.heads + 2 * s.kv_heads) * s.head_dim, s.hidden});
   }
 
   void reserve(int pages) override { attention.reserve(pages), prompt.reserve_pages(pages); }

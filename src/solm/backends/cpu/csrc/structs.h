@@ -28,17 +28,18 @@ constexpr int SHORTEST_HORIZON = 8;  // steps over which a deviation from the bu
 constexpr int UNBIASED_STEPS = 16;   // see `without_bias` in solm.policies.levels
 constexpr int MESSAGE = 200;         // bytes of an error message
 
-// precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. value_bits:
-// 8 or 4 with keys in int8 and values in as many bits, or 0. whole_norms: queries and keys are normed over all heads together. layer_norms: the norms of streams are
-// those of values less their mean. parallel: an MLP reads what its layer's attention reads. positions: the model's context.
-// activation: of the MLP's gate, see `activate`, or without `gated` of its only projection up. experts: of a layer, 0 without;
-// `intermediate` is then that of one of them, a token visits experts_used, and with shares_normed their shares add up to 1.
-// shared_width: hidden channels of one more expert that all tokens visit, 0 without. The scales are what embeddings, products of
-// queries and keys, the outputs of attention and MLP, and logits are multiplied with. attention_cap, logit_cap: what scores of
-// attention and logits are softly kept below (see `soft_cap`), 0: nothing.
+// precision 0: float32, 1: bfloat16, 2: integers. embedding: the tensor type of embeddings, as GGUF numbers it. value_bits: 8
+// or 4 with keys in int8 and values in as many bits, or 0. whole_norms: queries and keys are normed over all heads together.
+// layer_norms: the norms of streams are those of values less their mean. parallel: an MLP reads what its layer's attention
+// reads. positions: the model's context. activation: of the MLP's gate, see `activate`, or without `gated` of its only
+// projection up. experts: of a layer, 0 without; `intermediate` is then that of one of them, a token visits experts_used, and
+// with shares_normed their shares add up to 1. shared_width: hidden channels of one more expert that all tokens visit, 0
+// without. The scales are what embeddings, products of queries and keys, the outputs of attention and MLP, and logits are
+// multiplied with. attention_cap, logit_cap: what scores of attention and logits are softly kept below (see `soft_cap`), 0:
+// nothing.
 struct Sizes {
-  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding,
-      value_bits, threads, whole_norms, layer_norms, parallel, activation, gated, experts, experts_used, shares_normed, shared_width;
+  int32_t layers, hidden, intermediate, heads, kv_heads, head_dim, vocabulary, positions, precision, embedding, value_bits,
+      threads, whole_norms, layer_norms, parallel, activation, gated, experts, experts_used, shares_normed, shared_width;
   float epsilon, embedding_scale, softmax_scale, residual_scale, logit_scale, attention_cap, logit_cap;
 };
 
