@@ -67,7 +67,7 @@ def check_precision(precision: str, kv_cache_dtype: str = "auto") -> None:
         raise SolmError(f"unknown KV cache dtype {kv_cache_dtype!r}; choose one of {', '.join(VALUE_BITS)}")
     if VALUE_BITS[kv_cache_dtype] and precision in FLOATS:
         others = ", ".join(name for name in PRECISIONS if name not in FLOATS)
-        raise SolmError(f"a KV cache in {kv_cache_dtype} goes with precision {others}, not {precision}")
+        raise SolmError(f"an {kv_cache_dtype} KV cache goes with precision {others}, not {precision}")
 
 
 @dataclass(frozen=True)
