@@ -27,7 +27,7 @@ def prepared(context: int | None) -> SimpleNamespace:
 
 
 def test_rows_are_as_many_as_fit_unless_more_were_requested(monkeypatch):
-    row = cache_memory(SHAPES, 1000, float32=False, int8=False)
+    row = cache_memory(SHAPES, 1000, float32=False, value_bits=0)
     monkeypatch.setattr(machine, "free_memory", lambda: WEIGHTS + 1_000_000 + 6 * row)
 
     def most(context=1000, explicit=False, **settings):
