@@ -22,7 +22,7 @@ def prepared(context: int | None) -> SimpleNamespace:
     return SimpleNamespace(
         drafting=None,
         facts=ModelFacts("llama", context, SHAPES),
-        cache_bytes=lambda tokens: cache_memory(SHAPES, tokens, float32=False, int8=False),
+        cache_bytes=lambda tokens: cache_memory(SHAPES, tokens, float32=False, value_bits=0),
     )
 
 
