@@ -108,8 +108,9 @@ struct Attention {
     if (!selects(plan, budget)) return;
     int kept = first;
     if (budget > 0)
-      largest(page_upper_bounds + first, end - first, budget, 32, order, [&](int b, bool keep) {
-        pages[kept] = first + b;
+      // A copy of `first`, which clang below 16 cannot capture itself.
+      largest(page_upper_bounds + first, end - first, budget, 32, order, [&, start = first](int b, bool keep) {
+        pages[kept] = start + b;
         kept += keep;
       });
     for (int b = end; b < count; ++b) pages[kept++] = b;
