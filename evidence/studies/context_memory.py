@@ -16,19 +16,22 @@ from pydantic import Field
 
 from evidence.record import Record, record
 from evidence.studies.common import Names, Options, main, progress
+from solm.backends.cpu.engine import VALUE_BITS
+from solm.core.errors import SolmError
 from solm.runtime.load import load
 
 _CHUNK = 1024
-_BITS = {"auto": (16, 16), "int8": (8, 8), "int8-int4": (8, 4)}  # of keys, of values
 
 
 class MemoryOptions(Options):
     context: int = Field(32768, ge=1, description="Tokens of the row.")
-    dtypes: Names = Field(tuple(_BITS), validate_default=True, description="Dtypes of the KV cache.")
+    dtypes: Names = Field(tuple(VALUE_BITS), validate_default=True, description="Dtypes of the KV cache.")
 
 
 def run(options: MemoryOptions, _: Path | None) -> Record:
     """Results by dtype: bytes `before` the row reads, at the `peak`, of `pages`, and by the `arithmetic`."""
+    if not Path(options.model).is_file():
+        raise SolmError(f"--model: {options.model} is not a file")
     results = {}
     for dtype in options.dtypes:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
@@ -46,7 +49,7 @@ def _measured(options: MemoryOptions, dtype: str) -> dict[str, int]:
             session.prefill(chunk)
         pages = lm.backend.pages_held()
         assert pages is not None
-        shapes, bits = lm.shapes, sum(_BITS[dtype])
+        shapes, bits = lm.shapes, 8 + VALUE_BITS[dtype] if VALUE_BITS[dtype] else 32  # of a key and a value
         numbers = shapes.layers * shapes.kv_heads * shapes.head_dim * options.context
         arithmetic = Path(options.model).stat().st_size + numbers * bits // 8
         return {"before": before, "peak": _peak(), "pages": int(pages[1]), "arithmetic": arithmetic}

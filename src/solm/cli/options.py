@@ -40,8 +40,8 @@ _MEANINGS = {
     "precision": "Weights of the cpu backend: auto (default: a GGUF file's own 4 to 8 bits, int8 for floats), float32, "
     "bfloat16, int8, int4 (rounded, which loses much; draft models have it) or nested (the MLP's in two halves of 4 "
     "bits; default for policies that choose weight bits, unless a GGUF file's all have 6 or 8 bits).",
-    "kv_cache_dtype": "auto (16 bits or more), or with weights in integers int8 at half the size, or int8-int4, whose "
-    "values have 4 bits. By default auto; int8 for builtin:smollm2-135m, where no loss could be measured.",
+    "kv_cache_dtype": "auto (16 bits or more); with weights in integers also int8 (half the size) or int8-int4 (values "
+    "in 4 bits). By default auto; int8 for builtin:smollm2-135m, where no loss could be measured.",
     "revision": "Branch, tag or commit of a model on the hub.",
     "trust_remote_code": "Run code that comes with a model. Only for models you trust.",
     "seed": "Seed of all random numbers.",

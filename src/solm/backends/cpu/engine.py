@@ -28,7 +28,7 @@ from solm.policies.schedules import Static
 from solm.policies.value_policy import ValuePolicy
 
 VALUE_BITS = {"auto": 0, "int8": 8, "int8-int4": 4}
-"""What values have beside keys in int8, by KV cache dtype."""
+"""Bits of values by the dtype of a KV cache, whose keys have 8; 0: keys and values are floats."""
 
 
 def unsuited(spec: ModelSpec, sparsity: SparsityConfig) -> str | None:
@@ -90,9 +90,9 @@ class Engine:
 
     threads: None for `default_threads`. kv_cache_dtype: ``auto`` holds keys and values in float32 beside float32
     weights and in bfloat16 beside all others; ``int8``, with weights in integers, in int8 with a scale per token and
-    head, at half the size of bfloat16; ``int8-int4`` so with values in 4 bits. library: of
-    `solm.backends.cpu.library.library`, for another build. progress:
-    called with how many of how many parts are repacked. Raises `UnsupportedModelError` for a model or sparsity that it
+    head, at half the size of bfloat16; ``int8-int4`` likewise, with values in 4 bits. library: of
+    `solm.backends.cpu.library.library`, for another build. progress: called with how many of how many parts are
+    repacked. Raises `UnsupportedModelError` for a model or sparsity that it
     cannot run, `DamagedFileError` for weights that cannot be, `SolmError` for a bad precision, dtype or number of
     threads, or where there is no compiler or memory.
     """
@@ -107,7 +107,7 @@ class Engine:
         progress: Progress | None = None,
         library: ctypes.CDLL | None = None,
     ):
-        self.source, self.spec, self.precision = source, source.spec, precision
+        self.source, self.spec, self.precision, self.kv_cache_dtype = source, source.spec, precision, kv_cache_dtype
         reason = unsuited(source.spec, sparsity)
         if reason is not None:
             raise UnsupportedModelError(f"the cpu backend cannot run this model: {reason}")
@@ -150,8 +150,8 @@ class Engine:
         others = [form for form in forms if not form.endswith(" bits")]
         if numbers:
             others.insert(0, (", ".join(numbers[:-1]) + " and " if numbers[1:] else "") + numbers[-1] + " bits")
-        cache = {bits: name for name, bits in VALUE_BITS.items()}[self.sizes.value_bits]
-        return f"cpu {', '.join(others)}" + (f", {cache} KV cache" if self.sizes.value_bits else "")
+        cache = "" if self.kv_cache_dtype == "auto" else f", {self.kv_cache_dtype} KV cache"
+        return f"cpu {', '.join(others)}{cache}"
 
     def page_memory(self) -> PageMemory:
         """What the KV caches of all sessions hold now."""

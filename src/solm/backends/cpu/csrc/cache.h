@@ -31,16 +31,12 @@ struct PageStore {
   BlockPool pages, tiles;
 
   explicit PageStore(const Sizes& s)
-      : pages(pool(s, key_bytes(s), value_bytes(s))), tiles(pool(s, bound_bytes(s), bound_bytes(s))) {}
+      : pages(pool(s, page_bytes(s, 8), page_bytes(s, s.value_bits))), tiles(pool(s, bound_bytes(s), bound_bytes(s))) {}
 
-  static size_t key_bytes(const Sizes& s) {
+  // Of keys or values, in `bits` where these are in integers.
+  static size_t page_bytes(const Sizes& s, int bits) {
     size_t bytes = 0;
-    with_kv_type(s, [&]<typename K>(K) { bytes = page_size<K>(s.head_dim) * sizeof(K); });
-    return bytes;
-  }
-  static size_t value_bytes(const Sizes& s) {
-    size_t bytes = 0;
-    with_kv_type(s, [&]<typename K>(K) { bytes = page_size<K>(s.head_dim, s.value_bits) * sizeof(K); });
+    with_kv_type(s, [&]<typename K>(K) { bytes = page_size<K>(s.head_dim, bits) * sizeof(K); });
     return bytes;
   }
   static size_t bound_bytes(const Sizes& s) { return size_t(PAGE) * s.head_dim * (s.precision == 0 ? 4 : 2); }
@@ -79,31 +75,33 @@ struct Cache {
 
   template <typename K>
   PageRange<K> keys(const Sizes& s, int layer, int head) const {
-    return range<K>(pages, s, layer, head, 0, page_size<K>(s.head_dim), page_size<K>(s.head_dim, s.value_bits));
+    return range<K>(pages, s, layer, head, 0, head_size<K>(s));
   }
   template <typename K>
   PageRange<K> values(const Sizes& s, int layer, int head) const {
-    return range<K>(pages, s, layer, head, 1, page_size<K>(s.head_dim), page_size<K>(s.head_dim, s.value_bits));
+    return range<K>(pages, s, layer, head, page_size<K>(s.head_dim), head_size<K>(s));
   }
   // Tiles of the bounds of keys of type K: the least ones, the largest ones.
   template <typename K>
   PageRange<BoundOf<K>> low(const Sizes& s, int layer, int head) const {
-    return range<BoundOf<K>>(tiles, s, layer, head, 0, bounds(s), bounds(s));
+    return range<BoundOf<K>>(tiles, s, layer, head, 0, 2 * bounds(s));
   }
   template <typename K>
   PageRange<BoundOf<K>> high(const Sizes& s, int layer, int head) const {
-    return range<BoundOf<K>>(tiles, s, layer, head, 1, bounds(s), bounds(s));
+    return range<BoundOf<K>>(tiles, s, layer, head, bounds(s), 2 * bounds(s));
   }
 
  private:
   static size_t bounds(const Sizes& s) { return size_t(PAGE) * s.head_dim; }
 
-  // The first or the second of two parts of these sizes.
+  // Numbers of a head's keys and values in a page.
   template <typename K>
-  static PageRange<K> range(const std::vector<Block*>& of, const Sizes& s, int layer, int head, bool second, size_t first_size,
-                            size_t second_size) {
-    const size_t before = (size_t(layer) * s.kv_heads + head) * (first_size + second_size) + (second ? first_size : 0);
-    return {of.data(), sizeof(Block) + before * sizeof(K)};
+  static size_t head_size(const Sizes& s) { return page_size<K>(s.head_dim) + page_size<K>(s.head_dim, s.value_bits); }
+
+  // What begins at number `place` of every head's `size`.
+  template <typename K>
+  static PageRange<K> range(const std::vector<Block*>& of, const Sizes& s, int layer, int head, size_t place, size_t size) {
+    return {of.data(), sizeof(Block) + ((size_t(layer) * s.kv_heads + head) * size + place) * sizeof(K)};
   }
 };
 

@@ -194,9 +194,10 @@ def names_of(spec: ModelSpec, site: str) -> tuple[str, ...]:
 
 
 def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, value_bits: int) -> ModelShapes:
-    """`shapes` with the bits of a stored number, of weights in `layout`, of keys in int8 and values in `value_bits`, or
-    with 0 of both in float32 or bfloat16. As csrc/cache.h has them: int8 with a scale of 4 bytes per token and head,
-    and bounds in bfloat16. Of experts, those of average size count that a token visits."""
+    """`shapes` with the bits of a stored number: of weights in `layout`, and of keys and values.
+
+    value_bits: of values beside keys in int8, both with a scale of 4 bytes per token and head; 0: keys and values are
+    in float32, or else in bfloat16. Of experts, those of average size count that a token visits."""
     floats, head = 32 if float32 else 16, layout.head.places()["end"]
     experts = max((part.expert + 1 for _, part in layout.parts() if part.expert is not None), default=1)
     read = sum(
