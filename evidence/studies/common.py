@@ -143,4 +143,6 @@ def main(
         parser.error(f"--{'.'.join(map(str, first['loc'])).replace('_', '-')}: {first['msg']}")
     except SolmError as error:
         parser.error(str(error))
+    except KeyboardInterrupt:
+        parser.exit(130, "interrupted\n")
     print("\n".join(lines(found)))

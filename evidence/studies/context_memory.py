@@ -18,6 +18,7 @@ from evidence.record import Record, record
 from evidence.studies.common import Names, Options, main, progress
 from solm.backends.cpu.engine import VALUE_BITS
 from solm.core.errors import SolmError
+from solm.runtime.language_model import check_length
 from solm.runtime.load import load
 
 _CHUNK = 1024
@@ -41,6 +42,7 @@ def run(options: MemoryOptions, _: Path | None) -> Record:
 
 def _measured(options: MemoryOptions, dtype: str) -> dict[str, int]:
     with load(options.model, backend="cpu", kv_cache_dtype=dtype) as lm:
+        check_length(options.context, 0, lm.context)
         before, session = _peak(), lm.session(capacity=options.context)
         tokens = torch.randint(lm.shapes.vocabulary, (1, options.context), generator=torch.Generator().manual_seed(0))
         chunks = tokens.split(_CHUNK, 1)
