@@ -194,10 +194,9 @@ def names_of(spec: ModelSpec, site: str) -> tuple[str, ...]:
 
 
 def with_stored_bits(shapes: ModelShapes, layout: Layout, float32: bool, value_bits: int) -> ModelShapes:
-    """`shapes` with the bits of a stored number: of weights in `layout`, and of keys and values.
-
-    value_bits: of values beside keys in int8, both with a scale of 4 bytes per token and head; 0: keys and values are
-    in float32, or else in bfloat16. Of experts, those of average size count that a token visits."""
+    """`shapes` with the bits of a stored number: of weights in `layout` (of experts, those of average size that a token
+    visits), of keys in int8 and of values in `value_bits`, with a scale of 4 bytes per token and head. With value_bits
+    0 keys and values are in float32, or else in bfloat16."""
     floats, head = 32 if float32 else 16, layout.head.places()["end"]
     experts = max((part.expert + 1 for _, part in layout.parts() if part.expert is not None), default=1)
     read = sum(
