@@ -37,7 +37,7 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
         "fitted-0.5b-8192": f"{SMALL} after 8,192 tokens", "settings-0.5b": SMALL, "settings-1.5b": LARGE,
     }),
     "context": ("Long contexts", {
-        "long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL, "kv-cache-0.5b": SMALL,
+        "long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL, "kv-cache-0.5b": SMALL, "kv-cache-1.5b": LARGE,
         "kv-cache-135m": "SmolLM2-135M",
     }),
     "tasks": ("Tasks and replies", {
