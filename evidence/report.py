@@ -38,7 +38,7 @@ CHAPTERS: dict[str, tuple[str, dict[str, str]]] = {
     }),
     "context": ("Long contexts", {
         "long-context-0.5b": SMALL, "kv-drift-0.5b": SMALL, "kv-cache-0.5b": SMALL, "kv-cache-1.5b": LARGE,
-        "kv-cache-135m": "SmolLM2-135M",
+        "kv-cache-135m": "SmolLM2-135M", "context-memory-1.5b": LARGE,
     }),
     "tasks": ("Tasks and replies", {
         "graded-0.5b-gsm8k": f"GSM8K, {SMALL}", "graded-0.5b-humaneval": f"HumanEval, {SMALL}",
