@@ -266,7 +266,8 @@ def _cache(dtype: str) -> str:
     "A small model that was trained for an hour: what is large here may be small in another. Loss, "
     "nats per token above dense steps with 95 % intervals over texts, of steps that read this share of the bytes. *by "
     "probability*: tokens visit experts until these hold enough of the router's probability; *by number*: always as "
-    "many; *channels*: all experts, with fewer channels; *policy*: of `solm fit --experts`, also with fewer pages.",
+    "many; *channels*: all experts, with fewer channels; *policy*: of `solm fit --experts`, which reads fewer pages, "
+    "too: its own share of the bytes is beside it.",
 )
 def mixture(result: Result) -> str:
     found, about = result["results"], result["results"]["training"]
@@ -277,6 +278,8 @@ def mixture(result: Result) -> str:
             place = name.removeprefix("probability")
             columns = (found["arms"].get(f"{kind}{place}", {}) for kind in kinds)
             losses = [interval(column.get("minus_dense")) for column in columns]
+            if (policy := found["arms"].get(f"policy{place}")) is not None:
+                losses[-1] += f" at {number(policy['bytes'])}"
             rows.append([number(told["bytes"]), number(told["mlp"], 2), *losses])
     trained = f"{about['weights'] / 1e6:.1f} million weights, {about['tokens'] / 1e6:.1f} million tokens in "
     trained += f"{about['minutes']:.0f} minutes; the loss of dense steps is {found['nats']:.2f} nats per token."
