@@ -133,6 +133,7 @@ void calls(FuzzedDataProvider& in) {
     c.rows = in.ConsumeIntegralInRange(0, 4), c.count = in.ConsumeIntegralInRange(0, 40);
     c.first = in.ConsumeIntegralInRange(-1, 2), c.last = in.ConsumeIntegralInRange(-1, 3);
     c.exact_largest = in.ConsumeIntegralInRange(-1, MOST_EXACT + 1), c.logit_steps = in.ConsumeIntegralInRange(-1, c.count + 1);
+    c.outputs = in.ConsumeBool() ? Tiny::V : in.ConsumeIntegralInRange(-1, Tiny::V + 1);
     c.adaptive_head = in.ConsumeBool(), c.blocks = in.ConsumeBool(), c.message = message, c.rules = &rules;
     const size_t steps = size_t(c.rows) * c.count;
     Memory<void*> held(c.rows);
@@ -140,7 +141,7 @@ void calls(FuzzedDataProvider& in) {
     Memory<int64_t> tokens(steps), lengths(c.rows), actions(steps);
     Memory<double> keep(3 * steps), realised(3 * steps);
     Memory<RowState> states(c.rows);
-    Memory<float> stream(steps * Tiny::H), logits(size_t(c.rows) * std::max(0, c.logit_steps) * Tiny::V);
+    Memory<float> stream(steps * Tiny::H), logits(size_t(c.rows) * std::max(0, c.logit_steps) * std::max(0, c.outputs));
     for (int r = 0; r < c.rows; ++r) {
       held.at[r] = caches[in.ConsumeIntegralInRange<size_t>(0, caches.size() - 1)];
       counts.at[r] = in.ConsumeIntegralInRange(0, c.count + 1), lengths.at[r] = in.ConsumeIntegralInRange(-1, 130);

@@ -83,9 +83,9 @@ class HeadEngine(Engine):
         self._rows: dict[int, tuple] = {}
 
     def logits(
-        self, first: int, rows: int = 1, exact_largest: int = 0, exact_rows=None, adaptive_head=False
+        self, first: int, rows: int = 1, exact_largest: int = 0, exact_rows=None, adaptive_head=False, outputs=None
     ) -> torch.Tensor:
-        """Logits [rows, V] of states from `first` on, in one step. exact_rows: [rows] bool."""
+        """Logits [rows, outputs] of states from `first` on, in one step. exact_rows: [rows] bool."""
         if rows not in self._rows:
             caches = tuple(Cache(self, 16) for _ in range(rows))
             self._rows[rows] = (
@@ -97,7 +97,7 @@ class HeadEngine(Engine):
         *given, call = self._rows[rows]
         tokens = torch.arange(first, first + rows)
         how = {"exact_largest": exact_largest, "exact_rows": exact_rows, "adaptive_head": adaptive_head}
-        return torch.from_numpy(call.run(given[0], tokens, *given[1:], **how).logits[:, 0])
+        return torch.from_numpy(call.run(given[0], tokens, *given[1:], outputs=outputs, **how).logits[:, 0])
 
 
 def random_head(form: tuple[int, int, int], vocabulary: int, hidden: int, seed: int = 0) -> tuple[Head, torch.Tensor]:

@@ -46,6 +46,10 @@ class Session(ABC):
     A backend adds the cache, and `_pass`.
     """
 
+    outputs: int | None = None
+    """Logits of steps are wanted of so many of the vocabulary's first tokens alone; None: of all. The cpu backend then
+    computes no others."""
+
     def __init__(self, sparsity: SparsityConfig, shapes: ModelShapes, context: int | None):
         """context: tokens that the model can read, None: no limit."""
         self._sparsity, self._context = sparsity, context

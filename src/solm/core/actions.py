@@ -7,7 +7,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, field_validator
+from pydantic import BaseModel, field_validator
 
 from solm.core.arrays import as_tensor
 from solm.core.errors import SolmError
@@ -23,11 +23,9 @@ WHOLE = (1, 1, FULL_BITS)
 """Per axis what the whole of it is in the axis's own unit; shares are parts of it."""
 
 
-class Frozen(BaseModel):
+class Frozen(BaseModel, frozen=True, extra="forbid", ignored_types=(cached_property,)):
     """A frozen model whose cached properties are of its own fields: pydantic's copies would keep those of the original,
     whatever a copy changes. It is compared and hashed by its fields, in every pass, and remembers the hash."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ignored_types=(cached_property,))
 
     def model_copy(self, *, update: Mapping[str, Any] | None = None, deep: bool = False) -> Self:
         made = super().model_copy(update=update, deep=deep)

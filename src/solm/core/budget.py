@@ -15,7 +15,7 @@ from numbers import Real
 from typing import Any, Literal, Protocol, Union
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import BaseModel, ValidationInfo, field_validator
 
 from solm.core.actions import AXES, FULL_BITS, WHOLE, ActionSpace
 from solm.core.arrays import Array
@@ -44,13 +44,11 @@ _LEAST: dict[Literal["speed", "ms", "loss"], tuple[float, str]] = {
 """By form of a budget that needs measurements, its least value, and what errors say of others."""
 
 
-class Budget(BaseModel):
+class Budget(BaseModel, frozen=True, extra="forbid"):
     """Episode averages per axis: share of KV tokens read, share of MLP channels computed, activation bits.
 
     Raises `BudgetError` for a value outside (0, 1] for the shares or [2, 16] for the bits.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     attention: float = 1.0
     mlp: float = 1.0

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from solm.core.errors import PolicyMismatchError, counted
 from solm.core.provenance import plain_name
@@ -26,7 +26,7 @@ _PROBED = 512
 the time."""
 
 
-class StepClock(BaseModel):
+class StepClock(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """Milliseconds of the single steps of a row, dense ones without guesses.
 
     A dense step that sees n keys takes base_ms + key_ms * n. A step that leaves something out takes extra_ms more, less
@@ -35,8 +35,6 @@ class StepClock(BaseModel):
     dense step's time, one standard error, and what the line leaves unexplained. dense, cheap: the scales of the two
     kinds of steps, 1 as measured; they move while replies are decoded.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
     model: str

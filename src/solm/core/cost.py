@@ -7,7 +7,7 @@ be counted, and a schedule computed, without running the model. All is computed 
 from functools import lru_cache
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from solm.core.actions import FULL_BITS, HIGH_BITS, ActionSpace
 from solm.core.sparsity import MLP_SITES, SITES, SparsityConfig
@@ -18,7 +18,7 @@ _PART = 4096
 """KV lengths whose level shares are computed at once, to bound the memory of layers x heads x lengths."""
 
 
-class ModelShapes(BaseModel):
+class ModelShapes(BaseModel, frozen=True, extra="forbid"):
     """The sizes of a base model that its cost depends on; weights counted per layer, in elements.
 
     experts_used: MLPs that a token visits in a layer, each with `intermediate` channels. Their router is not counted.
@@ -27,8 +27,6 @@ class ModelShapes(BaseModel):
     and values, and of the bounds of a page's keys takes in memory, with its share of scales. Only `bytes` depends on
     them, and only on their ratios. A model that is not loaded yet has the defaults, right where all have one dtype.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     layers: int
     hidden: int

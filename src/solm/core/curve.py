@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from solm.core.clock import StepClock
 from solm.core.errors import counted
@@ -27,14 +27,12 @@ COLUMNS = (
 """Of `BudgetCurve.rows`."""
 
 
-class CurvePoint(BaseModel):
+class CurvePoint(BaseModel, frozen=True, extra="ignore", ser_json_inf_nan="strings"):
     """A budget after `context` tokens. budget: share of the dense step's milliseconds; speed: dense over step.
 
     attention, mlp: shares realised. nats: loss per token above the dense model, with its 95 % interval low to high over
     texts, of which there were `texts`.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     context: int
     budget: float = Field(gt=0, le=1)
@@ -53,15 +51,13 @@ class CurvePoint(BaseModel):
         return math.exp(self.nats)
 
 
-class BudgetCurve(BaseModel):
+class BudgetCurve(BaseModel, frozen=True, extra="ignore", ser_json_inf_nan="strings"):
     """The points of a policy. texts, tokens: of those of the first context that was compared.
 
     data: names of the held-out texts. clock: of the machine that budgets, speeds and milliseconds were measured on.
     here: that of the machine which they are of, where it is another; losses belong to the shares that points realise,
     on any machine.
     """
-
-    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_inf_nan="strings")
 
     format: int = Field(1, ge=1, le=1)
     clock: StepClock

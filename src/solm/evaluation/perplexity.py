@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from solm.backends.results import Scored
 from solm.backends.session import AnyPolicy
@@ -43,10 +43,8 @@ _FORM = "5"
 """Of partial results: another number for every change of what they hold."""
 
 
-class EvaluationSettings(BaseModel):
+class EvaluationSettings(BaseModel, frozen=True, extra="forbid"):
     """What is measured: `texts` texts of `context` dense and `length` controlled tokens."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     budgets: tuple[float, ...] = Field(min_length=1)
     currency: Literal["keep", "time"] = "keep"

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 SCHEMA_VERSION: Literal[3] = 3
 """Of result files."""
@@ -11,10 +11,8 @@ _PICKS = 1 << 22
 """Texts of all resamples that are drawn together."""
 
 
-class Difference(BaseModel):
+class Difference(BaseModel, extra="forbid", ser_json_inf_nan="strings"):
     """A mean difference, such as policy minus an arm in nats per token, with its paired 95 % interval."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     value: float
     low: float
@@ -40,15 +38,13 @@ def paired_difference(ours: np.ndarray, theirs: np.ndarray, resamples: int = 10_
     return Difference(value=float(difference.mean()), low=float(low), high=float(high))
 
 
-class Point(BaseModel):
+class Point(BaseModel, extra="forbid", ser_json_inf_nan="strings"):
     """One arm at one budget: a net keep, or where the settings' currency is ``time`` a share of the dense step's
     milliseconds. `realised` is net keep; `axes` holds (κ, ρ, b/16); `cost` is relative to dense; `step_ms` is the mean
     step by the timings that budgets were told by; `nats` and `perplexity` are per token, `low` and `high` the 95 %
     interval of `nats`. `divergence` is the mean KL per token, in nats, from the dense model's predictions to this
     arm's, and `divergence_difference` the policy's minus this arm's. Both are None in results of before they were
     measured, and where the dense logits of a text would take more than 1 GiB."""
-
-    model_config = ConfigDict(extra="forbid", ser_json_inf_nan="strings")
 
     arm: str
     budget: float
@@ -66,11 +62,9 @@ class Point(BaseModel):
     divergence_difference: Difference | None = None
 
 
-class EvaluationResult(BaseModel):
+class EvaluationResult(BaseModel, extra="ignore", ser_json_inf_nan="strings"):
     """What an evaluation measured, and what is needed to repeat it. Fields of older files that are not here are left
     out."""
-
-    model_config = ConfigDict(extra="ignore", ser_json_inf_nan="strings")
 
     kind: Literal["evaluation"] = "evaluation"
     schema_version: Literal[3] = SCHEMA_VERSION

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from solm.core.errors import RunMismatchError
 from solm.core.files import locked, read_model, write_json
@@ -24,10 +24,8 @@ Files = Sequence[str] | None
 """Names of files in the folder; None: none."""
 
 
-class About(BaseModel):
+class About(BaseModel, frozen=True, extra="forbid"):
     """What a fit is made for; a folder holds one. data: fingerprints of the texts, by name."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
     """The base model's identity as JSON, without the name that it was loaded by."""
@@ -41,9 +39,7 @@ class About(BaseModel):
     seed: int
 
 
-class _Manifest(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
+class _Manifest(BaseModel, extra="forbid"):
     format: Literal[2] = 2
     about: About
     sizes: dict[str, Sizes] = Field(default_factory=dict)

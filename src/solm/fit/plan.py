@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from solm.core.actions import ActionSpace
 from solm.core.cost import ModelShapes
@@ -70,10 +70,8 @@ class Compared(NamedTuple):
     batch: int
 
 
-class Sizes(BaseModel):
+class Sizes(BaseModel, frozen=True, extra="forbid"):
     """How much every phase measures; kept in the folder, so that a run that goes on measures the same."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     context: int
     """Tokens read densely before those that are scored."""

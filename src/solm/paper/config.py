@@ -2,7 +2,7 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
@@ -41,10 +41,8 @@ SPARSITY = SparsityConfig(
 """No sinks or window, pages chosen per query head, input channels only, MLP output quantised with one scale a token."""
 
 
-class TrainConfig(BaseModel):
+class TrainConfig(BaseModel, frozen=True, extra="forbid"):
     """Settings of a training run. Equal ones give equal policies on one CPU."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str = "builtin:smollm2-135m"
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"

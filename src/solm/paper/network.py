@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,10 +12,8 @@ SCALARS = 8
 spent on average above each of them."""
 
 
-class NetworkConfig(BaseModel):
+class NetworkConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes of a policy network. The default width is half of that in arXiv 2605.10875."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_hidden: int = Field(ge=1)
     actions: int = Field(ge=1)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from solm.core.actions import ActionSpace
 from solm.core.arrays import as_tensor
@@ -92,10 +92,8 @@ def feasible(rows: Rows, situation: Situation) -> torch.Tensor:
     return (attention[:, :, None, None] & mlp[:, None, :, None] & bits[:, None, None, :]).flatten(1)
 
 
-class PolicyConfig(BaseModel):
+class PolicyConfig(BaseModel, frozen=True, extra="forbid"):
     """What a policy is and where it comes from. digest: that of `digest_of`, in a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[1] = 1
     base: BaseIdentity

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from safetensors import safe_open
 
 from solm.core.errors import DamagedFileError, PolicyMismatchError, RunMismatchError, first_line
@@ -20,10 +20,8 @@ from solm.policies.identity import BaseIdentity
 CHECKPOINT, LOG, RUN = "checkpoint.safetensors", "log.jsonl", "run.json"
 
 
-class Run(BaseModel):
+class Run(BaseModel, frozen=True, extra="forbid"):
     """What a run is. model, text: what its names stood for at the start; text has the fingerprint of every source."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     config: TrainConfig
     model: BaseIdentity

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
@@ -31,10 +31,8 @@ CUSTOM = "custom_generate/generate.py"
 """Where transformers looks for decoding loops of a hub repository."""
 
 
-class PolicyConfig(BaseModel):
+class PolicyConfig(BaseModel, frozen=True, extra="forbid"):
     """What a policy is and where it comes from. `digest` is that of `digest_of`, in a file."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     format: Literal[2] = 2
     base: BaseIdentity

@@ -3,7 +3,7 @@
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from solm.core.actions import ActionSpace
 from solm.core.budget import Budget
@@ -11,7 +11,7 @@ from solm.core.sparsity import Allocation, ChannelThresholds, SparsityConfig
 from solm.policies.priced import PriceCurve, equal_prices
 
 
-class Calibration(BaseModel):
+class Calibration(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False):
     """How large an activation must be to be kept, which layers and sites leave out how much, and how budgets are split
     over the axes.
 
@@ -19,8 +19,6 @@ class Calibration(BaseModel):
     token that its levels are estimated to cost, falling to 0. groups: how many groups of layers were told
     apart.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     format: Literal[1] = 1
     input_part: float

@@ -1,7 +1,7 @@
 """Which base model a policy belongs to: its architecture and a sample of its weights."""
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 
 from solm.core.errors import PolicyMismatchError
 
@@ -16,11 +16,9 @@ _NORMS_ROUNDING = 0.004
 """The same of norms, relative: bfloat16 rounds to half of it at most."""
 
 
-class WeightSample(BaseModel):
+class WeightSample(BaseModel, frozen=True, extra="forbid"):
     """Weights from everywhere in a model, in pieces of `_BLOCK` neighbours. embedding: of some tokens' input
     embeddings; mlp: of down projections; norms: of layers, which no file quantises. Empty where it cannot be read."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     embedding: tuple[float, ...] = ()
     mlp: tuple[float, ...] = ()
@@ -47,10 +45,8 @@ class WeightSample(BaseModel):
         return None
 
 
-class BaseIdentity(BaseModel):
+class BaseIdentity(BaseModel, frozen=True, extra="forbid"):
     """Which base model a policy belongs to. weights: compared as far as dtype and quantisation leave them alike."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     family: str

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 
 from solm.core.actions import AXES, ActionSpace
 from solm.core.errors import PolicyMismatchError
@@ -15,10 +15,8 @@ CostsAfter = tuple[tuple[int, tuple[float, float, float]], ...]
 """Contexts in tokens, and for each the factors, per axis, by which level costs are multiplied after it."""
 
 
-class ValueConfig(BaseModel):
+class ValueConfig(BaseModel, frozen=True, extra="forbid"):
     """Sizes of a value network: it reads the residual stream that enters `layer` and knows level costs on `grid`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_hidden: int = Field(ge=1)
     layer: int = Field(ge=0)

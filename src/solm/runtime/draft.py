@@ -17,6 +17,11 @@ _AT_ONCE = MOST_GUESSES + 1
 """Tokens of a row that one pass reads."""
 _CHUNK = 512
 """Tokens of a long text that are read between two passes of the batch, whose rows all wait for them."""
+_COMMON = 1 << 16
+"""Only the first tokens of the vocabulary are guessed. Tokenizers number frequent tokens first, and reading the rest of
+the head takes longer than the few guesses that it adds save."""
+_RECENT, _RARE = 64, 0.1
+"""All tokens are guessed where more than this share of a text's last ones have larger ids, as in some languages."""
 
 
 class Drafter:
@@ -64,6 +69,9 @@ class Drafter:
         valid = np.array([self._valid(place) for place in range(len(texts))])
         self._ends = ends = np.array([len(row.prompt) + len(row.ids) for row in texts])
         self._known = [[] for _ in texts]
+        recent = [self._tail(row, max(0, end - _RECENT)) for row, end in zip(texts, ends.tolist(), strict=True)]
+        rare = any((tokens >= _COMMON).mean() > _RARE for tokens in recent)
+        session.outputs = None if rare else min(_COMMON, self._lm.shapes.vocabulary)
         while True:
             begun = time.perf_counter()
             valid = np.minimum(valid, ends - 1)  # who has read all reads the last token again beside the others

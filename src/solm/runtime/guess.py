@@ -30,8 +30,6 @@ _PER_PASS = 3
 _FEWEST_TRIED, _HOPED = 4, 0.9
 """Guesses of the draft model for a reply from which on their acceptance decides whether it guesses at all. Until then
 it is taken to be at least this: a draft model guesses some replies much better than others."""
-_READING = 1.0
-"""Time per token of a long text over that of a pass of many tokens."""
 _SHORT = 8.0
 """Passes of one token up to which reading a row's text is short. The draft model begins to read a longer one when its
 guesses would have saved as much as reading takes: how long a reply will be is not known before."""
@@ -367,7 +365,7 @@ class Guesser:
         if not places or any(rows[place].guess for place in places):
             return places
         step = self._draft_seconds(len(places), drafting)
-        each = _READING * self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
+        each = self._draft_seconds(MOST_GUESSES, drafting) / MOST_GUESSES
         reading = {place: each * max(0, unread - 2) for place, unread in behind.items()}
         chances = [self._along(rows[place]) for place in places]
 

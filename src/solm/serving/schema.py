@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal, cast
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, StringConstraints
+from pydantic import AfterValidator, BaseModel, BeforeValidator, Field, PrivateAttr, StringConstraints
 from pydantic_core import PydanticCustomError, from_json
 
 from solm.core.errors import SolmError
@@ -43,10 +43,8 @@ def _guess(wanted: str | int) -> str | int:
 Guess = Annotated[str | int, AfterValidator(_guess)]
 
 
-class Strict(BaseModel):
+class Strict(BaseModel, extra="forbid", allow_inf_nan=False, strict=True):
     """A part of a body: no unknown fields, and "5" and true are not accepted as numbers."""
-
-    model_config = ConfigDict(extra="forbid", allow_inf_nan=False, strict=True)
 
 
 class JsonSchema(Strict):

@@ -2,17 +2,15 @@
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 Priority = Literal["low", "normal", "high"]
 PRIORITIES: tuple[Priority, ...] = ("low", "normal", "high")
 """Classes of requests by rank: later ones get a free place first, and keep their budgets longest under load."""
 
 
-class ServeSettings(BaseModel):
+class ServeSettings(BaseModel, frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True):
     """What a server accepts and how it batches."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
     max_rows: int = Field(16, ge=1, le=256)
     """Rows that decode together."""

@@ -159,6 +159,21 @@ def test_rows_join_and_leave_beside_others(other_lm, guess):
     assert guess is None or sum(each.trace.guesses[DRAFT][1] for each in rows if each.trace.guesses) > 20
 
 
+def test_frequent_tokens_alone_are_guessed_where_a_text_has_few_others(same_lm, monkeypatch):
+    monkeypatch.setattr("solm.runtime.draft._COMMON", 200)
+    for rare in (3, 30):
+        prompt = np.concatenate([ids(1, 60) % 190 + 3, np.full((1, rare), 230)], 1)
+        made = Row(prompt[0], same_lm.policy("dense"), (1.0,) * 3, 80, Sampler.of(same_lm, prompt, 1, ENDLESS))
+        made.ids.append(7)
+        steps = zip(range(40), Drafter(same_lm.draft, same_lm).draft([made]), strict=False)
+        guessed = [step.found[made][0] for _, step in steps]
+        assert (max(guessed) >= 200) == (rare == 30)
+        found, expected = (
+            same_lm.generate(prompt, guess=guess, max_new_tokens=80, **ENDLESS).trace for guess in (5, "off")
+        )
+        assert found.ids == expected.ids
+
+
 def test_a_draft_that_was_not_asked_for_a_while_is_brought_up_to_date(same_lm):
     """Its session then holds what the larger model's does, whatever was read in between."""
     drafter, sampler = Drafter(same_lm.draft, same_lm), Sampler.of(same_lm, ids(0), 0, ENDLESS)

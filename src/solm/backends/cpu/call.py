@@ -144,7 +144,8 @@ def sparsity_rules(sparsity: SparsityConfig) -> Any:
 class Computed:
     """The results of one call over Q tokens of N rows, which later calls leave as they are.
 
-    logits: [N, L, V] float32, of the last L tokens of every row; not set unless the call reached the last layer.
+    logits: [N, L, V] float32, of the last L tokens of every row, for the tokens that `How.outputs` says; not set unless
+    the call reached the last layer.
     """
 
     # Everything but the logits is in one block: realised, actions, stream. Few callers look at all of them, and an
@@ -211,11 +212,12 @@ class How(TypedDict, total=False):
     differs in the last bits from that of single steps; by default above `MOST_ROWS` tokens. decide: rows whose state
     has a decider decide for themselves. first, last: layers [first, last) only; with first above 0, `before` is the
     result of those before. logit_steps: tokens at the end of every row whose logits are wanted, by default all.
-    exact_largest: 0, or how many of a token's largest logits are exact, at most 64, where others may be approximate.
-    exact_rows: [N] bool, rows whose logits are all exact even then. adaptive_head: all may be exact where earlier
-    calls have shown that approximate ones take longer. histogram: [layers, 5, `border.MAGNITUDES`] uint32, to which
-    the call adds how many inputs of the sites lie in every bin of |x|, and after them how many experts by the part of
-    the probability that they and less likely ones hold.
+    outputs: of how many of the vocabulary's first tokens, by default all. exact_largest: 0, or how many of a token's
+    largest logits are exact, at most 64, where others may be approximate. exact_rows: [N] bool, rows whose logits are
+    all exact even then. adaptive_head: all may be exact where earlier calls have shown that approximate ones take
+    longer. histogram: [layers, 5, `border.MAGNITUDES`] uint32, to which the call adds how many inputs of the sites lie
+    in every bin of |x|, and after them how many experts by the part of the probability that they and less likely ones
+    hold.
     """
 
     counts: np.ndarray | None
@@ -225,6 +227,7 @@ class How(TypedDict, total=False):
     last: int
     before: Computed | None
     logit_steps: int
+    outputs: int | None
     exact_largest: int
     exact_rows: np.ndarray | None
     adaptive_head: bool
@@ -303,12 +306,13 @@ class EngineCall:
             raise DataError(f"layers from {first} on need the result of those before them for {rows} rows of {count}")
         block = np.empty(buffers.words) if before is None else before._block.copy()
         wanted_logits, last = how.get("logit_steps", count), how.get("last", self._layers)
-        shape = (rows, max(wanted_logits, 0) if last == self._layers else 0, self._vocabulary)
+        outputs = how.get("outputs") or self._vocabulary
+        shape = (rows, max(wanted_logits, 0) if last == self._layers else 0, max(outputs, 0))
         logits = np.empty(shape, np.float32)
         at = block.ctypes.data
         call.tokens, call.realised = ids.ctypes.data, at
         call.actions, call.stream, call.logits = at + buffers.actions_at, at + buffers.stream_at, logits.ctypes.data
-        call.first, call.last, call.logit_steps = first, last, wanted_logits
+        call.first, call.last, call.logit_steps, call.outputs = first, last, wanted_logits, outputs
         call.decide, call.exact_largest = how.get("decide", False), how.get("exact_largest", 0)
         call.blocks = how.get("blocks", count > MOST_ROWS)
         call.adaptive_head, exact_rows = how.get("adaptive_head", False), how.get("exact_rows")

@@ -49,7 +49,6 @@ class CpuSession(Session):
         return values if type(values) is np.ndarray else as_numpy(values)  # the usual kind costs no call
 
     def copy_bytes(self, length: int, shared: int = 0) -> int:
-        """As `Session.copy_bytes`."""
         pages, tiles = range(shared // PAGE, -(-length // PAGE)), range(shared // PAGE**2, -(-length // PAGE**2))
         memory = self.engine.page_memory()
         return len(pages) * memory.page_bytes + len(tiles) * memory.tile_bytes
@@ -124,7 +123,6 @@ class CpuSession(Session):
         return decider_of(self.engine, policy).address if type(policy) in known else 0  # type: ignore[arg-type]
 
     def fork(self, forks: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
-        """As `Session.fork`."""
         child = CpuSession(self.engine, sparsity or self._sparsity)
         index = np.arange(self.rows).repeat(forks)
         room = capacity + _SPARE
@@ -136,7 +134,6 @@ class CpuSession(Session):
         return child
 
     def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "CpuSession":
-        """As `Session.copy`."""
         if self.rows != 1 or not 0 < length <= self._dense[0]:
             raise DataError(f"cannot copy {length} tokens of rows that read {self._dense.tolist()} in a prefill")
         child = CpuSession(self.engine, sparsity or self._sparsity, capacity)
@@ -146,7 +143,6 @@ class CpuSession(Session):
         return child
 
     def join(self, other: "CpuSession") -> None:
-        """As `Session.join`."""
         self._append(other)
         self._caches = self._caches + other._caches
         self._held, self._dense = (
@@ -154,7 +150,6 @@ class CpuSession(Session):
         )
 
     def leave(self, row: int) -> None:
-        """As `Session.leave`."""
         index = np.arange(self.rows - 1)
         if row < len(index):
             index[row] = self.rows - 1
@@ -187,6 +182,7 @@ class CpuSession(Session):
         run, rows = self._call.run, (self._caches, tokens, self._held, self._budgets)
         skipped = 0 if keep_logits is None else int(keep_logits.min())  # first tokens, whose logits nobody wants
         wanted: dict[str, Any] = {"logit_steps": count - skipped, "adaptive_head": True, "counts": counts}
+        wanted["outputs"] = self.outputs
         if isinstance(exact_largest, np.ndarray):
             wanted |= {"exact_largest": int(exact_largest.max()), "exact_rows": exact_largest == 0}
         else:
@@ -225,7 +221,6 @@ class CpuSession(Session):
             return split.choose(as_tensor(enters))
 
     def _prepare(self, count: int | np.ndarray) -> None:
-        """As `Session._prepare`."""
         super()._prepare(count)
         self._make_room(self._held + count)
 

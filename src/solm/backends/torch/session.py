@@ -80,7 +80,6 @@ class TorchSession(Session):
         return child
 
     def copy(self, length: int, capacity: int = 0, sparsity: SparsityConfig | None = None) -> "TorchSession":
-        """As `Session.copy`."""
         if self.rows != 1 or self._shared or not 0 < length <= int(self._lengths[0]):
             raise DataError(f"cannot copy {length} tokens of {self.rows} rows with {self._lengths.tolist()}")
         child = self._child(sparsity or self._sparsity)
@@ -94,7 +93,6 @@ class TorchSession(Session):
         return self._cache.token_bytes() * length
 
     def join(self, other: "TorchSession") -> None:
-        """As `Session.join`."""
         for session in (self, other):
             if session._shared or session._forks > 1:
                 raise DataError("rows that share a prefix cannot join others")
@@ -107,7 +105,6 @@ class TorchSession(Session):
         self._forget(self._lengths)
 
     def leave(self, row: int) -> None:
-        """As `Session.leave`."""
         index = torch.arange(self.rows - 1)
         if row < len(index):
             index[row] = self.rows - 1
@@ -120,7 +117,6 @@ class TorchSession(Session):
             self._forget(self._lengths)
 
     def truncate(self, lengths: Array) -> None:
-        """As `Session.truncate`."""
         lengths = as_tensor(lengths)
         check_cut(lengths, self._lengths, self._base)
         self._lengths = lengths

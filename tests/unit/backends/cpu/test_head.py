@@ -14,7 +14,7 @@ from solm.backends.cpu.files.layout import HeadForm
 from solm.backends.cpu.files.repack import head_at, repack_head
 from solm.backends.cpu.files.sources import Tensor
 from solm.backends.cpu.library import library
-from solm.core.errors import DamagedFileError
+from solm.core.errors import DamagedFileError, DataError
 
 pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 VOCABULARY, HIDDEN = 1003, 96  # a last strip that is not full
@@ -55,6 +55,20 @@ def test_the_largest_approximate_logits_are_exact(opened, largest):
     elif largest == 1:
         assert off.mean() > 0
         torch.testing.assert_close(exact.logsumexp(-1), found.logsumexp(-1), atol=0.1, rtol=0)
+
+
+@pytest.mark.parametrize("outputs", [1, 32, 95, 640, VOCABULARY])
+def test_logits_of_the_first_tokens_alone_are_those_of_all(opened, outputs):
+    engine, *_ = opened
+    for rows in (1, 3):
+        exact = engine.logits(5, rows)[:, :outputs]
+        assert torch.equal(engine.logits(5, rows, outputs=outputs), exact)
+        found = engine.logits(5, rows, min(7, outputs), outputs=outputs)
+        top = exact.topk(min(7, outputs)).indices
+        assert torch.equal(exact.gather(1, top), found.gather(1, top))
+    for wrong in (-1, VOCABULARY + 1):
+        with pytest.raises(DataError, match=rf"outputs must be in \[1, {VOCABULARY}\], got {wrong}"):
+            engine.logits(5, outputs=wrong)
 
 
 @pytest.mark.parametrize("rows", [1, 16])

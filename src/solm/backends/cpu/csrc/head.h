@@ -28,7 +28,8 @@ struct HeadSlice {
   };
 
   const Head& head;
-  const int vocabulary, first, last;  // this thread's strips, [first, last)
+  const int thread, threads;
+  int outputs = 0, first = 0, last = 0;  // the first tokens, whose logits are wanted; this thread's strips, [first, last)
   const int channels, low_bits;       // of a group; of a number
   const int in_channels;              // of the head
   const size_t high_bytes, low_bytes; // of a strip
@@ -39,26 +40,26 @@ struct HeadSlice {
   std::vector<float> bounds;
 
   HeadSlice(const Engine& e, int thread)
-      : head(e.head), vocabulary(e.s.vocabulary), first(start(e.s, thread)), last(start(e.s, thread + 1)),
-        channels(head.group ? head.group : GROUP), low_bits(head.bits - HIGH_BITS), in_channels(e.s.hidden),
+      : head(e.head), thread(thread), threads(e.s.threads), channels(head.group ? head.group : GROUP), low_bits(head.bits - HIGH_BITS), in_channels(e.s.hidden),
         high_bytes(size_t(e.s.hidden + 3) / 4 * 64),
         low_bytes(low_bits ? (size_t(e.s.hidden + 3) / 4 + 4 / low_bits - 1) / (4 / low_bits) * 64 : 0),
-        groups((e.s.hidden + channels - 1) / channels), at_least(low_bits ? size_t(MOST_ROWS) * (last - first) : 0),
-        at_most(at_least.size()), bounds(std::max(last - first, e.s.threads * MOST_EXACT)) {
-    for (size_t g = 0; g < groups.size(); ++g) {
-      const int rest = e.s.hidden - int(g) * channels;
-      groups[g].count = (std::min(channels, rest) + 3) / 4 * 4;
-    }
+        groups((e.s.hidden + channels - 1) / channels) {
+    const int blocks = (e.s.vocabulary + 2 * STRIP - 1) / (2 * STRIP), most = 2 * ((blocks + threads - 1) / threads);
+    at_least.resize(low_bits ? size_t(MOST_ROWS) * most : 0), at_most.resize(at_least.size());
+    bounds.resize(std::max(most, threads * MOST_EXACT));
+    for (size_t g = 0; g < groups.size(); ++g)
+      groups[g].count = (std::min(channels, in_channels - int(g) * channels) + 3) / 4 * 4;
   }
 
-  static int start(const Sizes& s, int thread) {
-    const int strips = (s.vocabulary + STRIP - 1) / STRIP, blocks = (strips + 1) / 2;
-    return std::min(int(int64_t(blocks) * thread / s.threads) * 2, strips);
+  // The first strip of a thread.
+  int start(int thread) const {
+    const int strips = (outputs + STRIP - 1) / STRIP, blocks = (strips + 1) / 2;
+    return std::min(int(int64_t(blocks) * thread / threads) * 2, strips);
   }
 
-  // Takes the inputs of `count` steps.
-  void prepare(const RoundedInput* rounded, int count) {
-    rows = count;
+  // Takes the inputs of `count` steps, whose logits of the first `wanted` tokens are to be computed.
+  void prepare(const RoundedInput* rounded, int count, int wanted) {
+    rows = count, outputs = wanted, first = start(thread), last = start(thread + 1);
     const float per_upper = float(1 << low_bits), centre = head.centre < 0 ? 0 : float(head.centre);
     for (int r = 0; r < rows; ++r)
       for (size_t g = 0; g < groups.size(); ++g) {
@@ -156,7 +157,7 @@ struct HeadSlice {
   void write(int strip, const Lanes* sum, float* logits) const {
     float found[STRIP];
     sum[0].write(found), sum[1].write(found + 16);
-    const int at = strip * STRIP, count = std::min(STRIP, vocabulary - at);
+    const int at = strip * STRIP, count = std::min(STRIP, outputs - at);
     if (!head.group)
       for (int i = 0; i < count; ++i) found[i] *= head.scale[at + i];
     std::copy_n(found, count, logits + at);
@@ -264,7 +265,7 @@ struct HeadSlice {
 
   // Takes the sums of a strip's upper bits for step r, and the variances of what lower bits add.
   void take_upper(int strip, int r, float* found, float* spread, float* logits) {
-    const int at = strip * STRIP, count = std::min(STRIP, vocabulary - at);
+    const int at = strip * STRIP, count = std::min(STRIP, outputs - at);
     if (!head.group)
       for (int i = 0; i < count; ++i) found[i] *= head.scale[at + i], spread[i] *= head.scale[at + i] * head.scale[at + i];
     float peak = -INFINITY, widest = 0;

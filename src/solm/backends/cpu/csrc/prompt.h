@@ -165,8 +165,8 @@ struct Prompt {
   void write_logits(int count, Input x, To to) {
     const ChunkInput input = input_of(H);
     each_step(count, [&](int i) { input.round(i, x(i)); });
-    multiply_blocks(e.s.vocabulary, {0, count, false}, [&](int block, int from, int end, int n) {
-      const float* y = products.multiply(e.head, e.s.vocabulary, input, block, from, end);
+    multiply_blocks(e.call->outputs, {0, count, false}, [&](int block, int from, int end, int n) {
+      const float* y = products.multiply(e.head, e.call->outputs, input, block, from, end);
       for (int i = from; i < end; ++i, y += BLOCK) {
         float* logits = to(i) + size_t(block) * BLOCK;
         for (int o = 0; o < n; ++o) logits[o] = e.head.group ? y[o] : y[o] * e.head.scale[block * BLOCK + o];

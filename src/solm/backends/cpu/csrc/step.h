@@ -66,7 +66,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   // Biases and caps this thread's part of all logits.
   void finish_logits() {
     barrier();
-    const int64_t V = e.s.vocabulary, from = V * thread / threads, to = V * (thread + 1) / threads;
+    const int64_t V = e.call->outputs, from = V * thread / threads, to = V * (thread + 1) / threads;
     for (int i = 0; i < e.step_count; ++i) {
       float* logits = logits_of(i);
       if (logits && e.head_bias) add_bias(logits + from, e.head_bias + from, int(to - from));
@@ -117,7 +117,7 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
   float* logits_of(int number) const {
     const Call& c = *e.call;
     const int row = e.steps[number].number, place = e.steps[number].at - row * c.count - (c.count - c.logit_steps);
-    return place < 0 ? nullptr : c.logits + (size_t(row) * c.logit_steps + place) * e.s.vocabulary;
+    return place < 0 ? nullptr : c.logits + (size_t(row) * c.logit_steps + place) * c.outputs;
   }
 
   // The same for steps whose logits are all exact; null for others.
@@ -354,8 +354,8 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
 
   void float_head(const float* const* inputs, float* const* logits, int rows) const {
     const W* weights = static_cast<const W*>(e.head.data);
-    const int64_t vocabulary = e.s.vocabulary;
-    for (int v = int(vocabulary * thread / threads); v < int(vocabulary * (thread + 1) / threads); ++v)
+    const int64_t outputs = e.call->outputs;
+    for (int v = int(outputs * thread / threads); v < int(outputs * (thread + 1) / threads); ++v)
       for (int r = 0; r < rows; r += 4) {
         const float* const* x = inputs + r;
         float score[4];
@@ -370,11 +370,11 @@ struct alignas(64) Worker : WorkerBase, Products<W> {
     const int groups = (H + GROUP - 1) / GROUP;
     for (int r = 0; r < rows; ++r) rounded[r].round(all.data(), inputs[r], H, 0, groups, 127);
     if (exact) {
-      head->prepare(rounded.data(), exact);
+      head->prepare(rounded.data(), exact, e.call->outputs);
       head->exact([&](int r) { return logits[r]; });
     }
     if (exact == rows) return;
-    head->prepare(rounded.data() + exact, rows - exact);
+    head->prepare(rounded.data() + exact, rows - exact, e.call->outputs);
     auto to = [&](int r) { return logits[exact + r]; };
     const int largest = e.call->exact_largest;
     head->approximate(largest, to, partial(thread));

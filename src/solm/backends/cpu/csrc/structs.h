@@ -187,14 +187,14 @@ struct RowState {
 // after these how many experts: see `held`.
 //
 // stream [rows, count, H] is read with first > 0, and written: the residual stream, or after the last layer the input of the
-// head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, V] receives the logits of the last
-// logit_steps of the `count` steps, after the last layer.
+// head; null where nobody wants it, in calls of all layers. logits [rows, logit_steps, outputs] receives those of the first
+// `outputs` tokens of the vocabulary, after the last layer in the last logit_steps of the `count` steps.
 // exact_largest: 0, or how many of a step's largest logits are exact, at most MOST_EXACT, where others may be approximate.
 // exact_rows: null, or flags [rows] of those whose logits are all exact even then. adaptive_head: all logits may be exact where
 // earlier calls have shown that approximate ones take longer.
 struct Call {
   const SparsityRules* rules;
-  int32_t rows, count, first, last, decide, exact_largest, logit_steps, adaptive_head, blocks;
+  int32_t rows, count, first, last, decide, exact_largest, logit_steps, outputs, adaptive_head, blocks;
   void* const* caches;
   const int32_t* counts;
   const int64_t *tokens, *lengths;

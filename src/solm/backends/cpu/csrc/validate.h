@@ -225,6 +225,8 @@ inline bool valid_call(const Engine& e, const Call& c, char* message) {
   const bool part = c.first > 0 || c.last < e.s.layers;
   if (part && !c.stream) return refuse(message, "a call of layers [%d, %d) needs a stream", c.first, c.last);
   if (c.last == e.s.layers && c.logit_steps && !c.logits) return refuse(message, "there is no room for logits");
+  if (c.outputs < 1 || c.outputs > e.s.vocabulary)
+    return refuse(message, "outputs must be in [1, %d], got %d", e.s.vocabulary, c.outputs);
   for (int r = 0; r < c.rows; ++r) {
     const auto* cache = static_cast<const Cache*>(c.caches[r]);
     if (!valid_cache(e, cache, message)) return false;
