@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.wheels import wheel_of
 from solm.backends.cpu.build import find_compiler
 from solm.backends.cpu.library import best_variant, usable_features, variants_of
 
-ROOT = Path(__file__).parents[2]
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(find_compiler() is None, reason="no C++ compiler here"),
@@ -31,20 +31,9 @@ print(json.dumps({"home": solm.__file__, "variant": choice.variant, "ready": cho
 """
 
 
-def build(folder, architecture):
-    """What `make wheel` builds, before its tag is made more precise. Compiles what is not in build/engines yet."""
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(ROOT)]
-    done = subprocess.run(command, env={**os.environ, "SOLM_WHEEL": architecture}, capture_output=True, text=True)
-    if done.returncode and "hatchling" in done.stderr:
-        pytest.skip("hatchling cannot be installed here")
-    assert done.returncode == 0, done.stderr[-2000:]
-    (built,) = folder.glob("solm-*.whl")
-    return built
-
-
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory):
-    return build(tmp_path_factory.mktemp("wheel"), platform.machine())
+def wheel():
+    return wheel_of(platform.machine())
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +85,9 @@ def test_it_is_small_and_runs_on_common_systems(wheel):
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="it is this machine's own wheel")
 @pytest.mark.skipif(shutil.which("aarch64-linux-gnu-g++") is None, reason="apt install g++-aarch64-linux-gnu")
-def test_a_wheel_for_arm_has_all_instruction_sets_of_arm(tmp_path):
+def test_a_wheel_for_arm_has_all_instruction_sets_of_arm():
     """Whether they run is for tests/unit/backends/cpu/test_arm.py to say."""
-    built = build(tmp_path, "aarch64")
+    built = wheel_of("aarch64")
     assert built.name.endswith("-py3-none-linux_aarch64.whl")
     assert built.stat().st_size < 8e6
     with zipfile.ZipFile(built) as content:
